@@ -1,0 +1,41 @@
+# Every target builds .venv first, and again when the dependencies change.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+STUDY ?= studies/demo.toml
+
+.PHONY: help demo study figures test test-slow bench lab
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+	  { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1): accepted are Python 3.11 to 3.13; try: make PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) has no venv; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebooks,test]'
+	@touch $@
+
+demo: $(STAMP)  ## the study on two embedded subjects, as a preview: about a quarter of an hour
+	$(BIN)/resolution-matters run studies/demo.toml
+
+study: $(STAMP)  ## another study: make study STUDY=studies/mine.toml
+	$(BIN)/resolution-matters run $(STUDY)
+
+figures: $(STAMP)  ## draw the demo's figures again from what is computed
+	@mkdir -p data/derivatives
+	$(BIN)/papermill --log-level WARNING --no-progress-bar notebooks/05_analysis.ipynb data/derivatives/figures.ipynb
+
+test: $(STAMP)  ## the tests, the slow ones apart
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP)  ## the slow tests
+	$(BIN)/python -m pytest -m slow
+
+bench: $(STAMP)  ## speed as ratios, measured in one process
+	$(BIN)/python tests/bench.py
+
+lab: $(STAMP)  ## the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks

@@ -1,0 +1,176 @@
+"""Simulate a 2D acquisition from an isotropic volume: one matrix along one axis.
+
+Blurring by the slice profile, cubic B-spline interpolation and sampling at the slice positions are all
+linear and act along the slice normal only. Together they are one matrix (slices x voxels), built once for
+each number of voxels, voxel size, resolution and profile, and applied as one matrix product.
+
+References
+----------
+.. [1] Hays et al. (2024). Beyond MR image harmonization: resolution matters too. Section 2.
+.. [2] Unser, Aldroubi, Eden (1993). B-spline signal processing. IEEE Trans Signal Process 41(2):821-848.
+"""
+
+from functools import lru_cache
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from helpers import slice_profile, study, volumes
+
+#: The two anatomical directions between which the slices of an orientation are stacked.
+THROUGH_PLANE = {"axial": "IS", "sagittal": "LR", "coronal": "PA"}
+
+
+def through_plane_axis(affine: np.ndarray, orientation: str) -> int:
+    """The array axis along which slices of an orientation are stacked, found from the affine.
+
+    Parameters
+    ----------
+    affine : ndarray, shape (4, 4), mm
+        Voxel index to world position.
+    orientation : {"axial", "sagittal", "coronal"}
+        Slices stacked inferior-superior, left-right or posterior-anterior.
+
+    Returns
+    -------
+    int
+        0, 1 or 2. An oblique volume has the axis that is nearest to the anatomical one.
+
+    Raises
+    ------
+    ValueError
+        If the orientation is unknown or the affine is not an invertible 4 x 4 matrix.
+
+    Examples
+    --------
+    >>> through_plane_axis(np.eye(4), "sagittal")
+    0
+    """
+    study.check("orientation", orientation, study.ORIENTATIONS)
+    affine = np.asarray(affine, dtype=float)
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
+        raise ValueError(f"affine is {affine.tolist()}: accepted is an invertible 4 x 4 matrix")
+    codes = nib.aff2axcodes(affine)
+    return next(axis for axis, code in enumerate(codes) if code in THROUGH_PLANE[orientation])
+
+
+def slice_positions(n: int, voxel_mm: float, resolution: study.Resolution) -> np.ndarray:
+    """Where the slices lie: a stack with exactly the slice separation, centred on the field of view.
+
+    Parameters
+    ----------
+    n : int
+        Voxels along the slice normal.
+    voxel_mm : float
+        Their size, mm.
+    resolution : study.Resolution
+        Slice thickness and gap.
+
+    Returns
+    -------
+    ndarray, shape (n_lr,), voxels
+        Index of each slice centre on the axis of voxels, not necessarily whole.
+
+    Examples
+    --------
+    >>> slice_positions(10, 1.0, study.Resolution(2, 0.5))
+    array([0.75, 3.25, 5.75, 8.25])
+    """
+    separation = resolution.separation_mm / voxel_mm
+    n_lr = max(1, round(n / separation))
+    return (n - 1) / 2 + (np.arange(n_lr) - (n_lr - 1) / 2) * separation
+
+
+def matrix(n: int, voxel_mm: float, resolution: study.Resolution, /, **profile) -> np.ndarray:
+    """The matrix that turns a line of voxels along the slice normal into slices.
+
+    M = S B3 K: convolution with the slice profile (K), cubic B-spline interpolation with its
+    pre-filter (B3), sampling at `slice_positions` (S). Beyond the edges the outermost voxel goes on.
+    The gap enters S only, never the kernel.
+
+    Parameters
+    ----------
+    n : int
+        Voxels along the slice normal.
+    voxel_mm : float
+        Their size, mm.
+    resolution : study.Resolution
+        Slice thickness and gap.
+    **profile
+        As in `slice_profile.parameters`.
+
+    Returns
+    -------
+    ndarray, shape (n_lr, n), float64, unitless, read-only
+        Every row sums to 1.
+
+    Raises
+    ------
+    ValueError
+        As `slice_profile.taps`.
+    """
+    # Positional only, because a profile has an n of its own: the samples of the pulse.
+    # An affine read from float32 says 1.00000006 mm: not another matrix.
+    return _matrix(int(n), round(float(voxel_mm), 6), resolution, *slice_profile.parameters(**profile).values())
+
+
+def degrade(volume: np.ndarray, affine: np.ndarray, orientation: str, resolution: study.Resolution, **profile):
+    """Simulate the 2D acquisition of a volume [1]_.
+
+    Parameters
+    ----------
+    volume : ndarray, shape (X, Y, Z)
+        High-resolution volume.
+    affine : ndarray, shape (4, 4), mm
+        Its voxel index to world position; may be flipped, permuted, oblique, of any voxel size.
+    orientation : {"axial", "sagittal", "coronal"}
+        Of the simulated slices.
+    resolution : study.Resolution
+        Slice thickness and gap.
+    **profile
+        As in `slice_profile.parameters`.
+
+    Returns
+    -------
+    lr_volume : ndarray, float32
+        The slices; shorter along the through-plane axis only.
+    lr_affine : ndarray, shape (4, 4), mm
+        The same world position shows the same anatomy as before.
+
+    Raises
+    ------
+    ValueError
+        If the volume, affine, orientation or a parameter of the profile cannot be used.
+    """
+    volume = volumes.check(volume)
+    affine = np.asarray(affine, dtype=float)
+    axis = through_plane_axis(affine, orientation)
+    voxel_mm = float(np.linalg.norm(affine[:3, axis]))
+    weights = matrix(volume.shape[axis], voxel_mm, resolution, **profile)
+    positions = slice_positions(volume.shape[axis], voxel_mm, resolution)
+    lr_affine = affine.copy()
+    lr_affine[:3, 3] += affine[:3, axis] * positions[0]
+    lr_affine[:3, axis] *= resolution.separation_mm / voxel_mm
+    return _apply(weights.astype(np.float32), volume.astype(np.float32, copy=False), axis), lr_affine
+
+
+@lru_cache(maxsize=128)
+def _matrix(n, voxel_mm, resolution, *values):
+    taps = slice_profile.taps(resolution.thickness_mm, voxel_mm, **dict(zip(slice_profile.DEFAULTS, values, strict=True)))
+    blurred = ndimage.convolve1d(np.eye(n), taps, axis=0, mode="nearest")
+    positions = slice_positions(n, voxel_mm, resolution)
+    # One call for each voxel's column: map_coordinates on the whole would interpolate across columns too.
+    columns = [ndimage.map_coordinates(column, positions[None], order=3, mode="nearest") for column in blurred.T]
+    weights = np.stack(columns, axis=1)
+    weights.flags.writeable = False
+    return weights
+
+
+def _apply(weights, volume, axis):
+    if volume.flags.f_contiguous and not volume.flags.c_contiguous:
+        # nibabel reads in Fortran order: seen from the other side it is C order, and nothing is copied.
+        return _apply(weights, volume.T, 2 - axis).T
+    if axis == 0:
+        return np.tensordot(weights, volume, axes=(1, 0))
+    return np.moveaxis(np.tensordot(volume, weights, axes=(axis, 1)), -1, axis)

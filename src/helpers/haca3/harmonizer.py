@@ -1,0 +1,533 @@
+"""Harmonization of whole volumes with HACA3: preprocessing, three orientations, anatomy codes, fusion.
+
+Source: Zuo et al., Computerized Medical Imaging and Graphics 109:102285 (2023), and what the published
+program (github.com/lianruizuo/haca3, commit 1041760) computes.
+
+Deliberate deviations from the published program
+------------------------------------------------
+- The Gumbel noise of the anatomy code is seeded (`seed`, `anatomy`). Published: unseeded, so that two runs on the
+  same input differ; that noise would hide the effect of the resolution. ``anatomy="argmax"`` uses none.
+- The anatomy codes of the single sources are not sampled: nothing but the published intermediates needs them.
+- Several orientations without a fusion net give the voxel-wise median. Published: meant, but the command line fails
+  before it gets there.
+- `mask` offers the union and the intersection of the sources' foregrounds besides the published ``"first"``.
+- Orientation volumes enter the fusion as float32. Published: re-read from files in the data type of the last source,
+  so that an integer header quantises them.
+- Any grid other than 192 x 224 x 192 is refused. Published: other sizes are written misplaced.
+- Fusion runs in float32 and without gradients; published: float16 on a GPU, gradients on (twice the memory).
+- One slice at a time, and slices outside the mask are not computed: they are zero in either program.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from helpers import study, volumes
+from helpers.haca3 import checkpoint
+from helpers.haca3.networks import SLICE, labels_to_beta, most_probable
+
+SHAPE = (192, 224, 192)  #: the only accepted grid: MNI, 1 mm
+ANATOMY = ("shared", "independent", "argmax")
+MASKS = ("first", "union", "intersection")
+
+_PAD = tuple(SLICE // 2 - n // 2 for n in SHAPE)  # voxels before the volume on each axis: 16, 0, 16
+_CROP = tuple(slice(start, start + n) for start, n in zip(_PAD, SHAPE))
+AXIS = {"axial": 2, "coronal": 1, "sagittal": 0}  #: the axis along which an orientation stacks its slices
+TARGET_SLICES = range(100, 120)  #: coronal slices that describe a target
+_FUSION_ORDER = ("axial", "coronal", "sagittal")  # channels of the fusion net
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a target image contributes: its contrast, its artifacts, its scale.
+
+    Attributes
+    ----------
+    theta, eta : ndarray, shape (2,), float32
+        Mean over the coronal slices 100 to 119.
+    norm : float
+        95th percentile of the image, in its own units: the scale of the output.
+    """
+
+    theta: np.ndarray
+    eta: np.ndarray
+    norm: float
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A source as `Harmonizer.encode` leaves it: the slices that it was asked for, ready for any target.
+
+    Attributes
+    ----------
+    slices : dict of (str, int) to tuple
+        (orientation, slice of the padded stack) -> foreground (224, 224) bool, logits (5, 224, 224), key (4,) = theta
+        and eta. Logits and key are None where the slice is all zero.
+    digest : str
+        SHA-256 of the preprocessed volume: which source it is.
+    volume : ndarray, shape (224, 224, 224), float32, optional
+        Preprocessed and padded. With it, a slice that is not in `slices` is encoded when it is needed.
+    """
+
+    slices: dict = field(default_factory=dict)
+    digest: str = ""
+    volume: np.ndarray | None = None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The slices as arrays, as one stores them: `from_arrays` is the inverse."""
+        full = [(logits, key) for _, logits, key in self.slices.values() if logits is not None]
+        return {
+            "digest": np.array(self.digest),
+            "orientation": np.array([orientation for orientation, _ in self.slices], dtype="U8"),
+            "slice": np.array([k for _, k in self.slices], dtype=np.int64),
+            "foreground": np.array([foreground for foreground, _, _ in self.slices.values()], dtype=bool),
+            "encoded": np.array([logits is not None for _, logits, _ in self.slices.values()], dtype=bool),
+            "logits": np.array([logits.cpu().numpy() for logits, _ in full], dtype=np.float32),
+            "key": np.array([key.cpu().numpy() for _, key in full], dtype=np.float32),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Encoding":
+        """An encoding from what `arrays` gave."""
+        full = zip(torch.from_numpy(arrays["logits"]), torch.from_numpy(arrays["key"]))
+        slices = {}
+        for number, (orientation, k) in enumerate(zip(arrays["orientation"], arrays["slice"])):
+            code = next(full) if arrays["encoded"][number] else (None, None)
+            slices[str(orientation), int(k)] = (arrays["foreground"][number], *code)
+        return cls(slices, str(arrays["digest"]))
+
+
+@dataclass(frozen=True)
+class Details:
+    """What `Harmonizer.harmonize` found out on its way; slices that were not computed are NaN.
+
+    Attributes
+    ----------
+    sources : tuple of str
+        Contrasts in the order of the last axis of `attention`.
+    targets : dict of str to Target
+        Theta, eta and norm of each target.
+    unfused : dict of str to dict of str to ndarray, shape (192, 224, 192)
+        Target contrast -> orientation -> volume before fusion.
+    attention : dict of str to dict of str to ndarray, shape (slices, sources)
+        Target contrast -> orientation -> weight of each source; a slice's number is its index on the output's axis.
+    theta, eta : dict of str to dict of str to ndarray, shape (slices, 2)
+        Source contrast -> orientation -> what describes that slice.
+    """
+
+    sources: tuple
+    targets: dict
+    unfused: dict
+    attention: dict
+    theta: dict
+    eta: dict
+
+
+# ---------------------------------------------------------------- preprocessing
+
+
+def normalise(volume: np.ndarray) -> tuple[np.ndarray, float]:
+    """Divide by the 95th percentile of all voxels and clip to 0..5.
+
+    Parameters
+    ----------
+    volume : ndarray
+        Any units.
+
+    Returns
+    -------
+    volume : ndarray, float32, unitless
+    norm : float
+        The percentile, in the units of the input.
+    """
+    volume = np.ascontiguousarray(volume, np.float32)  # files come in Fortran order, in which what follows is slower
+    norm = np.percentile(volume, 95)
+    return np.clip(volume / (norm + 1e-5), 0, 5).astype(np.float32, copy=False), float(norm)
+
+
+def close(mask: np.ndarray, radius: int = 20) -> np.ndarray:
+    """Isotropic closing of a mask in the published box of 256^3 voxels, whose outside is not background.
+
+    Parameters
+    ----------
+    mask : ndarray of bool, shape (X, Y, Z), at most 256 on each axis
+    radius : int
+        In voxels.
+    """
+    import edt
+
+    if not mask.any():
+        return mask.copy()
+    # The closing cannot reach further than the radius, so its bounding box, grown by it, gives the same result.
+    start = [128 - n // 2 for n in mask.shape]
+    box, pad = [], []
+    for axis, n in enumerate(mask.shape):
+        found = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
+        low = max(found[0] - radius - 1, -start[axis])
+        high = min(found[-1] + radius + 2, 256 - start[axis])
+        box.append(slice(max(low, 0), min(high, n)))
+        pad.append((max(-low, 0), max(high - n, 0)))
+    small = np.pad(mask[tuple(box)], pad)
+    # Squared distances between voxels are integers, so comparing them is exact in float32 too.
+    dilated = edt.edtsq((~small).view(np.uint8)) <= radius**2
+    closed = edt.edtsq(dilated.view(np.uint8)) > radius**2
+    closed = closed[tuple(slice(before, size - after) for (before, after), size in zip(pad, closed.shape))]
+    result = np.zeros_like(mask)
+    result[tuple(box)] = closed
+    return result
+
+
+def foreground(volume: np.ndarray) -> np.ndarray:
+    """Otsu's threshold (256 bins, Otsu 1979) and a closing of 20 voxels: where the head is."""
+    from skimage.filters import threshold_otsu
+
+    return close(volume >= threshold_otsu(volume, nbins=256))
+
+
+def pad(volume: np.ndarray) -> np.ndarray:
+    """Zero-pad to 224^3, centred; an odd size has the extra voxel at the end."""
+    widths = [(SLICE // 2 - n // 2, SLICE - n - (SLICE // 2 - n // 2)) for n in volume.shape]
+    return np.pad(volume, widths)
+
+
+def preprocess(volume: np.ndarray) -> tuple[np.ndarray, float]:
+    """Normalise, remove the background, pad: what the networks see of a volume.
+
+    Parameters
+    ----------
+    volume : ndarray, shape (192, 224, 192)
+        Any units.
+
+    Returns
+    -------
+    padded : ndarray, shape (224, 224, 224), float32, unitless
+    norm : float
+        95th percentile, in the units of the input.
+    """
+    volume, norm = normalise(volume)
+    return pad(np.where(foreground(volume), volume, np.float32(0))), norm
+
+
+def slice_of(padded: np.ndarray, orientation: str, k: int) -> np.ndarray:
+    """Slice k of a padded volume as the networks want it: seen with the head up, a copy of shape (224, 224)."""
+    if orientation == "axial":
+        return padded[:, :, k].T.copy()
+    if orientation == "coronal":
+        return padded[:, k, ::-1].T.copy()
+    return padded[k, :, ::-1].T.copy()
+
+
+def put_slice(volume: np.ndarray, orientation: str, k: int, image: np.ndarray) -> None:
+    """Inverse of `slice_of`, in place, for a volume without the padding: slice k of the padded stack, (224, 224)."""
+    axis = AXIS[orientation]
+    plane = image.T if orientation == "axial" else image.T[:, ::-1]
+    inside = tuple(crop for other, crop in enumerate(_CROP) if other != axis)
+    np.moveaxis(volume, axis, 0)[k - _PAD[axis]] = plane[inside]
+
+
+def visited(orientation: str, slice_step: int = 1) -> range:
+    """Slices of the padded stack that a reconstruction computes: every `slice_step`-th of the output, from the half of it."""
+    axis = AXIS[orientation]
+    return range(_PAD[axis] + slice_step // 2, _PAD[axis] + SHAPE[axis], slice_step)
+
+
+def gumbel_noise(seed: int, orientation: str, k: int, run: Sequence[int] = ()) -> Tensor:
+    """Standard Gumbel noise of one slice, shape (5, 224, 224), float32.
+
+    It follows from its arguments alone, whatever was drawn before: batches, the order of the slices and
+    threads do not change it.
+    """
+    state = np.random.SeedSequence([seed, AXIS[orientation], k, *run]).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(state[0]))
+    uniform = torch.rand((5, SLICE, SLICE), generator=generator)
+    return -torch.log(-torch.log(uniform.clamp_(min=1e-10, max=1 - 6e-8)))
+
+
+# ---------------------------------------------------------------- harmonization
+
+
+class Harmonizer:
+    """HACA3, ready to use; made by `load`.
+
+    Attributes
+    ----------
+    networks : dict of str to torch.nn.Module
+        By their published names: ``beta_encoder``, ``theta_encoder`` (returns mean and log-variance),
+        ``eta_encoder``, ``decoder``, ``attention_module``, ``patchifier``, and ``fusion_net`` if there is one.
+    """
+
+    def __init__(self, networks: dict[str, nn.Module], device: str = "cpu"):
+        self.networks = {name: network.to(device).eval() for name, network in networks.items()}
+        self.device = device
+        self._empty = None  # code of an all-zero slice
+
+    @torch.inference_mode()
+    def target(self, volume: np.ndarray) -> Target:
+        """Describe a target image.
+
+        Parameters
+        ----------
+        volume : ndarray, shape (192, 224, 192)
+            Any units; the harmonized image has the same.
+
+        Raises
+        ------
+        ValueError
+            If the volume is on another grid, not finite, or all zero.
+        """
+        padded, norm = preprocess(_checked(volume, "target"))
+        keys = torch.stack([self._key(self._tensor(slice_of(padded, "coronal", k))) for k in TARGET_SLICES])
+        theta, eta = keys.mean(dim=0).cpu().numpy().reshape(2, 2)
+        return Target(theta, eta, norm)
+
+    @torch.inference_mode()
+    def encode(self, volume: np.ndarray, orientations: Sequence[str] = ("axial",), slice_step: int = 1) -> Encoding:
+        """Encode a source once for several calls of `harmonize`, which accepts it in place of the array.
+
+        Costs 1 MB of memory a slice, so 0.5 GB for three orientations of a brain. Only these orientations and slices
+        can be harmonized with it.
+
+        Parameters
+        ----------
+        volume : ndarray, shape (192, 224, 192)
+        orientations : sequence of str
+        slice_step : int
+            As in `harmonize`.
+        """
+        whole = Encoding(volume=preprocess(_checked(volume, "source"))[0])
+        stacks = [(o, k) for o in _orientations(orientations, slice_step) for k in visited(o, slice_step)]
+        return Encoding({(o, k): self._code(whole, o, k) for o, k in stacks}, _digest(whole))
+
+    @torch.inference_mode()
+    def harmonize(
+        self,
+        sources: Mapping[str, np.ndarray | Encoding],
+        targets: Mapping[str, np.ndarray | Target],
+        *,
+        orientations: Sequence[str] = ("axial",),
+        anatomy: str = "shared",
+        mask: str = "first",
+        seed: int = 0,
+        slice_step: int = 1,
+        details: bool = False,
+    ) -> dict:
+        """Give the anatomy of the sources the contrast of each target.
+
+        Parameters
+        ----------
+        sources : dict of str to ndarray, shape (192, 224, 192), or Encoding
+            Contrast -> image, one to three of them, in any units. The first is the one of ``mask="first"``.
+        targets : dict of str to ndarray, shape (192, 224, 192), or Target
+            Contrast -> image that has the wanted contrast, of anyone.
+        orientations : sequence of str
+            Planes of reconstruction. One: its volume. Several: fused, by the fusion net (which wants all three) or,
+            without one, by the voxel-wise median of the normalised volumes.
+        anatomy : {"shared", "independent", "argmax"}
+            Anatomy code: sampled with the noise of `seed`, sampled with noise that also depends on the sources and
+            the target, or the most probable label.
+        mask : {"first", "union", "intersection"}
+            Which sources' foreground the output has.
+        seed : int
+            Of the noise.
+        slice_step : int
+            Preview: harmonize only the slices ``slice_step // 2``, ``slice_step // 2 + slice_step``, ... of one
+            orientation (numbers on the output's axis). The others are NaN.
+        details : bool
+            Add the key ``"details"``: a `Details`.
+
+        Returns
+        -------
+        dict of str to ndarray, shape (192, 224, 192), float32
+            Target contrast -> image in the units of its target; 0 outside the mask.
+
+        Raises
+        ------
+        ValueError
+            If an argument is not one of those, or an image is on another grid, not finite, or all zero.
+        """
+        study.check("anatomy", anatomy, ANATOMY)
+        study.check("mask", mask, MASKS)
+        orientations = _orientations(orientations, slice_step)
+        if "fusion_net" in self.networks and len(orientations) == 2:
+            raise ValueError(f"orientations are {', '.join(orientations)}: accepted for the fusion net are one or all three")
+        if not sources or not targets:
+            raise ValueError(f"{'sources' if not sources else 'targets'} are empty: accepted is at least one contrast")
+        for name in (*sources, *targets):
+            study.check("contrast", name, study.CONTRASTS)
+        # All arguments are checked before the first slice is computed: a late error would cost minutes.
+        for name, image in sources.items():
+            if not isinstance(image, Encoding):
+                _checked(image, f"source {name}")
+            elif image.volume is None:
+                for stack in ((o, k) for o in orientations for k in visited(o, slice_step)):
+                    if stack not in image.slices:
+                        raise ValueError(f"source {name} is encoded without {stack[0]} slice {stack[1]}: accepted are encodings of it")
+        for name, image in targets.items():
+            if not isinstance(image, Target):
+                _checked(image, f"target {name}")
+        targets = {name: t if isinstance(t, Target) else self.target(t) for name, t in targets.items()}
+        sources = {name: s if isinstance(s, Encoding) else Encoding(volume=preprocess(s)[0]) for name, s in sources.items()}
+
+        runs = _runs(sources, targets, anatomy)
+        parts = {o: self._reconstruct(o, sources, targets, mask, runs, seed, slice_step) for o in orientations}
+        unfused = {name: {o: parts[o][0][name] for o in orientations} for name in targets}
+        result = {name: self._fuse(unfused[name], target.norm) for name, target in targets.items()}
+        if details:
+            result["details"] = Details(
+                sources=tuple(sources),
+                targets=targets,
+                unfused=unfused,
+                attention={name: {o: parts[o][1][name] for o in orientations} for name in targets},
+                theta={name: {o: parts[o][2][name][:, :2] for o in orientations} for name in sources},
+                eta={name: {o: parts[o][2][name][:, 2:] for o in orientations} for name in sources},
+            )
+        return result
+
+    def _tensor(self, image: np.ndarray) -> Tensor:
+        return torch.from_numpy(image)[None, None].to(self.device)  # (1, 1, 224, 224)
+
+    def _key(self, image: Tensor) -> Tensor:
+        """Theta and eta of a slice (1, 1, 224, 224) -> (4,)."""
+        return torch.cat([self.networks["theta_encoder"](image)[0].flatten(), self.networks["eta_encoder"](image).flatten()])
+
+    def _code(self, source: Encoding, orientation: str, k: int) -> tuple[np.ndarray, Tensor | None, Tensor | None]:
+        """Foreground, logits and key of a slice, as `Encoding.slices` holds them."""
+        if (orientation, k) in source.slices:
+            return source.slices[orientation, k]
+        image = slice_of(source.volume, orientation, k)
+        if not image.any():
+            return image > 1e-6, None, None
+        return image > 1e-6, *self._encode(image)
+
+    def _encode(self, image: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Logits (5, 224, 224) and key (4,) of a slice (224, 224)."""
+        image = self._tensor(image)
+        return self.networks["beta_encoder"](image)[0], self._key(image)
+
+    def _reconstruct(self, orientation, sources, targets, mask, runs, seed, slice_step):
+        """Harmonize the slices of one orientation: volumes and attention by target, keys by source."""
+        axis = AXIS[orientation]
+        results = {name: np.full(SHAPE, np.nan if slice_step > 1 else 0, np.float32) for name in targets}
+        attention = {name: np.full((SLICE, len(sources)), np.nan, np.float32) for name in targets}
+        keys = {name: np.full((SLICE, 4), np.nan, np.float32) for name in sources}
+        for k in visited(orientation, slice_step):
+            inside = self._inside(sources, orientation, k, mask)
+            if not inside.any():
+                for result in results.values():
+                    put_slice(result, orientation, k, inside.astype(np.float32))
+                continue
+            codes = [self._code(source, orientation, k)[1:] for source in sources.values()]
+            if self._empty is None and any(logits is None for logits, _ in codes):
+                self._empty = self._encode(np.zeros((SLICE, SLICE), np.float32))
+            logits, key = zip(*(code if code[0] is not None else self._empty for code in codes))
+            for name, value in zip(sources, key):
+                keys[name][k] = value.cpu()
+            key = torch.stack(key)[None]  # (1, n, 4)
+            noise = {run: gumbel_noise(seed, orientation, k, run).to(self.device) for run in set((runs or {}).values())}
+            for name, target in targets.items():
+                query = torch.from_numpy(np.concatenate([target.theta, target.eta])).to(self.device)[None]  # (1, 4)
+                weights = self.networks["attention_module"].weights(query, key)[0]  # (n,)
+                attention[name][k] = weights.cpu()
+                fused = sum(weight * logit for weight, logit in zip(weights, logits))  # (5, 224, 224)
+                if runs is not None:
+                    fused = fused + noise[runs[name]]
+                beta = labels_to_beta(most_probable(fused))  # (224, 224)
+                contrast = query[0, :2, None, None].expand(2, SLICE, SLICE)
+                image = self.networks["decoder"](torch.cat([beta[None], contrast])[None])[0, 0].cpu().numpy()
+                put_slice(results[name], orientation, k, image * inside * np.float32(target.norm))
+        crop = slice(_PAD[axis], _PAD[axis] + SHAPE[axis])
+        return (
+            results,
+            {name: table[crop] for name, table in attention.items()},
+            {name: table[crop] for name, table in keys.items()},
+        )
+
+    @staticmethod
+    def _inside(sources: dict[str, Encoding], orientation: str, k: int, mask: str) -> np.ndarray:
+        """Where the output is not zero: shape (224, 224), bool."""
+        stack = (orientation, k)
+        foregrounds = [s.slices[stack][0] if stack in s.slices else slice_of(s.volume, *stack) > 1e-6 for s in sources.values()]
+        if mask == "first":
+            return foregrounds[0]
+        return (np.logical_or if mask == "union" else np.logical_and).reduce(foregrounds)
+
+    def _fuse(self, unfused: dict[str, np.ndarray], norm: float) -> np.ndarray:
+        """One volume of one to three orientations."""
+        if len(unfused) == 1:
+            return next(iter(unfused.values()))
+        stack = [normalise(unfused[o])[0] for o in _FUSION_ORDER if o in unfused]
+        if "fusion_net" not in self.networks:
+            return np.median(stack, axis=0).astype(np.float32) * np.float32(norm)
+        x = torch.from_numpy(np.stack([pad(volume).transpose(2, 1, 0) for volume in stack]))[None].to(self.device)
+        y = self.networks["fusion_net"](x.contiguous(memory_format=torch.channels_last_3d))[0, 0]
+        return np.ascontiguousarray(y.cpu().numpy().transpose(2, 1, 0)[_CROP]) * np.float32(norm)
+
+
+def load(harmonization: str | Path, fusion: str | Path | None = None, device: str = "cpu") -> Harmonizer:
+    """Load HACA3 from checkpoints in the published layout, of any width.
+
+    Parameters
+    ----------
+    harmonization : str or Path
+        ``harmonization_public.pt``, or ours.
+    fusion : str or Path, optional
+        ``fusion.pt``. Without it several orientations are fused by their median.
+    device : str
+        As torch names it.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If a checkpoint is missing, cannot be read safely, or does not fit.
+    """
+    networks = checkpoint.load_harmonization(harmonization)
+    if fusion is not None:
+        networks["fusion_net"] = checkpoint.load_fusion(fusion)
+    return Harmonizer(networks, device)
+
+
+def _checked(volume, what: str) -> np.ndarray:
+    """The volume, if it can be harmonized."""
+    volume = volumes.check(volume, what)
+    if volume.shape != SHAPE:
+        raise ValueError(f"{what} has shape {volume.shape}: accepted is the MNI grid {SHAPE}")
+    if not volume.any():
+        raise ValueError(f"{what} is zero everywhere: accepted is an image")
+    return volume
+
+
+def _orientations(orientations: Sequence[str], slice_step: int) -> tuple[str, ...]:
+    """The orientations, if they and the step can go together."""
+    if isinstance(orientations, str):
+        orientations = (orientations,)
+    orientations = tuple(study.check("orientation", o, study.ORIENTATIONS) for o in orientations)
+    if not orientations or len(set(orientations)) < len(orientations):
+        raise ValueError(f"orientations are {orientations}: accepted are one or more, each once")
+    if slice_step != int(slice_step) or slice_step < 1:
+        raise ValueError(f"slice_step is {slice_step}: accepted is an integer of 1 or more")
+    if slice_step > 1 and len(orientations) > 1:
+        raise ValueError(f"slice_step is {slice_step} with {len(orientations)} orientations: a preview has one orientation")
+    return orientations
+
+
+def _digest(source: Encoding) -> str:
+    """Which source it is."""
+    return source.digest or hashlib.sha256(source.volume.tobytes()).hexdigest()
+
+
+def _runs(sources: dict[str, Encoding], targets: Mapping, anatomy: str) -> dict[str, tuple[int, ...]] | None:
+    """What besides the seed the noise of each target depends on; None for no noise."""
+    if anatomy == "argmax":
+        return None
+    if anatomy == "shared":
+        return dict.fromkeys(targets, ())
+    digest = hashlib.sha256()
+    for name, source in sources.items():
+        digest.update(f"{name} {_digest(source)}".encode())
+    words = np.frombuffer(digest.digest()[:16], np.uint32).tolist()
+    return {name: (*words, study.CONTRASTS.index(name)) for name in targets}

@@ -1,0 +1,432 @@
+"""Train HACA3 on slices of subjects who were all imaged by the same scanners.
+
+The networks are the published ones; the training is a short supervised one. Where the published training
+asks a network to give back its own input, we know what the same anatomy looks like on another scanner, and
+ask for that. This module does not care where the slices come from: see `Group`.
+
+What trials showed to matter, and is therefore done here: theta is first taught to tell contrasts apart (a decoder
+that cannot tell them settles on their median, a flat grey); the anatomy labels start as tissue classes, and the
+decoder is first given the true ones; then the noise of the labels is ramped up; the target's contrast is withheld
+from the sources in half of the steps; theta sees noise and, mostly, another subject; the arg-max labels take turns
+with sampled ones; lesions weigh more; weights are averaged. The first part of a run uses slices of lower resolution
+(the same share of background, a fraction of the cost). Crops must not be used: the statistics of the instance norm
+change with the share of background.
+"""
+
+import csv
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from helpers.haca3 import networks
+from helpers.haca3.harmonizer import AXIS, TARGET_SLICES, slice_of
+
+LABELS = networks.BETA_DIM
+LESION = LABELS - 1  #: the label whose pixels weigh more
+_BATCH = 2  # slices a step: small batches and many steps go furthest in a given time
+_RATE = 1.2e-3  # Adam; warmed up over 30 steps, then a cosine down to 2 %
+_AVERAGE = 0.995  # decay of the averaged weights
+_LESION_WEIGHT = 20.0
+_NOISE = 0.04  # largest standard deviation of the Rician noise, in units of the 95th percentile
+_BIAS = 0.04  # largest standard deviation of the logarithm of the bias field
+_SAVE_SECONDS = 60
+# Shares of the run at which its parts end; see `loss_of`.
+_FORCED, _RAMP, _TIE = 0.15, 0.30, 0.70
+
+
+@dataclass(frozen=True)
+class Group:
+    """Slices of some subjects, each seen by the same scanners.
+
+    Attributes
+    ----------
+    images : ndarray, shape (subjects, scanners, contrasts, slices, 224, 224), float16
+        Noise-free, preprocessed as in `harmonizer.preprocess`, cut by `cut`.
+    labels : ndarray, shape (subjects, slices, 224, 224), uint8
+        Tissue class 0 to 4, by which the anatomy labels start; `LESION` is the last one.
+    references : sequence of int
+        Which of the slices are central coronal ones: a target is described by such slices.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    references: Sequence[int]
+
+
+def cut(padded: np.ndarray, positions: Sequence[tuple[str, int]]) -> np.ndarray:
+    """Slices of a padded volume (224, 224, 224) at (orientation, number) -> (slices, 224, 224)."""
+    return np.stack([slice_of(padded, orientation, k) for orientation, k in positions])
+
+
+def choose(foreground: np.ndarray, count: int, references: int, rng: np.random.Generator) -> list[tuple[str, int]]:
+    """Choose slices to train on: `references` central coronal ones first, then any that show enough, of all orientations.
+
+    Parameters
+    ----------
+    foreground : ndarray of bool, shape (224, 224, 224)
+        Padded, as the volumes that will be cut.
+    count, references : int
+        Slices in all, and those of them that may describe a target.
+    rng : numpy.random.Generator
+    """
+    chosen = [("coronal", int(k)) for k in rng.choice(TARGET_SLICES, references, replace=False)]
+    shown = {o: foreground.mean(axis=tuple({0, 1, 2} - {axis})) for o, axis in AXIS.items()}
+    candidates = [(o, int(k)) for o, share in shown.items() for k in np.flatnonzero(share > 0.02)]
+    return chosen + [candidates[i] for i in rng.choice(len(candidates), count - references, replace=False)]
+
+
+def write_group(folder: str | Path, group: Group) -> None:
+    """Store a group in a folder, which appears under its name when it is complete."""
+    folder = Path(folder)
+    partial = folder.with_name(f".{folder.name}.tmp")
+    partial.mkdir(parents=True, exist_ok=True)
+    for name in ("images", "labels", "references"):
+        np.save(partial / f"{name}.npy", getattr(group, name))
+    partial.rename(folder)
+
+
+def read_group(folder: str | Path) -> Group:
+    """Read a group; the slices stay on disk until they are used."""
+    folder = Path(folder)
+    return Group(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "labels", "references")))
+
+
+# ---------------------------------------------------------------- one step
+
+
+def imperfect(images: Tensor, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+    """What a scanner makes of noise-free slices (n, 1, 224, 224): a left-over bias field, and Rician noise of 0 to 4 %.
+
+    The noise is sqrt((x + n1)^2 + n2^2), on the foreground only.
+    """
+    field = F.interpolate(torch.randn((len(images), 1, 4, 4), generator=generator), images.shape[-2:], mode="bicubic")
+    images = images * torch.exp(_BIAS * rng.random() * field)
+    sd = _NOISE * rng.random()
+    real, imaginary = (sd * torch.randn(images.shape, generator=generator) for _ in range(2))
+    return torch.where(images > 0, torch.hypot(images + real, imaginary), images)
+
+
+def sample_labels(logits: Tensor, noise: float, hard: bool, generator: torch.Generator) -> Tensor:
+    """Anatomy code of logits (B, 5, H, W) -> (B, 1, H, W): sampled in the forward pass, smooth in the backward one.
+
+    Parameters
+    ----------
+    logits : Tensor, shape (B, 5, H, W)
+    noise : float
+        Scale of the Gumbel noise; 0 gives the most probable label.
+    hard : bool
+        Give a label; else the expected one.
+    """
+    if noise:
+        uniform = torch.rand(logits.shape, generator=generator).clamp_(1e-10, 1 - 6e-8)
+        logits = logits - noise * torch.log(-torch.log(uniform))
+    levels = networks.labels_to_beta(torch.arange(LABELS)).view(1, LABELS, 1, 1)
+    soft = (torch.softmax(logits, dim=1) * levels).sum(dim=1, keepdim=True)
+    if not hard:
+        return soft
+    label = networks.labels_to_beta(logits.argmax(dim=1, keepdim=True))
+    return soft + (label - soft).detach()  # straight-through gradient
+
+
+def gradient_loss(image: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
+    """Mean absolute difference of the finite differences along both axes of the slices."""
+    loss = 0.0
+    for axis in (-1, -2):
+        difference = torch.diff(image, dim=axis) - torch.diff(truth, dim=axis)
+        loss = loss + (weight.narrow(axis, 1, difference.shape[axis]) * difference.abs()).sum() / weight.sum()
+    return loss
+
+
+@dataclass(frozen=True)
+class Example:
+    """One thing to learn: sources (kept, 1, 224, 224), a target image, what describes it, and the truth."""
+
+    sources: Tensor
+    reference: Tensor
+    truth: Tensor
+    mask: Tensor
+    labels: Tensor
+
+
+def draw(groups: Sequence[Group], rng: np.random.Generator) -> Example:
+    """Draw sources of one scanner, and what the same slice looks like in one contrast of another scanner."""
+    group = groups[rng.integers(len(groups))]
+    subjects, scanners, contrasts, slices = group.images.shape[:4]
+    subject, s = rng.integers(subjects), rng.integers(slices)
+    source, target = rng.choice(scanners, 2, replace=rng.random() < 0.2)  # sometimes one scanner for both
+    contrast = rng.integers(contrasts)
+    kept = [c for c in range(contrasts) if c != contrast] if rng.random() < 0.5 else list(range(contrasts))
+    if rng.random() < 0.3:
+        kept = list(rng.permutation(kept)[:-1])
+    other = rng.integers(subjects) if rng.random() < 0.7 else subject
+    images = np.asarray(group.images[subject, source, :, s], np.float32)
+    truth = np.asarray(group.images[subject, target, contrast, s], np.float32)
+    reference = np.asarray(group.images[other, target, contrast, rng.choice(group.references)], np.float32)
+    # Published: where every contrast has a signal. Fluid at the rim of the brain is background to Otsu's threshold on T1w,
+    # and bright on T2w: there the truth is known, and mask="union" will ask for it.
+    mask = truth > 0
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    return Example(
+        sources=imperfect(torch.from_numpy(images[kept])[:, None], rng, generator),
+        reference=imperfect(torch.from_numpy(reference)[None, None], rng, generator),
+        truth=torch.from_numpy(truth)[None],
+        mask=torch.from_numpy(mask)[None].float(),
+        labels=torch.from_numpy(np.asarray(group.labels[subject, s], np.int64)),
+    )
+
+
+def side(progress: float, coarse_share: float) -> int:
+    """Rows and columns of the slices at that share of the run: 80, 112, and in the end the full 224."""
+    return networks.SLICE if progress >= coarse_share else 80 if progress < _FORCED else networks.SLICE // 2
+
+
+def loss_of(modules: dict[str, nn.Module], example: Example, progress: float, size: int, rng: np.random.Generator) -> dict:
+    """Losses of one example: ``total`` is to be minimised, ``l1`` to be watched.
+
+    At first the decoder is given the tissue classes, the anatomy encoder learns to tell them, and theta stays as it was
+    taught. Then the decoder is given the encoder's labels, with noise that is ramped up, and all learn together; the
+    tie to the tissue classes fades out, so that the labels can come to say what the images need.
+
+    Parameters
+    ----------
+    modules : dict
+        As `networks.build`.
+    example : Example
+    progress : float
+        Share of the run that is over, 0 to 1.
+    size : int
+        Rows and columns to work at, a multiple of 16. Theta always sees the full slice.
+    """
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    forced = progress < _FORCED
+    sources = example.sources[:1] if forced else example.sources
+    with torch.set_grad_enabled(not forced):
+        full = torch.cat([example.reference, sources])
+        mu, logvar = (x.flatten(1) for x in modules["theta_encoder"](full))  # (1 + kept, 2)
+    theta = mu + torch.exp(logvar / 2) * torch.randn(mu.shape, generator=generator)
+    truth, mask, labels = example.truth[None], example.mask[None], example.labels[None]
+    if size != networks.SLICE:
+        sources, truth, mask = (F.adaptive_avg_pool2d(x, size) for x in (sources, truth, mask))
+        nearest = ((torch.arange(size) + 0.5) * networks.SLICE / size).long()
+        mask, labels = (mask == 1).float(), labels[:, nearest][:, :, nearest]
+
+    logits = modules["beta_encoder"](sources)  # (kept, 5, H, W)
+    if forced:
+        beta = networks.labels_to_beta(labels[:, None])
+    else:
+        with torch.no_grad():
+            eta = modules["eta_encoder"](full).flatten(1)
+        keys = torch.cat([theta, eta], dim=1)
+        # At the temperature of the inference (published: 10 in training), so that both weigh alike.
+        weights = modules["attention_module"].weights(keys[:1], keys[None, 1:])
+        fused = (weights[0, :, None, None, None] * logits).sum(dim=0, keepdim=True)
+        noise = min((progress - _FORCED) / (_RAMP - _FORCED), 1.0) * (rng.random() > 0.35)
+        beta = sample_labels(fused, noise, True, generator)
+    contrast = theta[:1, :, None, None].expand(-1, -1, size, size)
+    image = modules["decoder"](torch.cat([beta, contrast], dim=1))
+
+    weight = mask * (1 + (_LESION_WEIGHT - 1) * (labels == LESION)[:, None])
+    l1 = (weight * (image - truth).abs()).sum() / weight.sum().clamp(min=1)
+    total = 10 * l1 + 1e-5 * (0.5 * (logvar[0].exp() + mu[0] ** 2 - 1 - logvar[0])).mean()
+    if progress > _RAMP:
+        total = total + gradient_loss(image, truth, weight.clamp(min=1e-6))
+    if progress < _TIE:
+        emphasis = torch.ones(LABELS)
+        emphasis[LESION] = _LESION_WEIGHT
+        tissue = F.cross_entropy(logits, labels.expand(len(logits), -1, -1), emphasis, reduction="none")
+        tissue = (mask[:, 0] * tissue).sum() / mask.sum().clamp(min=1) / len(logits)
+        total = total + 2 * min(1, (_TIE - progress) / (_TIE - _FORCED)) * tissue
+    return {"total": total, "l1": l1}
+
+
+def teach_contrast(theta: nn.Module, groups: Sequence[Group], steps: int, seed: int) -> float:
+    """Warm start of the theta encoder: a linear function of mu must give the mean intensity of each tissue class.
+
+    Parameters
+    ----------
+    theta : torch.nn.Module
+        Changed in place.
+    groups : sequence of Group
+    steps : int
+        Of 16 slices each.
+    seed : int
+
+    Returns
+    -------
+    float
+        Mean squared error of the intensities at the end, in units of the 95th percentile squared.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        head = nn.Linear(networks.THETA_DIM, LESION)  # lesions are too rare to have a mean in every slice
+    nn.init.constant_(head.bias, 0.8)  # a typical intensity
+    rate = 3e-3
+    optimizer = torch.optim.Adam([{"params": theta.parameters()}, {"params": head.parameters(), "lr": 10 * rate}], lr=rate)
+    decline = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    error = math.nan
+    for step in range(steps):
+        rng = np.random.default_rng([seed, 1, step])
+        images, means = [], []
+        for _ in range(16):
+            group = groups[rng.integers(len(groups))]
+            subject, scanner, contrast = (rng.integers(n) for n in group.images.shape[:3])
+            s = rng.choice(group.references) if rng.random() < 0.5 else rng.integers(group.images.shape[3])
+            image = np.asarray(group.images[subject, scanner, contrast, s], np.float32)
+            label = np.asarray(group.labels[subject, s])
+            inside = image > 0
+            tissues = [image[inside & (label == tissue)] for tissue in range(LESION)]
+            means.append([tissue.mean() if tissue.size else np.nan for tissue in tissues])
+            generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+            images.append(imperfect(torch.from_numpy(image)[None, None], rng, generator))
+        mu = theta(torch.cat(images))[0].flatten(1)
+        wanted = torch.tensor(np.array(means), dtype=torch.float32)
+        known = wanted.isfinite()
+        squared = (head(mu) - wanted.nan_to_num())[known] ** 2
+        # Both numbers of theta are put to use: mean 0, covariance 1.
+        spread = torch.cov(mu.T) - torch.eye(networks.THETA_DIM)
+        loss = squared.mean() + 0.02 * ((mu.mean(0) ** 2).mean() + (spread**2).mean())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        decline.step()
+        error = squared.mean().item() if step == 0 else 0.9 * error + 0.1 * squared.mean().item()
+    return error
+
+
+# ---------------------------------------------------------------- the run
+
+
+def fresh(seed: int, beta_base: int, decoder_base: int) -> dict[str, nn.Module]:
+    """New networks; the eta encoder's last layer is zero, so that an untrained eta has no say.
+
+    Parameters
+    ----------
+    seed : int
+        Of the weights.
+    beta_base, decoder_base : int
+        Widths, as `networks.build`.
+    """
+    with torch.random.fork_rng():  # layers draw their weights from the global generator, which is put back
+        torch.manual_seed(seed)
+        modules = networks.build(beta_base, decoder_base)
+    nn.init.zeros_(modules["eta_encoder"].seq[-1].weight)
+    nn.init.zeros_(modules["eta_encoder"].seq[-1].bias)
+    # Start from a small and certain variance of theta, and from an image that is not zero (a dead ReLU learns nothing).
+    nn.init.constant_(modules["theta_encoder"].logvar_conv[-1].bias, -4.0)
+    nn.init.constant_(modules["decoder"].out_conv[-1].bias, 0.5)
+    return modules
+
+
+def train(
+    groups: Sequence[Group],
+    folder: str | Path,
+    *,
+    minutes: float,
+    seed: int = 0,
+    beta_base: int = 4,
+    decoder_base: int = 8,
+    coarse_share: float = 0.6,
+    tell: Callable[[str], None] = print,
+) -> tuple[dict[str, nn.Module], int]:
+    """Train for a time; a run that was interrupted goes on where it was saved last (once a minute).
+
+    Parameters
+    ----------
+    groups : sequence of Group
+        What to learn from.
+    folder : str or Path
+        Holds ``state.pt`` (everything needed to go on) and ``history.csv`` (step, minutes, running mean of the L1, total loss).
+    minutes : float
+        Of computing, interruptions not counted. The schedules follow it, so the number of steps depends on the machine.
+    seed : int
+        Of weights, draws and noise.
+    beta_base, decoder_base : int
+        Widths of anatomy encoder and decoder.
+    coarse_share : float
+        Share of the time with slices of lower resolution: see `side`.
+    tell : callable
+        Is given a line once a minute.
+
+    Returns
+    -------
+    modules : dict of str to torch.nn.Module
+        The averaged weights.
+    steps : int
+        How many steps were made.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    modules = fresh(seed, beta_base, decoder_base)
+    average = fresh(seed, beta_base, decoder_base)
+    rates = {"beta_encoder": _RATE, "decoder": _RATE, "attention_module": _RATE, "theta_encoder": 0.1 * _RATE}  # theta is taught
+    optimizer = torch.optim.Adam([{"params": modules[name].parameters(), "rate": rate} for name, rate in rates.items()])
+    parameters = [p for name in rates for p in modules[name].parameters()]
+    state = {"step": 0, "seconds": 0.0, "history": []}
+    if (folder / "state.pt").exists():
+        state = torch.load(folder / "state.pt", weights_only=True)
+        for name in modules:
+            modules[name].load_state_dict(state["modules"][name])
+            average[name].load_state_dict(state["average"][name])
+        optimizer.load_state_dict(state["optimizer"])
+        tell(f"goes on at step {state['step']}, minute {state['seconds'] / 60:.1f}")
+    step, seconds, history = state["step"], state["seconds"], state["history"]
+    budget, saved, begun = 60 * minutes, seconds, time.monotonic() - seconds
+    recent = history[-1][2] if history else None
+    if step == 0:
+        error = teach_contrast(modules["theta_encoder"], groups, max(2, min(400, round(10 * minutes))), seed)
+        tell(f"theta: mean intensities of the tissue classes known to {error**0.5:.3f}")
+        average["theta_encoder"].load_state_dict(modules["theta_encoder"].state_dict())
+
+    def differentiate(number: int) -> tuple:
+        progress = seconds / budget
+        rng = np.random.default_rng([seed, 2, step, number])  # so that a run that goes on draws what it would have drawn
+        losses = loss_of(modules, draw(groups, rng), progress, side(progress, coarse_share), rng)
+        return torch.autograd.grad(losses["total"], parameters, allow_unused=True), losses["l1"].item(), losses["total"].item()
+
+    # One thread per slice: two threads within each convolution wait for each other when others use the machine too.
+    with ThreadPoolExecutor(_BATCH, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        while seconds < budget:
+            gradients, l1, total = zip(*pool.map(differentiate, range(_BATCH)))
+            for parameter, *parts in zip(parameters, *gradients):
+                parameter.grad = None if any(part is None for part in parts) else sum(parts) / _BATCH
+            nn.utils.clip_grad_norm_(parameters, 5.0)
+            for options in optimizer.param_groups:
+                cosine = (1 + math.cos(math.pi * seconds / budget)) / 2
+                options["lr"] = options["rate"] * min(1, (step + 1) / 30) * (0.02 + 0.98 * cosine)
+            optimizer.step()
+            step += 1
+            decay = min(_AVERAGE, step / (step + 10))
+            with torch.no_grad():
+                for name in modules:
+                    for mean, now in zip(average[name].parameters(), modules[name].parameters()):
+                        mean.lerp_(now, 1 - decay)
+            seconds = time.monotonic() - begun
+            l1, total = sum(l1) / _BATCH, sum(total) / _BATCH
+            recent = l1 if recent is None else 0.98 * recent + 0.02 * l1
+            history.append((step, seconds / 60, recent, total))
+            if seconds - saved > _SAVE_SECONDS or seconds >= budget:
+                saved = seconds
+                _save_state(folder, modules, average, optimizer, step, seconds, history)
+                tell(f"minute {seconds / 60:.1f} of {minutes:g}, step {step}: L1 {recent:.4f}")
+    for module in average.values():
+        module.eval().requires_grad_(False)
+    return average, step
+
+
+def _save_state(folder, modules, average, optimizer, step, seconds, history):
+    """Everything that a run needs to go on, whole or not at all."""
+    state = {"step": step, "seconds": seconds, "history": history, "optimizer": optimizer.state_dict()}
+    state["modules"] = {name: module.state_dict() for name, module in modules.items()}
+    state["average"] = {name: module.state_dict() for name, module in average.items()}
+    torch.save(state, folder / ".state.pt.tmp")
+    (folder / ".state.pt.tmp").replace(folder / "state.pt")
+    with open(folder / "history.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("step", "minutes", "l1", "total"), *history])

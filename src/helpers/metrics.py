@@ -1,0 +1,257 @@
+"""PSNR and SSIM of an image against a reference, over the whole field of view and over the brain.
+
+Both depend on a data range. It is the maximum of the reference, so that it is the same for every arm of a subject and contrast.
+"""
+
+import math
+
+import numpy as np
+
+from helpers import volumes
+
+#: Gaussian window of SSIM (Wang et al. 2004): its standard deviation, and how far it reaches at 3.5 of them, in voxels.
+SSIM_SIGMA = 1.5
+SSIM_RADIUS = 5
+
+#: Slices perpendicular to axis 0, 1, 2 of a volume stored as LPS.
+_PLANES = ("sagittal", "coronal", "axial")
+
+
+def data_range(reference: np.ndarray) -> float:
+    """Maximum of the reference inside its foreground, where it is greater than 0.
+
+    Parameters
+    ----------
+    reference : ndarray, shape (X, Y, Z)
+        Ground truth, in its own units.
+
+    Returns
+    -------
+    float
+        In the same units, greater than 0.
+
+    Raises
+    ------
+    ValueError
+        If the reference has no foreground.
+    """
+    largest = float(volumes.check(reference, "reference").max())
+    if largest <= 0:
+        raise ValueError(f"reference has no foreground, its maximum is {largest:g}: accepted are images with values above 0")
+    return largest
+
+
+def psnr(reference: np.ndarray, image: np.ndarray, data_range: float, mask: np.ndarray | None = None) -> float:
+    """Peak signal-to-noise ratio, 10 log10(range² / mean squared error).
+
+    Parameters
+    ----------
+    reference, image : ndarray, shape (X, Y, Z)
+        In the same units.
+    data_range : float
+        Peak value, in those units: `data_range` of the reference.
+    mask : ndarray, shape (X, Y, Z), bool, optional
+        Voxels that count. None: all.
+
+    Returns
+    -------
+    float
+        dB; inf if the two are equal.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, a value is not finite, the mask is empty, or the range is not greater than 0.
+    """
+    reference, image = _pair(reference, image, data_range)
+    # float64: 8 million float32 squares lose digits, and the square of a tiny difference would vanish and pass for equality.
+    difference = np.subtract(reference, image, dtype=np.float64)
+    if mask is not None:
+        difference = difference[_mask(mask, reference.shape)]
+    mean_squared_error = float(np.mean(np.square(difference / data_range)))
+    return -10 * math.log10(mean_squared_error) if mean_squared_error > 0 else math.inf
+
+
+def ssim_map(reference: np.ndarray, image: np.ndarray, data_range: float, axis: int | None = None) -> np.ndarray:
+    """Structural similarity at every voxel, with a Gaussian window of 1.5 voxels (scikit-image, population covariance).
+
+    Parameters
+    ----------
+    reference, image : ndarray, shape (X, Y, Z)
+        In the same units.
+    data_range : float
+        Range of values, in those units: `data_range` of the reference.
+    axis : {None, 0, 1, 2}
+        None: a 3D window. Else a 2D window within each slice perpendicular to this axis; slices do not see each other.
+
+    Returns
+    -------
+    ndarray, shape (X, Y, Z), float32
+        1 where the windows of both images are equal.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, a value is not finite, the range is not greater than 0, the axis is unknown, or the images are
+        narrower than the window, 11 voxels.
+
+    References
+    ----------
+    Z. Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE Transactions on Image
+    Processing 13(4):600-612, 2004.
+    """
+    from skimage.metrics import structural_similarity
+
+    reference, image = _pair(reference, image, data_range)
+    if axis not in (None, 0, 1, 2):
+        raise ValueError(f"axis is {axis!r}: accepted are None, 0, 1, 2")
+    width = 2 * SSIM_RADIUS + 1
+    narrow = [n for a, n in enumerate(reference.shape) if a != axis and n < width]
+    if narrow:
+        raise ValueError(f"images have shape {reference.shape}: accepted are {width} voxels or more along the axes of the window")
+    result = np.ones(reference.shape, dtype=np.float32)
+    # Two windows of zeros are equal, SSIM exactly 1: about half of a brain's field of view need not be computed.
+    box = _box_of_content(reference, image)
+    if box is not None:
+        scale = np.float32(data_range)
+        result[box] = structural_similarity(
+            np.divide(reference[box], scale, dtype=np.float32),
+            np.divide(image[box], scale, dtype=np.float32),
+            data_range=1.0,
+            channel_axis=axis,
+            gaussian_weights=True,
+            sigma=SSIM_SIGMA,
+            use_sample_covariance=False,
+            full=True,
+        )[1]
+    return result
+
+
+def ssim(
+    reference: np.ndarray, image: np.ndarray, data_range: float, mask: np.ndarray | None = None, axis: int | None = None
+) -> float:
+    """Mean of `ssim_map` over a mask, or over all voxels.
+
+    Parameters
+    ----------
+    reference, image, data_range, axis
+        See `ssim_map`.
+    mask : ndarray, shape (X, Y, Z), bool, optional
+        Voxels that count. Their windows may reach outside of it. None: all.
+
+    Returns
+    -------
+    float
+        1 if the two are equal.
+
+    Raises
+    ------
+    ValueError
+        As `ssim_map`, and if the mask is empty or of another shape.
+    """
+    return _mean(ssim_map(reference, image, data_range, axis), None if mask is None else _mask(mask, np.shape(reference)))
+
+
+def score(reference: np.ndarray, image: np.ndarray, brain: np.ndarray, slice_axis: int | None = None) -> list[dict]:
+    """PSNR and SSIM over the full field of view and over the brain: two rows of the study's table.
+
+    Parameters
+    ----------
+    reference : ndarray, shape (X, Y, Z)
+        Ground truth, axes stored as LPS. Its maximum is the data range.
+    image : ndarray, shape (X, Y, Z)
+        What is scored, on the same grid and in the same units.
+    brain : ndarray, shape (X, Y, Z), bool
+        The subject's HR brain mask, the same in every arm.
+    slice_axis : {None, 0, 1, 2}
+        None: whole volumes. Else the arrays hold only some slices along this axis (a preview), and only the SSIM of slices
+        perpendicular to it has a meaning.
+
+    Returns
+    -------
+    list of dict
+        One for region ``full``, one for ``brain``, with ``region``, ``psnr_db``, ``ssim`` (3D), ``ssim_axial``,
+        ``ssim_coronal``, ``ssim_sagittal`` (2D slices of that plane, every voxel of the region counts once), and
+        ``data_range``; NaN for what a preview cannot know.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, a value is not finite, the mask is empty, the reference has no foreground, the axis is unknown, or
+        the images are narrower than SSIM's window, 11 voxels.
+    """
+    if slice_axis not in (None, 0, 1, 2):
+        raise ValueError(f"slice_axis is {slice_axis!r}: accepted are None, 0, 1, 2")
+    peak = data_range(reference)
+    regions = {"full": None, "brain": _mask(brain, np.shape(reference))}
+    rows = [{"region": name, "psnr_db": psnr(reference, image, peak, mask)} for name, mask in regions.items()]
+    for column, axis in (("ssim", None), ("ssim_axial", 2), ("ssim_coronal", 1), ("ssim_sagittal", 0)):
+        known = slice_axis is None or axis == slice_axis
+        similarity = ssim_map(reference, image, peak, axis) if known else None
+        for row, mask in zip(rows, regions.values(), strict=True):
+            row[column] = _mean(similarity, mask) if known else math.nan
+    return [row | {"data_range": peak} for row in rows]
+
+
+def _pair(reference, image, data_range):
+    reference, image = volumes.check(reference, "reference"), volumes.check(image, "image")
+    if reference.shape != image.shape:
+        raise ValueError(f"image has shape {image.shape}: accepted is that of the reference, {reference.shape}")
+    if not (math.isfinite(data_range) and data_range > 0):
+        raise ValueError(f"data_range is {data_range}: accepted is a number greater than 0")
+    return reference, image
+
+
+def _mask(mask, shape):
+    mask = volumes.check(mask, "mask") != 0
+    if mask.shape != tuple(shape):
+        raise ValueError(f"mask has shape {mask.shape}: accepted is that of the images, {tuple(shape)}")
+    if not mask.any():
+        raise ValueError(f"mask is empty, shape {mask.shape}: accepted are masks with at least one voxel")
+    return mask
+
+
+def _mean(similarity, mask):
+    return float((similarity if mask is None else similarity[mask]).mean(dtype=np.float64))
+
+
+def _box_of_content(reference, image):
+    """Slices of the box around everything that is not zero in both, grown by the window; None if all is zero.
+
+    Grown by its radius and no more, the window's mirrored edge inside the box holds the same zeros as the margin.
+    """
+    content = (reference != 0) | (image != 0)
+    if not content.any():
+        return None
+    box = []
+    for axis, n in enumerate(content.shape):
+        along = np.flatnonzero(content.any(axis=tuple(a for a in range(3) if a != axis)))
+        start, stop = max(along[0] - SSIM_RADIUS, 0), min(along[-1] + 1 + SSIM_RADIUS, n)
+        # Content at the very edge gives a box that is narrower than the window.
+        start, stop = (start, stop) if stop - start > 2 * SSIM_RADIUS else (0, n)
+        box.append(slice(start, stop))
+    return tuple(box)
+
+
+def axis_spectrum(volume: np.ndarray, axis: int, voxel_mm: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Power spectrum of a volume along one axis, averaged over the lines along it.
+
+    An image that was interpolated from thick slices has much less power near the end of the spectrum
+    across them than along the other axes.
+
+    Parameters
+    ----------
+    volume : ndarray, shape (X, Y, Z)
+    axis : {0, 1, 2}
+    voxel_mm : float
+        Voxel size along the axis.
+
+    Returns
+    -------
+    frequency : ndarray, shape (n // 2 + 1,), cycles/mm
+    power : ndarray, shape (n // 2 + 1,), relative to frequency zero
+    """
+    volume = volumes.check(volume)
+    spectrum = np.abs(np.fft.rfft(volume, axis=axis)) ** 2
+    power = spectrum.mean(axis=tuple(other for other in range(3) if other != axis))
+    return np.fft.rfftfreq(volume.shape[axis], voxel_mm), power / power[0]

@@ -1,0 +1,486 @@
+"""The stages of a study as files that are made when they are missing.
+
+Each function returns paths. What lies there already is kept if its sidecar holds the key of what was
+asked for: a hash over parameters, contents of the inputs and sources of the modules that make it. So a
+notebook that is run alone makes what it needs, one that is run again finds its work done, and a study
+that was killed goes on where it was.
+
+Arrays and physics live in the other modules; this one only connects them.
+"""
+
+import functools
+import hashlib
+import inspect
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from helpers import figures, layout, phantom, volumes
+from helpers.study import CONTRASTS, GROUND_TRUTH, Resolution, Study, sources, visited_slices
+
+SEMI_SYNTHETIC = "Semi-synthetic: simulated from tissue maps of one real brain; not an acquisition of a person"
+
+HACA3_SOURCES = ("haca3/networks.py", "haca3/checkpoint.py", "haca3/harmonizer.py")
+
+Output = tuple[np.ndarray, np.ndarray, dict]  # volume, affine, what else the sidecar should say
+
+
+def root(plan: Study) -> Path:
+    """Folder of the study's results, described as a BIDS derivative."""
+    folder = Path(plan.output_dir) if plan.output_dir else layout.DERIVATIVES / plan.name
+    if not (folder / "dataset_description.json").exists():
+        description = {
+            "Name": f"resolution-matters: {plan.name}",
+            "BIDSVersion": "1.10.0",
+            "DatasetType": "derivative",
+            "GeneratedBy": [{"Name": "resolution-matters", "Version": version("resolution-matters"), "Description": SEMI_SYNTHETIC}],
+        }
+        volumes.write_bytes(folder / ".bidsignore", b"tables/\nreport/\nfigures/\nencodings/\n")
+        volumes.write_bytes(folder / "dataset_description.json", json.dumps(description, indent=2).encode() + b"\n")
+    return folder
+
+
+@functools.cache
+def _code(function: Callable, modules: tuple[str, ...]) -> str:
+    """Hash of a stage's own source and of the modules whose change changes its result."""
+    own = "".join(map(inspect.getsource, (function, visited, slice_axis, visited_slices)))
+    text = own + "".join((Path(__file__).parent / module).read_text() for module in modules)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _key(code: str, inputs: Iterable[Path], parameters: Mapping) -> str:
+    contents = [volumes.read_sidecar(path)["ContentSha256"] for path in inputs]
+    return hashlib.sha256(json.dumps([code, contents, parameters], sort_keys=True).encode()).hexdigest()
+
+
+def _done(path: Path, key: str) -> bool:
+    sidecar = volumes.read_sidecar(path) or {}
+    return sidecar.get("Key") == key and path.is_file() and path.stat().st_size == sidecar.get("ContentBytes")
+
+
+def _make(outputs: Iterable[Path], key: str, inputs: Iterable[Path], work: Callable[[], Iterable[Output]]) -> None:
+    """Do `work` and write its results, unless all of `outputs` are there already under this key."""
+    outputs = list(outputs)
+    if all(_done(path, key) for path in outputs):
+        return
+    for path, (volume, affine, facts) in zip(outputs, work(), strict=True):
+        made_from = [f"bids::{source.parent.parent.name}/anat/{source.name}" for source in inputs]
+        record = {"Key": key, "Sources": made_from, "SpatialReference": layout.SPACE, "Note": SEMI_SYNTHETIC}
+        volumes.write(path, volume, affine, {**record, **facts})
+
+
+def cohort(plan: Study, subject: int) -> dict[str, Path]:
+    """The subject's high-resolution images and brain mask, 1 mm isotropic in MNI space.
+
+    Subject n is scanned by the study's scanner n; the target subject by the target scanner.
+
+    Returns
+    -------
+    dict
+        Contrast -> path, and ``"mask"`` -> path of the brain mask.
+    """
+    target = subject == phantom.TARGET_SEED
+    scanner = "target" if target else f"study-{(subject - 1) % 10 + 1}"
+    paths = {contrast: layout.image(root(plan), subject, contrast, desc="preproc") for contrast in CONTRASTS}
+    paths["mask"] = layout.image(root(plan), subject, "mask", desc="brain")
+    anatomy = {path.name: volumes.read_sidecar(path)["ContentSha256"] for path in sorted(layout.ANATOMY.glob("*.nii.gz"))}
+    key = _key(_code(cohort, ("phantom.py",)), [], {"subject": subject, "scanner": scanner, "anatomy": anatomy})
+
+    def work():
+        person, machine = phantom.subject(subject), phantom.scanner(scanner)
+        for number, contrast in enumerate(CONTRASTS):
+            image = phantom.render(person, machine, contrast, noise_seed=1000 * subject + number)
+            yield image, person.affine, {"Scanner": scanner, "MRAcquisitionType": "3D"}
+        yield person.brain, person.affine, {"Type": "Brain"}
+
+    _make(paths.values(), key, [], work)
+    return paths
+
+
+def degraded(plan: Study, subject: int, contrast: str, orientation: str, resolution: Resolution) -> Path:
+    """The 2D acquisition simulated from the subject's high-resolution image."""
+    from helpers import degradation, slice_profile
+
+    source = cohort(plan, subject)[contrast]
+    path = layout.image(root(plan), subject, contrast, desc="degraded", acq=orientation, res=resolution.slug)
+    key = _key(_code(degraded, ("slice_profile.py", "degradation.py")), [source], {"orientation": orientation, "resolution": resolution.label})
+
+    def work():
+        lr_volume, lr_affine = degradation.degrade(*_read(source), orientation, resolution)
+        yield lr_volume, lr_affine, {**_acquisition(orientation, resolution), "SliceProfile": slice_profile.parameters()}
+
+    _make([path], key, [source], work)
+    return path
+
+
+def registered(plan: Study, subject: int, contrast: str, orientation: str, resolution: Resolution, transform: str | None = None) -> Path:
+    """The simulated 2D acquisition back on the 1 mm MNI grid.
+
+    The stack is first moved as a patient moves between scans; `transform` (the study's unless given)
+    says whether that motion is undone as it is known, or as ANTs estimates it against the subject's
+    own high-resolution image. The sidecar records the registration error.
+    """
+    from helpers import registration
+
+    transform = transform or plan.transform
+    stack, images = degraded(plan, subject, contrast, orientation, resolution), cohort(plan, subject)
+    inputs = [stack, images[contrast], images["mask"]]
+    path = layout.image(root(plan), subject, contrast, desc=f"registered{transform.capitalize()}", acq=orientation, res=resolution.slug)
+    key = _key(_code(registered, ("registration.py",)), inputs, {"transform": transform, "seed": plan.seed})
+
+    def work():
+        lr_volume, lr_affine = volumes.read(stack)
+        brain, affine = _read(images["mask"])
+        true = registration.motion(plan.seed, subject, contrast, orientation)
+        moved = registration.move(lr_affine, true)
+        if transform == "known":
+            estimated = true
+        else:
+            fixed, _ = _read(images[contrast])
+            estimated = registration.estimate(lr_volume, moved, fixed, affine, brain > 0, kind=transform, seed=plan.seed)
+        facts = {
+            **_acquisition(orientation, resolution),
+            "Transform": transform,
+            "RegistrationErrorMm": round(registration.error_mm(estimated, true, brain > 0, affine), 6),
+        }
+        yield registration.resample(lr_volume, moved, brain.shape, affine, estimated), affine, facts
+
+    _make([path], key, inputs, work)
+    return path
+
+
+def source_images(plan: Study, subject: int, experiment: str, resolution: Resolution | None) -> dict[str, Path]:
+    """Contrast -> path of the image that HACA3 gets for it in an experiment of Table 1."""
+    return {
+        contrast: cohort(plan, subject)[contrast] if orientation == "3D" else registered(plan, subject, contrast, orientation, resolution)
+        for contrast, orientation in sources(experiment).items()
+    }
+
+
+def harmonized(plan: Study, subject: int, experiment: str, resolution: Resolution | None, again: bool = False) -> dict[str, Path]:
+    """The three harmonized images of one experiment at one resolution.
+
+    Parameters
+    ----------
+    experiment : str
+        A key of Table 1, or ``"3D"`` for the ground truth (then `resolution` is None).
+    again : bool
+        Sample the anatomy with another seed: two ground truths give the self-noise ceiling.
+
+    Returns
+    -------
+    dict
+        Target contrast -> path. A preview holds the visited slices only, with the affine that says so.
+    """
+    inputs = source_images(plan, subject, experiment, resolution)
+    targets = {contrast: cohort(plan, phantom.TARGET_SEED)[contrast] for contrast in CONTRASTS}
+    desc, res = "harmonizedAgain" if again else "harmonized", resolution.slug if resolution else None
+    paths = {contrast: layout.image(root(plan), subject, contrast, desc=desc, rec=experiment, res=res) for contrast in CONTRASTS}
+    settings = {
+        "orientations": list(plan.reconstruction),
+        "anatomy": plan.anatomy,
+        "mask": plan.mask,
+        # One noise field per subject, the same for its ground truth and for every arm.
+        "seed": int(np.random.SeedSequence([plan.seed, subject, int(again)]).generate_state(1)[0]),
+        "slice_step": plan.slice_step,
+    }
+    models = [_digest(path) for path in _models(plan)]
+    code = _code(harmonized, HACA3_SOURCES)
+    parents = [*inputs.values(), *targets.values()]
+    key = _key(code, parents, {"settings": settings, "models": models})
+
+    def work():
+        images = {contrast: _encoding(plan, path) for contrast, path in inputs.items()}
+        results = _harmonizer(*_models(plan)).harmonize(images, _targets(plan), **settings)
+        facts = {
+            "Experiment": experiment,
+            "SourceOrientations": sources(experiment),
+            "Transform": plan.transform,
+            "Harmonization": {**settings, "weights": models, "weights_file": Path(plan.weights).name},
+            **(_resolution(resolution) if resolution else {}),
+        }
+        for contrast in CONTRASTS:
+            volume, affine = visited(plan, results[contrast], phantom.AFFINE)
+            yield volume, affine, facts
+
+    _make(paths.values(), key, parents, work)
+    return paths
+
+
+def visited(plan: Study, volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The slices of an MNI volume that the study harmonizes and scores: all, or a preview's."""
+    if plan.slice_step == 1:
+        return volume, affine
+    axis = slice_axis(plan)
+    indices = visited_slices(volume.shape[axis], plan.slice_step)
+    affine = affine.copy()
+    affine[:3, 3] += affine[:3, axis] * indices.start
+    affine[:3, axis] *= indices.step
+    return volume.take(indices, axis), affine
+
+
+def slice_axis(plan: Study) -> int:
+    """Array axis across the slices of the study's (first) reconstruction plane on HACA3's MNI grid."""
+    return {"sagittal": 0, "coronal": 1, "axial": 2}[plan.reconstruction[0]]
+
+
+def preview_axis(plan: Study) -> int | None:
+    """`slice_axis` if the study visits only some slices along it, None if it takes whole volumes."""
+    return slice_axis(plan) if plan.slice_step > 1 else None
+
+
+def scores(plan: Study, subject: int, experiment: str) -> pd.DataFrame:
+    """Score one experiment at every resolution; one CSV per resolution is kept.
+
+    Arms: ``harmonized`` against the harmonized 3D images, ``input`` (no harmonizer: the registered
+    image against the 3D image), and, for the ground truth itself, ``ceiling`` (two ground truths of
+    different anatomy seeds). Each arm's data range is the maximum of its reference.
+
+    Returns
+    -------
+    DataFrame
+        One row per resolution, contrast, arm and region.
+    """
+    resolutions = [None] if experiment == GROUND_TRUTH else plan.resolutions
+    return pd.concat([_scores(plan, subject, experiment, each) for each in resolutions], ignore_index=True)
+
+
+def _scores(plan: Study, subject: int, experiment: str, resolution: Resolution | None) -> pd.DataFrame:
+    from helpers import metrics
+
+    slug = f"_res-{resolution.slug}" if resolution else ""
+    path = root(plan) / "tables" / f"sub-{subject:02d}_exp-{experiment}{slug}_scores.csv"
+    mask, truth = cohort(plan, subject)["mask"], harmonized(plan, subject, GROUND_TRUTH, None)
+    scored = harmonized(plan, subject, experiment, resolution, again=resolution is None)
+    inputs = source_images(plan, subject, experiment, resolution)
+    key = _key(_code(_scores, ("metrics.py",)), [mask, *truth.values(), *scored.values(), *inputs.values()], _how(plan))
+    if not _done(path, key):
+        brain = visited(plan, *_read(mask))[0] > 0
+        rows = []
+        for contrast in CONTRASTS:
+            numbers = metrics.score(_read(truth[contrast])[0], volumes.read(scored[contrast])[0], brain, preview_axis(plan))
+            arms = {"harmonized" if resolution else "ceiling": numbers}
+            if resolution:
+                arms["input"] = input_scores(plan, subject, contrast, inputs[contrast]).to_dict("records")
+            about = _about(subject, experiment, resolution, contrast)
+            rows += [{**about, "arm": arm, **row, **_how(plan)} for arm, each in arms.items() for row in each]
+        _write_table(path, pd.DataFrame(rows), key)
+    return _read_table(path)
+
+
+def input_scores(plan: Study, subject: int, contrast: str, image: Path) -> pd.DataFrame:
+    """Score a source of HACA3 against the subject's 3D image: what is lost before the harmonizer does anything.
+
+    Several experiments share a source, so each has a table of its own.
+    """
+    from helpers import metrics
+
+    images = cohort(plan, subject)
+    path = root(plan) / "tables" / "inputs" / (image.name.removesuffix(".nii.gz") + ".csv")
+    seen = {"axis": slice_axis(plan), "slice_step": plan.slice_step}
+    key = _key(_code(input_scores, ("metrics.py",)), [image, images[contrast], images["mask"]], seen)
+    if not _done(path, key):
+        arrays = [visited(plan, *_read(each))[0] for each in (images[contrast], image, images["mask"])]
+        _write_table(path, pd.DataFrame(metrics.score(arrays[0], arrays[1], arrays[2] > 0, preview_axis(plan))), key)
+    return _read_table(path)
+
+
+def _about(subject: int, experiment: str, resolution: Resolution | None, contrast: str) -> dict:
+    return {
+        "subject": subject,
+        "experiment": experiment,
+        "resolution": resolution.label if resolution else GROUND_TRUTH,
+        "thickness_mm": resolution.thickness_mm if resolution else 1.0,
+        "gap_mm": resolution.gap_mm if resolution else 0.0,
+        "separation_mm": resolution.separation_mm if resolution else 1.0,
+        "contrast": contrast,
+        "orientation": sources(experiment)[contrast],
+    }
+
+
+def _how(plan: Study) -> dict:
+    columns = ("transform", "anatomy", "mask", "slice_step", "seed")
+    return {"reconstruction": "+".join(plan.reconstruction), **{column: getattr(plan, column) for column in columns}}
+
+
+def _write_table(path: Path, table: pd.DataFrame, key: str) -> None:
+    volumes.write_with_sidecar(path, table.to_csv(index=False, float_format="%.6f").encode(), {"Key": key})
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    # Experiment 2 is a name, not a number.
+    return pd.read_csv(path, dtype={"experiment": str, "resolution": str})
+
+
+def all_scores(plan: Study) -> pd.DataFrame:
+    """The tidy score table of the whole study, made where it is missing; written as ``tables/scores.csv``."""
+    parts = [scores(plan, subject, experiment) for subject in plan.subjects for experiment in (GROUND_TRUTH, *plan.experiments)]
+    table = pd.concat(parts, ignore_index=True)
+    volumes.write_bytes(root(plan) / "tables" / "scores.csv", table.to_csv(index=False, float_format="%.6f").encode())
+    return table
+
+
+def headline(plan: Study) -> str:
+    """The study in a few lines: mean scores inside the brain at its finest and coarsest resolution."""
+    table = _read_table(root(plan) / "tables" / "scores.csv")
+    table = table[(table.region == "brain") & (table.arm != "ceiling")]
+    ends = table[table.separation_mm.isin([table.separation_mm.min(), table.separation_mm.max()])]
+    # A 3D image is its own reference: an infinite PSNR has no mean.
+    shown = ends.replace(float("inf"), float("nan")).pivot_table("psnr_db", ["experiment", "contrast"], ["arm", "resolution"])
+    return f"Mean PSNR inside the brain, dB ({len(plan.subjects)} subjects)\n{shown.round(1).to_string(na_rep='')}"
+
+
+def figure_2_panels(plan: Study, subject: int, examples: Mapping[str, tuple[str, Resolution | None]]) -> dict[str, np.ndarray]:
+    """The panels of figure 2: a slice of the T1w source and of the harmonized T1w image for each example.
+
+    Parameters
+    ----------
+    examples : dict
+        Label -> (experiment, resolution).
+
+    Returns
+    -------
+    dict
+        Title -> ndarray, 2D, upright, in units of the 95th percentile by which HACA3 scales a volume: that of the
+        subject's 3D image for the originals, that of the target image for the harmonized ones.
+    """
+    scale = {
+        "original": np.percentile(_read(cohort(plan, subject)["T1w"])[0], 95),
+        "harmonized": np.percentile(_read(cohort(plan, phantom.TARGET_SEED)["T1w"])[0], 95),
+    }
+    panels = {"original": {}, "harmonized": {}}
+    for label, (experiment, resolution) in examples.items():
+        source = volumes.read(source_images(plan, subject, experiment, resolution)["T1w"])
+        panels["original"][label] = visited(plan, *source)[0]
+        panels["harmonized"][label] = volumes.read(harmonized(plan, subject, experiment, resolution)["T1w"])[0]
+    middle = panels["original"]["HR"].shape[slice_axis(plan)] // 2
+    return {
+        f"{row}, {label}": figures.upright(volume, plan.reconstruction[0], middle) / scale[row]
+        for row, images in panels.items()
+        for label, volume in images.items()
+    }
+
+
+def figures_folder(plan: Study) -> Path:
+    """Where the study's figures go: the demo's to ``figures/`` of the repository, others' beside their results."""
+    return layout.FIGURES if root(plan) == layout.DERIVATIVES / "demo" else root(plan) / "figures"
+
+
+def save_figure(plan: Study, number: int, fig, drawn: pd.DataFrame) -> Path:
+    """Write a figure as PNG and PDF, beside the CSV of what was drawn; return the PNG's path."""
+    stem = figures_folder(plan) / f"figure_{number}"
+    for suffix, facts in ((".png", {}), (".pdf", {"CreationDate": None})):  # Without a date: same figure, same bytes.
+        buffer = io.BytesIO()
+        fig.savefig(buffer, format=suffix[1:], dpi=150, metadata=facts)
+        volumes.write_bytes(stem.with_suffix(suffix), buffer.getvalue())
+    volumes.write_bytes(stem.with_suffix(".csv"), drawn.to_csv(index=False, float_format="%.6g").encode())
+    return stem.with_suffix(".png")
+
+
+def _acquisition(orientation: str, resolution: Resolution) -> dict:
+    return {"MRAcquisitionType": "2D", "Orientation": orientation, **_resolution(resolution)}
+
+
+def _resolution(resolution: Resolution) -> dict:
+    return {
+        "SliceThickness": resolution.thickness_mm,
+        "SpacingBetweenSlices": resolution.separation_mm,
+        "Resolution": f"simulated 2D slices of {resolution.thickness_mm:g} mm with gaps of {resolution.gap_mm:g} mm",
+    }
+
+
+@functools.lru_cache(maxsize=8)
+def _read_version(path: Path, content: str) -> tuple[np.ndarray, np.ndarray]:
+    volume, affine = volumes.read(path)
+    volume.setflags(write=False)
+    return volume, affine
+
+
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read a volume that this process is likely to read again: 3D images, masks, ground truths."""
+    return _read_version(path, volumes.read_sidecar(path)["ContentSha256"])
+
+
+def _models(plan: Study) -> tuple[Path, ...]:
+    return tuple(layout.ROOT / path for path in (plan.weights, plan.fusion) if path)
+
+
+def check_models(plan: Study) -> None:
+    """Load the study's checkpoints, so that one that does not fit is refused before anything starts.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        Naming the file, and what of it does not fit.
+    """
+    for path in _models(plan):
+        _digest(path)
+    _harmonizer(*_models(plan))
+
+
+@functools.cache
+def _digest(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@functools.cache
+def _harmonizer(*models: Path):
+    from helpers import haca3
+
+    return haca3.load(*models)
+
+
+@functools.cache
+def _targets(plan: Study) -> dict:
+    """What defines the target contrasts: theta, eta and intensity scale of the target subject's images."""
+    from helpers import haca3
+
+    images = cohort(plan, phantom.TARGET_SEED)
+    parents = [images[contrast] for contrast in CONTRASTS]
+    path = root(plan) / "encodings" / "targets.npz"
+    key = _key(_code(_targets.__wrapped__, HACA3_SOURCES), parents, {"model": _digest(_models(plan)[0])})
+    if not _done(path, key):
+        found = {contrast: _harmonizer(*_models(plan)).target(volumes.read(images[contrast])[0]) for contrast in CONTRASTS}
+        arrays = {f"{contrast} {name}": value for contrast, target in found.items() for name, value in vars(target).items()}
+        _write_arrays(path, arrays, key)
+    arrays = _read_arrays(path)
+    return {
+        contrast: haca3.Target(arrays[f"{contrast} theta"], arrays[f"{contrast} eta"], float(arrays[f"{contrast} norm"]))
+        for contrast in CONTRASTS
+    }
+
+
+def _encoding(plan: Study, image: Path):
+    """A source as HACA3 takes it: in a preview encoded once for all experiments that share it, else the image.
+
+    A preview's encoded slices are 15 MB a volume; those of a whole volume in three planes would be 600 MB.
+    """
+    from helpers import haca3
+
+    if plan.slice_step == 1:
+        return _read(image)[0]
+    path = root(plan) / "encodings" / (image.name.removesuffix(".nii.gz") + ".npz")
+    settings = {"orientations": list(plan.reconstruction), "slice_step": plan.slice_step, "model": _digest(_models(plan)[0])}
+    key = _key(_code(_encoding, HACA3_SOURCES), [image], settings)
+    if not _done(path, key):
+        encoding = _harmonizer(*_models(plan)).encode(_read(image)[0], plan.reconstruction, plan.slice_step)
+        _write_arrays(path, encoding.arrays(), key)
+    return haca3.Encoding.from_arrays(_read_arrays(path))
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray], key: str) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    volumes.write_with_sidecar(path, buffer.getvalue(), {"Key": key})
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)

@@ -1,0 +1,278 @@
+"""The vocabulary of the study: contrasts, orientations, resolutions and Table 1.
+
+Everything here is a name or a number of Hays et al., *Beyond MR Image Harmonization: Resolution
+Matters Too* (2024). The module imports nothing of ours, so that everything else may import it.
+"""
+
+import difflib
+import math
+import re
+import tomllib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+CONTRASTS = ("T1w", "T2w", "FLAIR")
+ORIENTATIONS = ("axial", "sagittal", "coronal")
+TRANSFORMS = ("known", "rigid", "affine")
+ANATOMIES = ("shared", "independent", "argmax")
+MASKS = ("first", "union", "intersection")
+
+_RESOLUTION = re.compile(r"\s*(\d+(?:[.p]\d+)?)\s*(?:\|\||‖|skip)\s*(\d+(?:[.p]\d+)?)\s*")
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """Through-plane resolution of a stack of 2D slices.
+
+    Parameters
+    ----------
+    thickness_mm : float
+        Slice thickness in mm: full width at half maximum of the slice profile. Greater than 0.
+    gap_mm : float
+        Slice gap in mm: distance between neighbouring slices minus thickness. 0 or more.
+
+    Raises
+    ------
+    ValueError
+        If the thickness is not greater than 0, the gap is negative, or one of them is not finite.
+
+    Examples
+    --------
+    >>> Resolution(5, 1.5).label, Resolution(5, 1.5).slug, Resolution(5, 1.5).separation_mm
+    ('5||1.5', '5skip1p5', 6.5)
+    """
+
+    thickness_mm: float
+    gap_mm: float
+
+    def __post_init__(self):
+        if not (math.isfinite(self.thickness_mm) and self.thickness_mm > 0):
+            raise ValueError(f"thickness_mm is {self.thickness_mm}: accepted is a number of mm greater than 0")
+        if not (math.isfinite(self.gap_mm) and self.gap_mm >= 0):
+            raise ValueError(f"gap_mm is {self.gap_mm}: accepted is 0 mm or more")
+
+    @property
+    def separation_mm(self) -> float:
+        """Distance between the centres of neighbouring slices, in mm."""
+        # Decimal-looking inputs such as 4 and 1.2 should give 5.2, not 5.200000000000001.
+        return round(self.thickness_mm + self.gap_mm, 9)
+
+    @property
+    def label(self) -> str:
+        """The paper's notation, ``"5||1.5"``."""
+        return f"{self.thickness_mm:g}||{self.gap_mm:g}"
+
+    @property
+    def slug(self) -> str:
+        """The same for file names, ``"5skip1p5"``: letters and digits only, as BIDS demands."""
+        return f"{self.thickness_mm:g}skip{self.gap_mm:g}".replace(".", "p")
+
+    @classmethod
+    def parse(cls, text: str) -> "Resolution":
+        """Read ``"5||1.5"`` or ``"5skip1p5"``.
+
+        Raises
+        ------
+        ValueError
+            If the text is neither, or names an impossible thickness or gap.
+        """
+        match = _RESOLUTION.fullmatch(str(text))
+        if match is None:
+            raise ValueError(f"resolution {text!r} is unknown: accepted is thickness||gap in mm, as in '5||1.5' or '5skip1p5'")
+        return cls(*(float(number.replace("p", ".")) for number in match.groups()))
+
+
+#: The eight resolutions in the paper's order. Their separations are 3, 4, 4, 5, 5.2, 5, 6, 6.5 mm: not monotone.
+RESOLUTIONS = tuple(Resolution(*pair) for pair in ((3, 0), (3, 1), (4, 0), (4, 1), (4, 1.2), (5, 0), (5, 1), (5, 1.5)))
+
+#: Table 1: experiment -> contrast -> orientation of the 2D acquisition, or "3D" for the 1 mm isotropic image.
+EXPERIMENTS = {
+    "1a": {"T1w": "axial", "T2w": "axial", "FLAIR": "axial"},
+    "1b": {"T1w": "sagittal", "T2w": "sagittal", "FLAIR": "sagittal"},
+    "1c": {"T1w": "coronal", "T2w": "coronal", "FLAIR": "coronal"},
+    "2": {"T1w": "axial", "T2w": "sagittal", "FLAIR": "coronal"},
+    "3": {"T1w": "3D", "T2w": "axial", "FLAIR": "axial"},
+    "4": {"T1w": "3D", "T2w": "sagittal", "FLAIR": "coronal"},
+    "5": {"T1w": "axial", "T2w": "axial", "FLAIR": "3D"},
+    "6": {"T1w": "sagittal", "T2w": "coronal", "FLAIR": "3D"},
+}
+
+
+def check(name: str, value, accepted: Iterable):
+    """Return `value` if it is one of `accepted`, else raise one line that says what is.
+
+    Papermill turns ``-p experiment 2`` into the integer 2, so values are compared as text and the
+    accepted spelling is returned.
+
+    Raises
+    ------
+    ValueError
+        If it is none of them.
+
+    Examples
+    --------
+    >>> check("experiment", 2, EXPERIMENTS)
+    '2'
+    """
+    accepted = tuple(accepted)
+    for known in accepted:
+        if str(known) == str(value):
+            return known
+    raise ValueError(f"{name} is {value!r}: accepted are {', '.join(map(str, accepted))}")
+
+
+#: All three sources are the 3D images: harmonized, they are the ground truth of the eight experiments.
+GROUND_TRUTH = "3D"
+
+
+def sources(experiment: str) -> dict[str, str]:
+    """Contrast -> orientation or ``"3D"`` of the sources of an experiment, `GROUND_TRUTH` included."""
+    experiment = check("experiment", experiment, (*EXPERIMENTS, GROUND_TRUTH))
+    return EXPERIMENTS.get(experiment, dict.fromkeys(CONTRASTS, "3D"))
+
+
+def visited_slices(n: int, step: int) -> range:
+    """Indices of the slices that a preview visits: every `step`-th of `n`, none of them at the rim.
+
+    Examples
+    --------
+    >>> list(visited_slices(40, 11))
+    [5, 16, 27, 38]
+    """
+    return range(step // 2, n, step)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that decides what a study computes. One TOML file is one study.
+
+    Parameters
+    ----------
+    name : str
+        Letters, digits and hyphens; the folder below ``data/derivatives``.
+    subjects : tuple of int
+        Seeds of the semi-synthetic subjects; 1 to 10 are the study's.
+    experiments : tuple of str
+        Keys of `EXPERIMENTS`.
+    resolutions : tuple of Resolution
+        Given as labels or slugs, ``"5||1.5"`` or ``"5skip1p5"``.
+    transform : str
+        How low-resolution images come back to MNI: one of `TRANSFORMS`.
+    reconstruction : tuple of str
+        Planes in which HACA3 runs, of `ORIENTATIONS`; several are fused into one volume.
+    slice_step : int
+        1: whole volumes. Otherwise a preview of every `slice_step`-th slice of the one reconstruction plane.
+    anatomy : str
+        How anatomy codes are sampled: one of `ANATOMIES`.
+    mask : str
+        Which sources' foreground masks the output: one of `MASKS`.
+    weights : str
+        HACA3 checkpoint; relative paths start at the repository.
+    fusion : str
+        Checkpoint of the fusion network, or empty for the voxel-wise median of the planes.
+    seed : int
+        Seed of anatomy noise and of the motion that registration has to undo.
+    output_dir : str
+        Folder of the results (relative: to the working folder), or empty for ``data/derivatives/<name>``.
+
+    Raises
+    ------
+    ValueError
+        With one line that names the field, its value and what is accepted.
+    """
+
+    name: str = "demo"
+    subjects: tuple[int, ...] = (1,)
+    experiments: tuple[str, ...] = tuple(EXPERIMENTS)
+    resolutions: tuple[Resolution, ...] = RESOLUTIONS
+    transform: str = "known"
+    reconstruction: tuple[str, ...] = ("axial",)
+    slice_step: int = 11
+    anatomy: str = "shared"
+    mask: str = "first"
+    weights: str = "data/models/harmonizer-small.pt"
+    fusion: str = ""
+    seed: int = 0
+    output_dir: str = ""
+
+    def __post_init__(self):
+        def settle(field, value):  # The class is frozen: values are normalised once, here.
+            object.__setattr__(self, field, value)
+
+        if not (isinstance(self.name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", self.name)):
+            raise ValueError(f"name is {self.name!r}: accepted are letters, digits and hyphens")
+        for field in ("weights", "fusion", "output_dir"):
+            if not isinstance(getattr(self, field), str) or (field == "weights" and not self.weights):
+                raise ValueError(f"{field} is {getattr(self, field)!r}: accepted is a path as text")
+        if self.output_dir:  # Kernels have a working folder of their own.
+            settle("output_dir", str(Path(self.output_dir).resolve()))
+        for field in ("subjects", "experiments", "resolutions", "reconstruction"):
+            values = getattr(self, field)
+            values = (values,) if isinstance(values, (str, int, Resolution)) else values
+            if not isinstance(values, (list, tuple)) or not values:
+                raise ValueError(f"{field} is {values!r}: accepted is a list of at least one")
+            settle(field, tuple(values))
+        for subject in self.subjects:
+            if isinstance(subject, bool) or not isinstance(subject, int) or subject < 1:
+                raise ValueError(f"subjects has {subject!r}: accepted are whole numbers from 1")
+        settle("experiments", tuple(check("experiment", each, EXPERIMENTS) for each in self.experiments))
+        settle("resolutions", tuple(each if isinstance(each, Resolution) else Resolution.parse(each) for each in self.resolutions))
+        settle("reconstruction", tuple(check("reconstruction", each, ORIENTATIONS) for each in self.reconstruction))
+        for field in ("subjects", "experiments", "resolutions", "reconstruction"):
+            if len(set(getattr(self, field))) < len(getattr(self, field)):
+                raise ValueError(f"{field} names something twice: accepted is a list without repetition")
+        check("transform", self.transform, TRANSFORMS)
+        check("anatomy", self.anatomy, ANATOMIES)
+        check("mask", self.mask, MASKS)
+        for field in ("slice_step", "seed"):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, int) or value < (field == "slice_step"):
+                raise ValueError(f"{field} is {value!r}: accepted are whole numbers from {int(field == 'slice_step')}")
+        # Slice separations repeat after 3, 4, 5, 26, 6 and 13 mm. A step that shares a factor with one of them
+        # meets some phases of the slice grid more often than others, and biases the scores.
+        if self.slice_step > 1 and math.gcd(self.slice_step, 2 * 3 * 5 * 13) > 1:
+            raise ValueError(f"slice_step is {self.slice_step}: accepted are 1 and steps without a factor 2, 3, 5 or 13, such as 7 and 11")
+        if self.slice_step > 1 and len(self.reconstruction) > 1:
+            raise ValueError(f"slice_step is {self.slice_step} with reconstruction in {len(self.reconstruction)} planes: accepted is one plane, or slice_step 1")
+        if self.fusion and len(self.reconstruction) == 2:
+            raise ValueError(f"reconstruction is {', '.join(self.reconstruction)}: accepted for a fusion network are one plane or all three")
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> "Study":
+        """Read a study file, whole, before anything starts.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If it is not TOML, has an unknown key (the nearest known one is named) or a bad value.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such study file")
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: not TOML ({error})") from None
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1)
+                hint = f"did you mean {near[0]}?" if near else f"accepted are {', '.join(known)}"
+                raise ValueError(f"{path}: unknown key {key!r}: {hint}")
+        try:
+            return cls(**{"name": path.stem, **values})
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def literals(self) -> dict:
+        """The study as plain lists, strings and numbers: what a notebook's parameters cell can hold."""
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {**plain, "resolutions": [each.label for each in self.resolutions]}
+
+    def acquisitions(self) -> list[tuple[str, str]]:
+        """The (contrast, orientation) pairs that the study's experiments need as 2D stacks."""
+        needed = {pair for experiment in self.experiments for pair in sources(experiment).items()}
+        return [(contrast, orientation) for contrast in CONTRASTS for orientation in ORIENTATIONS if (contrast, orientation) in needed]

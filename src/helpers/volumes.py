@@ -1,0 +1,165 @@
+"""NIfTI volumes in and out. No other module of ours opens an image file.
+
+A volume that was written is complete: data and sidecar are written under temporary names, synced and
+renamed, and the sidecar, which is renamed last, is what says that a volume is there.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import tempfile
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+
+def check(volume: np.ndarray, what: str = "volume") -> np.ndarray:
+    """Return `volume` as an array if it can be an image, else raise one line that says why not.
+
+    Parameters
+    ----------
+    volume : array_like
+        Anything.
+    what : str
+        What to call it in the message: a file, or an argument's name.
+
+    Raises
+    ------
+    ValueError
+        If it is not 3D, has no voxels, or has values that are not finite numbers.
+    """
+    volume = np.asarray(volume)
+    if volume.ndim != 3:
+        raise ValueError(f"{what} has {volume.ndim} dimensions, shape {volume.shape}: accepted are 3D volumes")
+    if volume.size == 0:
+        raise ValueError(f"{what} is empty, shape {volume.shape}: accepted are volumes with at least one voxel")
+    if not (np.issubdtype(volume.dtype, np.number) or volume.dtype == bool) or np.iscomplexobj(volume):
+        raise ValueError(f"{what} holds {volume.dtype}: accepted are real numbers")
+    # One sum finds NaN and inf (inf - inf included) far faster than isfinite on every voxel.
+    with np.errstate(invalid="ignore"):
+        total = volume.sum(dtype=np.float64)
+    if not np.isfinite(total):
+        bad = int(volume.size - np.isfinite(volume).sum())
+        raise ValueError(f"{what} has {bad} voxels that are NaN or infinite: accepted are finite numbers")
+    return volume
+
+
+def read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read a NIfTI volume.
+
+    Parameters
+    ----------
+    path : str or Path
+        A ``.nii`` or ``.nii.gz`` file.
+
+    Returns
+    -------
+    volume : ndarray, shape (X, Y, Z), float32
+        Voxels in stored order, header scaling applied.
+    affine : ndarray, shape (4, 4), float64
+        Voxel index to world position in mm (RAS+).
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not NIfTI, is truncated, is not 3D, is empty, or holds values that are not finite.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        image = nib.load(path)
+        volume = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
+    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
+        raise ValueError(f"{path}: not a readable NIfTI volume ({str(error).splitlines()[0]})") from None
+    # Trailing axes of length one (X, Y, Z, 1) are how some converters write a 3D image.
+    while volume.ndim > 3 and volume.shape[-1] == 1:
+        volume = volume[..., 0]
+    return check(volume, str(path)), image.affine
+
+
+def sidecar_path(path: str | Path) -> Path:
+    """The JSON file beside a volume or a table: ``x.nii.gz`` -> ``x.json``, ``x.csv`` -> ``x.json``."""
+    path = Path(path)
+    return path.with_name(path.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".csv") + ".json")
+
+
+def read_sidecar(path: str | Path) -> dict | None:
+    """The sidecar of the volume at `path`, or None if there is none that can be read."""
+    try:
+        sidecar = json.loads(sidecar_path(path).read_text())
+    except (OSError, ValueError):
+        return None
+    return sidecar if isinstance(sidecar, dict) else None
+
+
+def write(path: str | Path, volume: np.ndarray, affine: np.ndarray, sidecar: dict | None = None) -> dict:
+    """Write a volume and its sidecar, both or neither.
+
+    Parameters
+    ----------
+    path : str or Path
+        Ends in ``.nii.gz``. Missing folders are made.
+    volume : ndarray, shape (X, Y, Z)
+        Written as it is if uint8 or int16, as uint8 if boolean, else as float32.
+    affine : ndarray, shape (4, 4)
+        Voxel index to world position in mm.
+    sidecar : dict, optional
+        What to record beside the volume. ``ContentSha256`` and ``ContentBytes`` of the file are added.
+
+    Returns
+    -------
+    dict
+        The sidecar as written.
+
+    Raises
+    ------
+    ValueError
+        If the volume fails `check` or the name does not end in ``.nii.gz``.
+    """
+    path = Path(path)
+    if not path.name.endswith(".nii.gz"):
+        raise ValueError(f"{path}: accepted are names that end in .nii.gz")
+    volume = check(volume, str(path))
+    if volume.dtype == bool:
+        volume = volume.astype(np.uint8)
+    elif volume.dtype not in (np.uint8, np.int16):
+        volume = volume.astype(np.float32)
+    image = nib.Nifti1Image(volume, affine)
+    image.header.set_xyzt_units("mm", "sec")
+    # mtime=0 and no file name in the gzip header: the same volume gives the same bytes.
+    content = gzip.compress(image.to_bytes(), compresslevel=1, mtime=0)
+    return write_with_sidecar(path, content, sidecar or {})
+
+
+def write_with_sidecar(path: str | Path, content: bytes, sidecar: dict) -> dict:
+    """Write a file and, last, its sidecar with ``ContentSha256`` and ``ContentBytes`` added; return that sidecar."""
+    sidecar = dict(sidecar, ContentSha256=hashlib.sha256(content).hexdigest(), ContentBytes=len(content))
+    text = json.dumps(sidecar, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    # An old sidecar must not vouch for new data, should we be killed between the two renames.
+    sidecar_path(path).unlink(missing_ok=True)
+    write_bytes(path, content)
+    write_bytes(sidecar_path(path), text.encode())
+    return sidecar
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all: temporary name, fsync, rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

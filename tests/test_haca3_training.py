@@ -1,0 +1,157 @@
+"""Training of HACA3: the pieces of the loss, the slices, and a run that is stopped and goes on."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import haca3
+from helpers.haca3 import checkpoint, harmonizer, training
+
+
+@pytest.fixture(scope="module")
+def group():
+    """Discs of four tissues and a lesion, seen by two scanners in three contrasts."""
+    rng = np.random.default_rng(0)
+    y, x = np.ogrid[-1:1:224j, -1:1:224j]
+    labels = np.zeros((2, 4, 224, 224), np.uint8)
+    for s in range(2):
+        for k in range(4):
+            radius = np.hypot(x - rng.uniform(-0.1, 0.1), y * rng.uniform(0.9, 1.1))
+            labels[s, k] = np.select([np.hypot(x - 0.2, y) < 0.05, radius < 0.3, radius < 0.45, radius < 0.6], [4, 3, 2, 1], 0)
+    signal = np.array([[0.2, 0.7, 0.85, 1.0, 0.8], [1.8, 0.9, 0.75, 0.65, 1.1], [0.1, 1.0, 0.8, 0.85, 1.4]])
+    signal = signal * rng.uniform(0.8, 1.2, (2, *signal.shape))  # scanner, contrast, label
+    inside = np.hypot(x, y) < 0.7
+    images = np.where(inside, np.moveaxis(signal[:, :, labels], 2, 0), 0).astype(np.float16)
+    return training.Group(images, labels, [0, 1])
+
+
+def test_a_group_comes_back_from_disk_and_is_not_there_before_it_is_whole(group, tmp_path):
+    training.write_group(tmp_path / "group-000", group)
+    again = training.read_group(tmp_path / "group-000")
+    assert [p.name for p in tmp_path.iterdir()] == ["group-000"]
+    np.testing.assert_array_equal(again.images, group.images)
+    np.testing.assert_array_equal(again.labels, group.labels)
+    assert list(again.references) == [0, 1]
+
+
+def test_the_slices_that_describe_a_target_are_those_that_the_harmonizer_looks_at():
+    foreground = np.zeros((224, 224, 224), bool)
+    foreground[60:160, 40:180, 50:150] = True
+    chosen = training.choose(foreground, 30, 5, np.random.default_rng(0))
+    assert len(set(chosen[:5])) == 5 and len(chosen) == 30
+    assert all(o == "coronal" and k in harmonizer.TARGET_SLICES for o, k in chosen[:5])
+    assert {o for o, _ in chosen[5:]} == {"axial", "coronal", "sagittal"}
+    assert all(image.any() for image in training.cut(foreground, chosen))
+
+
+def test_labels_without_noise_are_the_most_probable_and_soft_ones_the_expected():
+    logits = torch.tensor([0.0, 3.0, 1.0, 0.0, 2.0]).view(1, 5, 1, 1)
+    hard = training.sample_labels(logits, 0.0, True, torch.Generator())
+    soft = training.sample_labels(logits, 0.0, False, torch.Generator())
+    assert hard.item() == pytest.approx(0.2)
+    assert soft.item() == pytest.approx((torch.softmax(logits.flatten(), 0) * torch.arange(5) / 5).sum().item())
+
+
+def test_labels_with_full_noise_follow_the_softmax_and_let_the_gradient_through():
+    logits = torch.tensor([0.0, 1.0, -1.0, 0.5, 0.0]).view(1, 5, 1, 1).expand(1, 5, 200, 200).clone().requires_grad_()
+    beta = training.sample_labels(logits, 1.0, True, torch.Generator().manual_seed(1))
+    drawn = torch.bincount((beta * 5).round().long().flatten(), minlength=5) / 200**2
+    np.testing.assert_allclose(drawn, torch.softmax(logits[0, :, 0, 0], 0).detach(), atol=0.01)
+    beta.sum().backward()
+    assert logits.grad.abs().min() >= 0 and logits.grad.abs().mean() > 1e-3
+
+
+def test_imperfections_leave_the_background_alone_and_change_the_rest_by_some_per_cent(group):
+    image = torch.from_numpy(group.images[0, 0, :, 0].astype(np.float32))[:, None]
+    changed = training.imperfect(image, np.random.default_rng(3), torch.Generator().manual_seed(0))
+    assert (changed[image == 0] == 0).all()
+    difference = (changed - image)[image > 0].std()
+    assert 0 < difference < 0.1
+
+
+def test_the_gradient_loss_sees_edges_and_no_offset():
+    truth = torch.zeros(1, 1, 8, 8)
+    truth[..., 4:] = 1
+    weight = torch.ones_like(truth)
+    assert training.gradient_loss(truth + 3, truth, weight) == 0
+    # Eight pixels of one edge are missing, of 64.
+    assert training.gradient_loss(0 * truth, truth, weight).item() == pytest.approx(8 / 64)
+
+
+def test_a_draw_asks_for_what_the_other_scanner_saw(group):
+    for i in range(20):
+        example = training.draw([group], np.random.default_rng(i))
+        assert 1 <= len(example.sources) <= 3 and example.sources.shape[1:] == (1, 224, 224)
+        known = [group.images[s, k, c, n] for s in range(2) for k in range(2) for c in range(3) for n in range(4)]
+        assert any(np.array_equal(example.truth[0], image.astype(np.float32)) for image in known)
+        assert torch.equal(example.mask, (example.truth > 0).float())
+
+
+def test_lesions_weigh_more():
+    example = training.Example(
+        sources=torch.rand(1, 1, 224, 224), reference=torch.rand(1, 1, 224, 224), truth=torch.zeros(1, 224, 224),
+        mask=torch.ones(1, 224, 224), labels=torch.zeros(224, 224, dtype=torch.long),
+    )
+    example.labels[:16] = training.LESION
+    modules = training.fresh(0, 2, 2)
+    modules["decoder"] = lambda x: torch.zeros(1, 1, 224, 224)
+    example.truth[:, :16] = 1  # an error on the lesions alone
+    lost = training.loss_of(modules, example, 0.9, 224, np.random.default_rng(0))["l1"].item()
+    assert lost == pytest.approx(20 * 16 / (20 * 16 + 208))
+
+
+def test_an_untrained_eta_is_zero_for_every_slice_and_new_weights_follow_from_the_seed():
+    a, b, c = (training.fresh(seed, 2, 4) for seed in (1, 1, 2))
+    assert not a["eta_encoder"](torch.rand(3, 1, 224, 224)).any()
+    assert torch.equal(a["decoder"].in_conv.weight, b["decoder"].in_conv.weight)
+    assert not torch.equal(a["decoder"].in_conv.weight, c["decoder"].in_conv.weight)
+
+
+def test_theta_learns_to_tell_the_contrasts_apart(group):
+    theta = training.fresh(0, 2, 2)["theta_encoder"]
+    before = training.teach_contrast(theta, [group], 2, seed=0)
+    after = training.teach_contrast(theta, [group], 40, seed=0)
+    assert after < 0.5 * before
+
+
+def test_a_run_that_was_stopped_goes_on_and_its_weights_load(group, tmp_path):
+    lines = []
+    options = dict(seed=1, beta_base=2, decoder_base=2, tell=lines.append)
+    _, first = training.train([group], tmp_path, minutes=0.03, **options)
+    modules, last = training.train([group], tmp_path, minutes=0.08, **options)
+    assert 0 < first < last and any(line.startswith(f"goes on at step {first}") for line in lines)
+    with open(tmp_path / "history.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == list(range(1, last + 1))
+    minutes = [float(row["minutes"]) for row in rows]
+    assert minutes == sorted(minutes) and minutes[-1] >= 0.08
+    # The weights are averages: not those of the last step.
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert not torch.equal(modules["decoder"].in_conv.weight, state["modules"]["decoder"]["in_conv.weight"])
+    checkpoint.save(tmp_path / "weights.pt", modules, epoch=last, timestr="test")
+    assert haca3.load(tmp_path / "weights.pt").networks["beta_encoder"].in_conv.out_channels == 2
+    assert not [p for p in tmp_path.iterdir() if p.name.endswith(".tmp")]
+
+
+def test_steps_on_one_example_lower_its_error(group):
+    modules = training.fresh(0, 2, 4)
+    parameters = [p for name in ("beta_encoder", "decoder") for p in modules[name].parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=3e-3)
+    example = training.draw([group], np.random.default_rng(0))
+    l1 = []
+    for step in range(50):
+        rng = np.random.default_rng(step)  # of the noise
+        losses = training.loss_of(modules, example, progress=0.5, size=80, rng=rng)
+        optimizer.zero_grad()
+        losses["total"].backward()
+        optimizer.step()
+        l1.append(losses["l1"].item())
+    assert np.mean(l1[-5:]) < 0.5 * np.mean(l1[:5])
+
+
+def test_new_weights_leave_the_global_random_state_alone():
+    before = torch.random.get_rng_state()
+    training.fresh(5, 2, 2)
+    assert torch.equal(before, torch.random.get_rng_state())

@@ -1,0 +1,132 @@
+"""Notebooks: first what can be seen without running them, then each of them run on small parameters."""
+
+import ast
+import json
+import statistics
+import subprocess
+import sys
+
+import nbformat
+import papermill
+import pytest
+from helpers import layout
+from papermill.exceptions import PapermillExecutionError
+
+NOTEBOOKS = sorted(layout.NOTEBOOKS.glob("*.ipynb"))
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def parameters_cell(notebook):
+    (cell,) = [cell for cell in code_cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
+    return cell
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def notebook(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+def test_the_method_can_be_read_in_the_list_of_notebooks():
+    stems = [path.stem for path in NOTEBOOKS]
+    method = ["00_cohort", "01_slice_profiles", "02_degradation", "03_registration", "04_harmonization", "05_analysis"]
+    assert [stem for stem in stems if stem in method] == method
+
+
+def test_no_output_is_stored_and_the_kernel_is_python3(notebook):
+    assert all(not cell.outputs and cell.execution_count is None for cell in code_cells(notebook))
+    assert notebook.metadata.kernelspec.name == "python3"
+
+
+def test_it_opens_with_a_title_a_question_and_what_one_can_do_afterwards(notebook):
+    first = notebook.cells[0]
+    assert first.cell_type == "markdown"
+    assert first.source.startswith("# ")
+    assert "?" in first.source
+    for part in ("After this you can", "*In:*", "*Out:*", "*Takes*"):
+        assert part in first.source
+    assert notebook.cells[-1].cell_type == "markdown"
+    assert "Try:" in notebook.cells[-1].source
+
+
+def test_cells_are_thin_and_explained(notebook):
+    lines = sorted(sum(bool(line.strip()) for line in cell.source.splitlines()) for cell in code_cells(notebook))
+    assert statistics.median(lines) <= 4
+    assert lines[int(0.9 * (len(lines) - 1))] <= 12
+    assert len(notebook.cells) - len(lines) >= len(lines)
+
+
+def test_the_parameters_are_annotated_literals_with_a_comment_each(notebook):
+    cell = parameters_cell(notebook)
+    body = ast.parse(cell.source).body
+    assert body
+    for statement in body:
+        assert isinstance(statement, ast.AnnAssign)
+        ast.literal_eval(statement.value)
+        assert "  # " in cell.source.splitlines()[statement.end_lineno - 1]
+
+
+# Small parameters: one subject, one or two resolutions, one plane.
+SMALL = {
+    "00_cohort": {"name": "small"},
+    "01_slice_profiles": {"name": "small"},
+    "02_degradation": {"name": "small", "experiments": ["3"], "resolutions": ["5||1.5"]},
+    "03_registration": {"name": "small", "experiments": ["3"], "resolutions": ["5||1.5"]},
+    "04_harmonization": {"name": "small", "experiment": 3, "resolutions": ["5||1.5"]},
+    "05_analysis": {"name": "small", "subjects": [1], "experiments": ["3"], "resolutions": ["5||1.5"]},
+    "a1_train_harmonizer": {"subjects": 1, "minutes": 0.1, "slices": 8, "slice_step": 60},
+}
+
+
+@pytest.mark.parametrize("stem", [pytest.param(stem, marks=pytest.mark.slow) if stem.startswith("a") else stem for stem in SMALL])
+def test_it_runs_under_papermill_from_another_folder(stem, results_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    known = papermill.inspect_notebook(str(layout.NOTEBOOKS / f"{stem}.ipynb"))
+    folder = "output_dir" if "output_dir" in known else "folder"
+    parameters = {**SMALL[stem], folder: str(results_dir)}
+    assert set(parameters) <= set(known)
+    executed = papermill.execute_notebook(
+        str(layout.NOTEBOOKS / f"{stem}.ipynb"), str(tmp_path / "out.ipynb"), parameters, progress_bar=False, cwd=str(tmp_path)
+    )
+    outputs = [output for cell in code_cells(executed) for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_the_analysis_wrote_its_figures_beside_their_data(results_dir):
+    # Experiment 3 alone was run: its figure is 6, and figure 2 is always there.
+    for number in (2, 6):
+        for suffix in ("png", "pdf", "csv"):
+            assert (results_dir / "figures" / f"figure_{number}.{suffix}").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "stem, parameter, value, message",
+    [
+        ("04_harmonization", "experiment", "7", "ValueError: experiment is '7': accepted are 1a"),
+        ("04_harmonization", "resolutions", ["5|1"], "ValueError: resolution '5|1' is unknown"),
+        ("02_degradation", "contrast", "PDw", "ValueError: contrast is 'PDw': accepted are T1w, T2w, FLAIR"),
+        ("03_registration", "orientation", "oblique", "ValueError: orientation is 'oblique': accepted are axial"),
+    ],
+)
+def test_a_bad_parameter_stops_it_at_once_and_is_named(stem, parameter, value, message, tmp_path):
+    with pytest.raises(PapermillExecutionError) as error:
+        papermill.execute_notebook(
+            str(layout.NOTEBOOKS / f"{stem}.ipynb"),
+            str(tmp_path / "out.ipynb"),
+            {parameter: value, "output_dir": str(tmp_path / "results")},
+            progress_bar=False,
+        )
+    assert message in f"{error.value.ename}: {error.value.evalue}"
+    assert not (tmp_path / "results").exists()
+
+
+def test_papermill_by_hand_takes_the_experiment_as_a_number(results_dir, tmp_path):
+    command = [sys.executable, "-m", "papermill", str(layout.NOTEBOOKS / "04_harmonization.ipynb"), "out.ipynb", "-p", "experiment", "3"]
+    command += ["-p", "name", "small", "-p", "output_dir", str(results_dir), "-y", "resolutions: ['5||1.5']"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    executed = json.loads((tmp_path / "out.ipynb").read_text())
+    assert all(cell["metadata"]["papermill"]["exception"] in (False, None) for cell in executed["cells"])

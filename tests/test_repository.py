@@ -1,0 +1,103 @@
+"""What holds for the repository as a whole: one list of dependencies, cheap imports, arrows that point down."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from helpers import layout
+
+PROJECT = tomllib.loads((layout.ROOT / "pyproject.toml").read_text())["project"]
+DESIGN_CARD = {"jupyterlab", "numpy", "nibabel", "sigpy", "antspyx", "torch", "scikit-image", "matplotlib", "papermill", "ipywidgets"}
+MODULES = sorted((layout.ROOT / "src" / "helpers").rglob("*.py"))
+
+
+def name_of(requirement):
+    return re.match(r"[A-Za-z0-9_.-]+", requirement).group().lower()
+
+
+def test_the_packages_of_the_design_card_are_dependencies():
+    declared = {name_of(each) for each in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["notebooks"]}
+    assert DESIGN_CARD <= declared
+
+
+def test_environment_yml_lists_no_version_that_pyproject_has():
+    text = (layout.ROOT / "environment.yml").read_text()
+    entries = re.findall(r"^\s*-\s+(.+?)\s*$", text, re.M)
+    assert [each for each in entries if not each.startswith("-")] == ["conda-forge", "python " + PROJECT["requires-python"], "pip", "pip:"]
+    extras = re.search(r"-e \.\[([a-z,]+)\]", text).group(1).split(",")
+    assert set(extras) <= set(PROJECT["optional-dependencies"])
+    assert all(package in text for package in DESIGN_CARD)
+
+
+def test_constraints_pin_every_dependency_once():
+    pins = [name_of(line) for line in (layout.ROOT / "constraints.txt").read_text().splitlines() if re.match(r"[a-z]", line, re.I)]
+    assert len(pins) == len(set(pins))
+    extras = [each for extra in ("notebooks", "test") for each in PROJECT["optional-dependencies"][extra]]
+    wanted = {name_of(each) for each in PROJECT["dependencies"] + extras}
+    assert wanted <= set(pins)
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    assert "make test" in (layout.ROOT / ".ci" / "run").read_text().splitlines()
+    assert re.search(r"^\s*make test\b", (layout.ROOT / "README.md").read_text(), re.M)
+
+
+@pytest.mark.parametrize("modules", ["helpers.study, helpers.volumes, helpers.layout, helpers.stages, helpers.batch, helpers.cli, "
+                                     "helpers.phantom, helpers.degradation, helpers.registration, helpers.metrics, helpers.figures"])
+def test_importing_helpers_imports_neither_ants_nor_torch_nor_sigpy(modules):
+    code = f"import sys, {modules}; print([name for name in ('ants', 'torch', 'sigpy') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_degrading_needs_no_ants_and_harmonizing_neither_ants_nor_sigpy():
+    # sigpy itself imports torch where there is one.
+    degrade = "degradation.degrade(np.ones((9, 9, 9)), np.eye(4), 'axial', study.Resolution(3, 0))"
+    for code, absent in (
+        (f"import numpy as np; from helpers import degradation, study; {degrade}", ("ants",)),
+        ("from helpers import haca3", ("sigpy", "ants")),
+    ):
+        code += f"; import sys; print([name for name in {absent} if name in sys.modules])"
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def imports_of(path):
+    """Names of our own modules that a module imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "helpers":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("helpers."):
+            found.add(node.module.split(".")[1])
+    return found
+
+
+def test_imports_among_our_modules_have_no_circle():
+    graph = {}
+    for path in MODULES:
+        room = path.relative_to(layout.ROOT / "src" / "helpers").parts[0].removesuffix(".py")
+        graph[room] = graph.get(room, set()) | (imports_of(path) - {room})
+    while graph:
+        leaves = {room for room, needs in graph.items() if not needs & set(graph)}
+        assert leaves, f"a circle among {sorted(graph)}"
+        graph = {room: needs for room, needs in graph.items() if room not in leaves}
+
+
+def test_the_harmonizer_knows_nothing_of_the_phantom():
+    needs = set().union(*(imports_of(path) for path in MODULES if path.parent.name == "haca3"))
+    assert needs <= {"haca3", "volumes", "study"}
+
+
+def test_only_volumes_touches_image_files():
+    for path in MODULES:
+        if path.name != "volumes.py":
+            assert not re.search(r"nib(abel)?\.(load|save)|imread|imwrite|image_write", path.read_text()), path
+
+
+def test_no_global_seed_is_set():
+    for path in (*MODULES, *layout.NOTEBOOKS.glob("*.ipynb")):
+        # torch draws first weights from its global generator: seeded there, but forked, so that nobody notices.
+        text = re.sub(r"with torch\.random\.fork_rng\(.*\):.*\n\s+torch\.manual_seed", "", path.read_text())
+        assert not re.search(r"np\.random\.seed|torch\.manual_seed|(?<![.\w])random\.seed", text), path

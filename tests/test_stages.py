@@ -1,0 +1,169 @@
+"""The stages on the real pipeline. Where the network does not matter its place is taken by one that changes nothing."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from helpers import layout, stages, volumes
+from helpers.study import CONTRASTS, GROUND_TRUTH, ORIENTATIONS, Resolution, Study
+
+FINE, COARSE = Resolution(3, 0), Resolution(5, 1.5)
+
+
+class Identity:
+    """A harmonizer that returns its sources."""
+
+    def harmonize(self, images, targets, **settings):
+        return dict(images)
+
+
+@pytest.fixture(scope="module")
+def plan(results_dir, tmp_path_factory):
+    """A study of the session's subject in a folder of its own, so that no identity is taken for a harmonization."""
+    shared = Study(subjects=[1], output_dir=str(results_dir))
+    folder = tmp_path_factory.mktemp("identity")
+    for subject in (1, 11):
+        stages.cohort(shared, subject)
+        shutil.copytree(results_dir / f"sub-{subject:02d}", folder / f"sub-{subject:02d}")
+    return Study(subjects=[1], resolutions=[COARSE], output_dir=str(folder))
+
+
+@pytest.fixture
+def identity(monkeypatch):
+    monkeypatch.setattr(stages, "_harmonizer", lambda *models: Identity())
+    monkeypatch.setattr(stages, "_digest", lambda path: "identity")
+    monkeypatch.setattr(stages, "_targets", lambda plan: {})
+    monkeypatch.setattr(stages, "_encoding", lambda plan, image: volumes.read(image)[0])
+
+
+@pytest.fixture
+def tables(plan, identity):
+    return {each: stages.scores(plan, 1, each).set_index(["arm", "contrast", "region"]) for each in ("1a", "3", "4", "5", GROUND_TRUTH)}
+
+
+def test_with_an_identity_harmonizer_a_3d_source_is_perfect(tables):
+    for experiment, contrast in (("3", "T1w"), ("4", "T1w"), ("5", "FLAIR")):
+        for region in ("full", "brain"):
+            row = tables[experiment].loc[("harmonized", contrast, region)]
+            assert row.psnr_db == np.inf
+            assert row.ssim_axial == 1
+
+
+def test_with_an_identity_harmonizer_a_3d_source_helps_no_other_contrast(tables):
+    for contrast in ("T2w", "FLAIR"):
+        for column in ("psnr_db", "ssim_axial"):
+            assert tables["3"].loc[("harmonized", contrast, "brain")][column] == tables["1a"].loc[("harmonized", contrast, "brain")][column]
+
+
+def test_with_an_identity_harmonizer_harmonized_and_input_arm_are_one(tables):
+    for table in tables.values():
+        for (arm, contrast, region), row in table.iterrows():
+            if arm == "harmonized":
+                assert row.psnr_db == table.loc[("input", contrast, region)].psnr_db
+
+
+def test_the_ground_truth_against_itself_is_perfect(tables):
+    ceiling = tables[GROUND_TRUTH]
+    assert (ceiling.psnr_db == np.inf).all()
+    assert (ceiling.ssim_axial == 1).all()
+    assert set(ceiling.index.get_level_values("arm")) == {"ceiling"}
+
+
+def test_a_2d_source_is_not_perfect_and_a_preview_claims_no_3d_ssim(tables):
+    rows = tables["1a"]
+    assert np.isfinite(rows.psnr_db).all()
+    assert rows.ssim.isna().all()
+    assert rows.ssim_axial.between(0, 1, inclusive="neither").all()
+
+
+@pytest.mark.parametrize("contrast", CONTRASTS)
+def test_without_harmonizer_quality_falls_with_slice_separation(plan, contrast):
+    from helpers import metrics
+
+    reference, _ = volumes.read(stages.cohort(plan, 1)[contrast])
+    brain = volumes.read(stages.cohort(plan, 1)["mask"])[0] > 0
+    ladder = [Resolution(3, 0), Resolution(4, 0), Resolution(5, 0), Resolution(5, 1), COARSE]
+    images = [volumes.read(stages.registered(plan, 1, contrast, "axial", each))[0] for each in ladder]
+    psnr = [metrics.psnr(reference, image, metrics.data_range(reference), brain) for image in images]
+    assert (np.diff(psnr) < 0).all(), psnr
+
+
+def test_what_is_done_is_not_done_again(plan):
+    path = stages.registered(plan, 1, "T1w", "axial", COARSE)
+    before = {each: each.stat().st_mtime_ns for each in path.parent.iterdir()}
+    assert stages.registered(plan, 1, "T1w", "axial", COARSE) == path
+    assert {each: each.stat().st_mtime_ns for each in path.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize("damage", ["sidecar gone", "sidecar cut", "volume gone", "other key"])
+def test_what_is_half_done_is_done_again_with_the_same_bytes(plan, damage):
+    path = stages.registered(plan, 1, "T1w", "axial", COARSE)
+    sidecar = volumes.sidecar_path(path)
+    before = path.read_bytes(), sidecar.read_bytes()
+    if damage == "sidecar gone":
+        sidecar.unlink()
+    elif damage == "sidecar cut":
+        sidecar.write_bytes(before[1][:40])
+    elif damage == "volume gone":
+        path.unlink()
+    else:
+        sidecar.write_text(json.dumps({**json.loads(before[1]), "Key": "another"}))
+    stages.registered(plan, 1, "T1w", "axial", COARSE)
+    assert (path.read_bytes(), sidecar.read_bytes()) == before
+
+
+def test_another_seed_is_another_key_and_the_known_transform_gives_the_same_image(plan):
+    path = stages.registered(plan, 1, "T2w", "axial", COARSE)
+    first, key = volumes.read(path)[0], volumes.read_sidecar(path)["Key"]
+    other = Study(**{**plan.literals(), "seed": 5})
+    stages.registered(other, 1, "T2w", "axial", COARSE)
+    assert volumes.read_sidecar(path)["Key"] != key
+    # Another motion, but known, so undone to rounding.
+    np.testing.assert_allclose(volumes.read(path)[0], first, atol=1e-3 * first.max())
+
+
+def test_a_stack_says_what_it_is(plan):
+    sidecar = volumes.read_sidecar(stages.degraded(plan, 1, "T1w", "sagittal", COARSE))
+    assert sidecar["SliceThickness"] == 5
+    assert sidecar["SpacingBetweenSlices"] == 6.5
+    assert sidecar["MRAcquisitionType"] == "2D"
+    assert sidecar["Sources"] == ["bids::sub-01/anat/sub-01_space-MNI152NLin2009aSym_desc-preproc_T1w.nii.gz"]
+    assert "Semi-synthetic" in sidecar["Note"]
+
+
+def test_a_preview_keeps_every_eleventh_slice_where_it_belongs(plan):
+    volume = np.arange(192 * 224 * 192, dtype=np.float32).reshape(192, 224, 192)
+    affine = np.array([[-1.0, 0, 0, 96], [0, -1, 0, 96], [0, 0, 1, -78], [0, 0, 0, 1]])
+    some, some_affine = stages.visited(plan, volume, affine)
+    assert some.shape == (192, 224, 17)
+    np.testing.assert_array_equal(some[:, :, 3], volume[:, :, 5 + 33])
+    np.testing.assert_allclose(some_affine @ [1, 2, 3, 1], affine @ [1, 2, 5 + 33, 1])
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.pt: no such checkpoint"):
+        stages.check_models(Study(weights=str(tmp_path / "nowhere.pt")))
+
+
+@pytest.mark.slow
+def test_a_whole_volume_in_three_planes_fused_nears_the_exact_truth(results_dir):
+    from helpers import haca3, metrics, phantom
+
+    plan = Study(subjects=[1], output_dir=str(results_dir))
+    sources = {contrast: volumes.read(path)[0] for contrast, path in stages.source_images(plan, 1, "3", FINE).items()}
+    target = volumes.read(stages.cohort(plan, phantom.TARGET_SEED)["T1w"])[0]
+    harmonizer = haca3.load(layout.ROOT / plan.weights)
+    result = harmonizer.harmonize(sources, {"T1w": target}, orientations=ORIENTATIONS, details=True)
+    image, planes = result["T1w"], result["details"].unfused["T1w"]
+    assert image.shape == (192, 224, 192)
+    assert np.isfinite(image).all()
+    scaled = np.stack([plane / np.percentile(plane, 95) for plane in planes.values()])
+    np.testing.assert_allclose(image / np.percentile(target, 95), np.median(scaled, axis=0).clip(0, 5), atol=1e-3)
+    # What no real cohort has: the same subject on the target scanner, without noise.
+    subject = phantom.subject(1)
+    truth = phantom.render(subject, phantom.scanner("target"), "T1w")
+    constant = np.where(subject.brain, truth[subject.brain].mean(), 0)
+    peak = metrics.data_range(truth)
+    assert metrics.psnr(truth, image, peak, subject.brain) > metrics.psnr(truth, constant, peak, subject.brain)
+    assert np.corrcoef(truth[subject.brain], image[subject.brain])[0, 1] > 0.7

@@ -1,0 +1,166 @@
+import re
+
+import pytest
+from helpers.study import (
+    CONTRASTS,
+    EXPERIMENTS,
+    GROUND_TRUTH,
+    ORIENTATIONS,
+    RESOLUTIONS,
+    Resolution,
+    Study,
+    check,
+    sources,
+    visited_slices,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def test_resolutions_are_the_papers_eight_in_its_order():
+    assert [each.label for each in RESOLUTIONS] == ["3||0", "3||1", "4||0", "4||1", "4||1.2", "5||0", "5||1", "5||1.5"]
+    assert [each.separation_mm for each in RESOLUTIONS] == [3, 4, 4, 5, 5.2, 5, 6, 6.5]
+
+
+def test_experiments_are_table_1():
+    rows = """
+    1a axial    axial    axial
+    1b sagittal sagittal sagittal
+    1c coronal  coronal  coronal
+    2  axial    sagittal coronal
+    3  3D       axial    axial
+    4  3D       sagittal coronal
+    5  axial    axial    3D
+    6  sagittal coronal  3D
+    """
+    table = {row.split()[0]: dict(zip(CONTRASTS, row.split()[1:], strict=True)) for row in rows.strip().splitlines()}
+    assert EXPERIMENTS == table
+    assert list(EXPERIMENTS) == list(table)
+
+
+def test_vocabulary_is_plain_strings():
+    assert CONTRASTS == ("T1w", "T2w", "FLAIR")
+    assert ORIENTATIONS == ("axial", "sagittal", "coronal")
+
+
+def test_the_papers_labels_and_slugs():
+    assert Resolution(5, 1.5).label == "5||1.5"
+    assert Resolution(5, 1.5).slug == "5skip1p5"
+    assert Resolution.parse("5‖1.5") == Resolution.parse("5||1.5") == Resolution.parse("5skip1p5") == Resolution(5, 1.5)
+
+
+@given(st.integers(1, 200), st.integers(0, 200))
+def test_label_and_slug_name_the_same_resolution(tenths, gap_tenths):
+    resolution = Resolution(tenths / 10, gap_tenths / 10)
+    assert Resolution.parse(resolution.label) == resolution
+    assert Resolution.parse(resolution.slug) == resolution
+    assert re.fullmatch("[A-Za-z0-9]+", resolution.slug)
+    assert resolution.separation_mm == pytest.approx(tenths / 10 + gap_tenths / 10)
+
+
+@pytest.mark.parametrize("thickness, gap", [(0, 1), (-3, 0), (3, -1), (float("nan"), 0), (3, float("inf"))])
+def test_impossible_resolutions_are_refused(thickness, gap):
+    with pytest.raises(ValueError, match=r"(thickness|gap)_mm is .*accepted"):
+        Resolution(thickness, gap)
+
+
+@pytest.mark.parametrize("text", ["", "5", "5|1", "a||b", "5||-1", "0||1", "5||1.5mm"])
+def test_texts_that_are_no_resolution_are_refused(text):
+    with pytest.raises(ValueError, match="accepted is"):
+        Resolution.parse(text)
+
+
+def test_an_experiment_may_be_given_as_the_number_that_papermill_makes_of_it():
+    assert check("experiment", 2, EXPERIMENTS) == "2"
+
+
+def test_an_unknown_choice_names_itself_and_what_is_accepted():
+    with pytest.raises(ValueError, match=r"^experiment is '7': accepted are 1a, 1b, 1c, 2, 3, 4, 5, 6$"):
+        check("experiment", "7", EXPERIMENTS)
+
+
+def test_the_ground_truth_has_three_3d_sources():
+    assert sources(GROUND_TRUTH) == dict.fromkeys(CONTRASTS, "3D")
+    assert sources("4") == {"T1w": "3D", "T2w": "sagittal", "FLAIR": "coronal"}
+
+
+@pytest.mark.parametrize("step", [7, 11])
+@pytest.mark.parametrize("resolution", RESOLUTIONS, ids=lambda each: each.label)
+def test_a_preview_meets_the_phases_of_the_slice_grid_evenly(step, resolution):
+    # Offset of the visited planes from the nearest slice centre, in units of the separation: its distribution over
+    # the preview is that over all planes.
+    phases = [(z / resolution.separation_mm) % 1 for z in visited_slices(192 * step, step)]
+    everything = [(z / resolution.separation_mm) % 1 for z in range(192 * step)]
+    assert {round(phase, 6) % 1 for phase in phases} == {round(phase, 6) % 1 for phase in everything}
+
+
+def test_a_preview_stays_inside_and_covers_the_volume():
+    assert list(visited_slices(192, 11))[0] == 5
+    assert list(visited_slices(192, 11))[-1] == 181
+    assert list(visited_slices(5, 1)) == [0, 1, 2, 3, 4]
+
+
+def test_the_acquisitions_of_table_1_are_nine_and_those_of_one_row_three():
+    assert len(Study().acquisitions()) == 9
+    assert Study(experiments=["4"]).acquisitions() == [("T2w", "sagittal"), ("FLAIR", "coronal")]
+
+
+def test_a_study_survives_the_trip_through_literals():
+    plan = Study(subjects=[3, 1], experiments=["2", 3], resolutions=["7||0.7"], slice_step=7)
+    assert Study(**plan.literals()) == plan
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("name", "../x"),
+        ("subjects", []),
+        ("subjects", [0]),
+        ("subjects", [1.5]),
+        ("subjects", [1, 1]),
+        ("experiments", ["7"]),
+        ("resolutions", ["3"]),
+        ("reconstruction", ["oblique"]),
+        ("transform", "guess"),
+        ("anatomy", "none"),
+        ("mask", "last"),
+        ("weights", 3),
+        ("slice_step", 8),
+        ("slice_step", 0),
+        ("seed", -1),
+    ],
+)
+def test_a_bad_value_of_a_study_is_named(field, value):
+    with pytest.raises(ValueError) as error:
+        Study(**{field: value})
+    assert "accepted" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert field.rstrip("s") in str(error.value)
+
+
+def test_a_preview_is_of_one_plane():
+    with pytest.raises(ValueError, match="slice_step is 11 with reconstruction in 2 planes"):
+        Study(reconstruction=["axial", "coronal"])
+
+
+def test_a_study_file_is_read_whole(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('subjects = [4]\nresolutions = ["6||2"]\nexperiments = [2]\n')
+    assert Study.from_toml(file) == Study(name="mine", subjects=[4], resolutions=[Resolution(6, 2)], experiments=["2"])
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("experimnts = ['1a']", "unknown key 'experimnts': did you mean experiments?"),
+        ("experiments = ['9']", "experiment is '9'"),
+        ("subjects = [", "not TOML"),
+    ],
+)
+def test_a_bad_study_file_is_named_with_its_fault(tmp_path, text, message):
+    file = tmp_path / "bad.toml"
+    file.write_text(text)
+    with pytest.raises(ValueError) as error:
+        Study.from_toml(file)
+    assert str(file) in str(error.value)
+    assert message in str(error.value)

@@ -1,0 +1,113 @@
+import nibabel as nib
+import numpy as np
+import pytest
+from helpers import layout, volumes
+
+AFFINE = np.array([[-1.0, 0, 0, 96], [0, -1, 0, 96], [0, 0, 1.5, -78], [0, 0, 0, 1]])
+
+
+@pytest.fixture
+def volume():
+    return np.random.default_rng(0).normal(size=(5, 6, 7)).astype(np.float32)
+
+
+def test_what_is_written_is_read(tmp_path, volume):
+    path = tmp_path / "deep" / "x.nii.gz"
+    volumes.write(path, volume, AFFINE, {"Answer": 42})
+    back, affine = volumes.read(path)
+    np.testing.assert_array_equal(back, volume)
+    np.testing.assert_array_equal(affine, AFFINE)
+    assert volumes.read_sidecar(path)["Answer"] == 42
+
+
+def test_a_mask_is_stored_in_a_byte_per_voxel(tmp_path, volume):
+    volumes.write(tmp_path / "m.nii.gz", volume > 0, AFFINE)
+    assert nib.load(tmp_path / "m.nii.gz").get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(volumes.read(tmp_path / "m.nii.gz")[0] > 0, volume > 0)
+
+
+def test_the_same_volume_gives_the_same_bytes(tmp_path, volume):
+    for name in ("a", "b"):
+        volumes.write(tmp_path / f"{name}.nii.gz", volume, AFFINE, {"b": 1, "a": 2})
+    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, volume, monkeypatch):
+    path = tmp_path / "x.nii.gz"
+    volumes.write(path, volume, AFFINE, {"Key": "old"})
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(volumes.os, "replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        volumes.write(path, volume + 1, AFFINE, {"Key": "new"})
+    assert path.read_bytes() == before
+    # The sidecar went first, so nothing vouches for a volume that may be half of a pair.
+    assert volumes.read_sidecar(path) is None
+    assert [each.name for each in tmp_path.iterdir()] == ["x.nii.gz"]
+
+
+def test_a_sidecar_that_cannot_be_json_writes_nothing(tmp_path, volume):
+    with pytest.raises(ValueError):
+        volumes.write(tmp_path / "x.nii.gz", volume, AFFINE, {"Error": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (np.zeros((4, 4)), "2 dimensions, shape (4, 4)"),
+        (np.zeros((2, 2, 2, 2)), "4 dimensions"),
+        (np.zeros((4, 0, 4)), "is empty, shape (4, 0, 4)"),
+        (np.full((3, 3, 3), np.nan), "27 voxels that are NaN"),
+        (np.array([[[1.0, np.inf, -np.inf]]]), "2 voxels"),
+        (np.zeros((2, 2, 2), complex), "complex128"),
+        (np.array([[["a"]]]), "accepted are real numbers"),
+    ],
+)
+def test_what_is_no_volume_is_refused_before_anything_is_written(tmp_path, bad, message):
+    with pytest.raises(ValueError) as error:
+        volumes.write(tmp_path / "x.nii.gz", bad, AFFINE)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_missing_truncated_or_no_nifti_is_named(tmp_path, volume):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        volumes.read(tmp_path / "none.nii.gz")
+    whole = tmp_path / "whole.nii.gz"
+    volumes.write(whole, volume, AFFINE)
+    for name, content in (("half.nii.gz", whole.read_bytes()[:200]), ("text.nii", b"hello"), ("text.nii.gz", b"hello")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name}: not a readable NIfTI volume") as error:
+            volumes.read(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+def test_a_nifti_with_nan_or_four_dimensions_is_named(tmp_path):
+    for name, data in (("nan.nii", np.full((2, 2, 2), np.nan, np.float32)), ("many.nii", np.zeros((2, 2, 2, 3), np.float32))):
+        nib.save(nib.Nifti1Image(data, AFFINE), tmp_path / name)
+        with pytest.raises(ValueError, match=name):
+            volumes.read(tmp_path / name)
+
+
+def test_a_fourth_dimension_of_one_is_dropped(tmp_path, volume):
+    nib.save(nib.Nifti1Image(volume[..., None], AFFINE), tmp_path / "x.nii")
+    np.testing.assert_array_equal(volumes.read(tmp_path / "x.nii")[0], volume)
+
+
+def test_an_unreadable_sidecar_is_no_sidecar(tmp_path):
+    for content in ("", "{", "[]"):
+        (tmp_path / "x.json").write_text(content)
+        assert volumes.read_sidecar(tmp_path / "x.nii.gz") is None
+
+
+def test_names_follow_bids():
+    path = layout.image("root", 2, "FLAIR", desc="harmonized", rec="1a", res="5skip1p5")
+    assert path.as_posix() == (
+        "root/sub-02/anat/sub-02_rec-1a_space-MNI152NLin2009aSym_res-5skip1p5_desc-harmonized_FLAIR.nii.gz"
+    )
