@@ -1,3 +1,5 @@
+import hashlib
+
 import nbformat
 import pytest
 from helpers import batch, cli
@@ -24,6 +26,10 @@ def test_a_parameter_that_the_notebook_does_not_know_is_refused():
     bad = Task(task.name, task.notebook, {**task.parameters, "experimnt": 3})
     with pytest.raises(ValueError, match=r"05_analysis.ipynb: parameter experimnt=3 is unknown: accepted are name, subjects"):
         batch.check_parameters([bad])
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def notebook(path, *cells):
@@ -100,10 +106,10 @@ def test_a_small_study_from_the_command_line_to_its_figures_and_again(tmp_path, 
     assert "Mean PSNR inside the brain" in said
     assert str(tmp_path / "results" / "figures") in said
     assert (tmp_path / "results" / "report" / "index.html").is_file()
-    results = {path: path.read_bytes() for path in tmp_path.glob("results/**/*") if path.suffix in (".gz", ".csv", ".pdf", ".png")}
+    results = {path: digest(path) for path in tmp_path.glob("results/**/*") if path.suffix in (".gz", ".csv", ".pdf", ".png")}
     # Two ground truths, two experiments at two resolutions, and 1b at 5||1.5, which figure 2 shows.
     assert len([path for path in results if "harmonized" in path.name]) == 3 * (2 + 2 * 2 + 1)
     times = {path: path.stat().st_mtime_ns for path in results if path.suffix == ".gz"}
     assert cli.main(["run", str(study), "--workers", "2"]) == 0
     assert {path: path.stat().st_mtime_ns for path in times} == times
-    assert {path: path.read_bytes() for path in results} == results
+    assert {path: digest(path) for path in results} == results

@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from helpers import slice_profile, study, volumes
+from helpers import linear, slice_profile, study, volumes
 
 #: The two anatomical directions between which the slices of an orientation are stacked.
 THROUGH_PLANE = {"axial": "IS", "sagittal": "LR", "coronal": "PA"}
@@ -152,7 +152,7 @@ def degrade(volume: np.ndarray, affine: np.ndarray, orientation: str, resolution
     lr_affine = affine.copy()
     lr_affine[:3, 3] += affine[:3, axis] * positions[0]
     lr_affine[:3, axis] *= resolution.separation_mm / voxel_mm
-    return _apply(weights.astype(np.float32), volume.astype(np.float32, copy=False), axis), lr_affine
+    return linear.along_axis(weights, volume, axis), lr_affine
 
 
 @lru_cache(maxsize=128)
@@ -165,12 +165,3 @@ def _matrix(n, voxel_mm, resolution, *values):
     weights = np.stack(columns, axis=1)
     weights.flags.writeable = False
     return weights
-
-
-def _apply(weights, volume, axis):
-    if volume.flags.f_contiguous and not volume.flags.c_contiguous:
-        # nibabel reads in Fortran order: seen from the other side it is C order, and nothing is copied.
-        return _apply(weights, volume.T, 2 - axis).T
-    if axis == 0:
-        return np.tensordot(weights, volume, axes=(1, 0))
-    return np.moveaxis(np.tensordot(volume, weights, axes=(axis, 1)), -1, axis)

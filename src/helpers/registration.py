@@ -15,7 +15,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from helpers import volumes
+from helpers import linear, volumes
 from helpers.study import CONTRASTS, ORIENTATIONS, check
 
 #: Near the centre of mass of a brain in MNI space (RAS, mm): the point about which a head is turned.
@@ -327,7 +327,7 @@ def _resample_parallel(volume, index_map, shape, axes):
         # The spline is linear in the voxels, so its values for the n unit volumes are its matrix.
         matrix = np.stack([ndimage.map_coordinates(unit, [position], order=3, mode="mirror") for unit in np.eye(n)], axis=1)
         matrix[~_inside(position, n)] = 0
-        result = np.moveaxis(np.tensordot(matrix.astype(np.float32), result, (1, axis)), 0, axis)
+        result = linear.along_axis(matrix, result, axis)
     return np.ascontiguousarray(result)
 
 

@@ -108,7 +108,7 @@ def degraded(plan: Study, subject: int, contrast: str, orientation: str, resolut
 
     source = cohort(plan, subject)[contrast]
     path = layout.image(root(plan), subject, contrast, desc="degraded", acq=orientation, res=resolution.slug)
-    key = _key(_code(degraded, ("slice_profile.py", "degradation.py")), [source], {"orientation": orientation, "resolution": resolution.label})
+    key = _key(_code(degraded, ("slice_profile.py", "degradation.py", "linear.py")), [source], {"orientation": orientation, "resolution": resolution.label})
 
     def work():
         lr_volume, lr_affine = degradation.degrade(*_read(source), orientation, resolution)
@@ -131,7 +131,7 @@ def registered(plan: Study, subject: int, contrast: str, orientation: str, resol
     stack, images = degraded(plan, subject, contrast, orientation, resolution), cohort(plan, subject)
     inputs = [stack, images[contrast], images["mask"]]
     path = layout.image(root(plan), subject, contrast, desc=f"registered{transform.capitalize()}", acq=orientation, res=resolution.slug)
-    key = _key(_code(registered, ("registration.py",)), inputs, {"transform": transform, "seed": plan.seed})
+    key = _key(_code(registered, ("registration.py", "linear.py")), inputs, {"transform": transform, "seed": plan.seed})
 
     def work():
         lr_volume, lr_affine = volumes.read(stack)
