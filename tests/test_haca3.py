@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from helpers import haca3
+from helpers import haca3, study
 from helpers.haca3 import checkpoint, harmonizer, networks
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -273,6 +273,83 @@ def test_harmonize_computes_what_the_definition_says(small, heads, sources):
     assert expected.max() > 0
 
 
+def test_slices_may_go_through_the_networks_together(small, small_file, sources, target, monkeypatch):
+    """As on a GPU: the noise of a slice is its own, so batches change rounding only."""
+    one = small.harmonize(sources, target, slice_step=24, details=True)
+    batched = haca3.load(small_file)
+    monkeypatch.setattr(batched, "_batches", lambda ks: [ks[i : i + 3] for i in range(0, len(ks), 3)])
+    many = batched.harmonize(sources, target, slice_step=24, details=True)
+    assert np.nanmean(np.abs(one["T1w"] - many["T1w"]) > 1e-3 * target["T1w"].norm) < 1e-3  # a label within rounding may flip
+    for name in sources:
+        np.testing.assert_allclose(one["details"].theta[name]["axial"], many["details"].theta[name]["axial"], atol=1e-3)
+    np.testing.assert_allclose(one["details"].attention["T1w"]["axial"], many["details"].attention["T1w"]["axial"], atol=1e-3)
+
+
+def test_compiled_networks_give_the_same_image_to_rounding(small, small_file, sources, target):
+    options = dict(anatomy="argmax", slice_step=64)
+    plain = small.harmonize(sources, target, **options)["T1w"]
+    fast = haca3.load(small_file, compiled=True).harmonize(sources, target, **options)["T1w"]
+    error = np.nanmean(np.square(plain - fast))
+    assert 10 * np.log10(np.nanmax(plain) ** 2 / max(error, 1e-30)) > 60  # a label or two within rounding may flip
+
+
+def test_without_a_compiler_the_networks_run_as_they_are(small_file, monkeypatch):
+    monkeypatch.setattr(harmonizer.shutil, "which", lambda name: None)
+    model = haca3.load(small_file, compiled=True)
+    assert model._run["decoder"] is model.networks["decoder"]
+
+
+def test_bfloat16_is_coarser_but_says_the_same(small, small_file, sources):
+    image = harmonizer.slice_of(sources["T1w"].volume, "axial", 110)
+    coarse = haca3.load(small_file, precision="bfloat16")
+    with torch.inference_mode():
+        ((exact, key),), ((rounded, same_key),) = small._encode([image]), coarse._encode([image])
+    assert rounded.dtype == torch.float32 and torch.equal(key, same_key)  # theta and eta stay exact
+    assert 0 < (exact - rounded).std() < 0.25 * exact.std()  # random weights amplify rounding
+
+
+# ---------------------------------------------------------------- HACA3+
+
+
+def plus_map_by_hand(attention):
+    """Pixel by pixel, as the definition reads; attention (n, H, W)."""
+    n, height, width = attention.shape
+    shared = np.empty_like(attention)
+    for i, j in np.ndindex(height, width):
+        total = attention[:, i, j].sum()
+        shared[:, i, j] = 1 / n if total < 1e-6 else attention[:, i, j] / (total + 1e-6)
+    smooth = shared.copy()
+    for i, j in np.ndindex(height, width):
+        for di, dj in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+            beside = shared[:, np.clip(i + di, 0, height - 1), np.clip(j + dj, 0, width - 1)]
+            for c in range(n):
+                if abs(smooth[c, i, j] - beside[c]) > 0.2:
+                    smooth[c, i, j] = (smooth[c, i, j] + beside[c]) / 2
+        smooth[:, i, j] /= smooth[:, i, j].sum() + 1e-6
+    return smooth
+
+
+def test_the_attention_map_of_haca3plus_is_its_definition():
+    rng = np.random.default_rng(4)
+    attention = rng.random((3, 9, 11)) * (rng.random((3, 9, 11)) > 0.5)
+    attention[:, 2:4] = 0  # no source shows these pixels
+    result = harmonizer.attention_map(torch.from_numpy(attention)[None])[0]
+    np.testing.assert_allclose(result, plus_map_by_hand(attention), atol=1e-12)
+
+
+def test_haca3plus_takes_a_pixel_from_the_sources_that_show_it(small_file, heads, target):
+    plus = haca3.load(small_file, variant="haca3plus")
+    left, right = heads["T1w"].copy(), heads["T2w"].copy()
+    left[96:], right[:96] = 0, 0
+    options = dict(slice_step=191, anatomy="argmax")  # slice 95
+    both = plus.harmonize({"T1w": left, "T2w": right}, target, **options)["T1w"][:, :, 95]
+    alone = plus.harmonize({"T1w": left}, target, **options)["T1w"][:, :, 95]
+    assert (both[96:] > 0).any() and not (alone[96:] > 0).any()  # the union of the masks is its default
+    first = plus.harmonize({"T1w": left, "T2w": right}, target, **options, mask="first")["T1w"][:, :, 95]
+    np.testing.assert_array_equal(first[:96], both[:96])
+    assert not (first[96:] > 0).any()
+
+
 def test_the_scale_of_an_image_does_not_matter_and_the_output_has_that_of_the_target(small, heads, sources, target):
     scaled = small.target(8 * heads["T1w"])
     np.testing.assert_allclose(scaled.theta, target["T1w"].theta, atol=1e-5)
@@ -311,7 +388,7 @@ def test_an_encoding_comes_back_from_its_arrays_and_serves_only_the_slices_that_
         again = haca3.Encoding.from_arrays(dict(file))
     assert again.digest == encoding.digest and again.slices.keys() == {("coronal", 50), ("coronal", 150)}
     assert all(logits is None for _, logits, _ in haca3.Encoding.from_arrays(encoding.arrays()).slices.values())
-    for anatomy in harmonizer.ANATOMY:
+    for anatomy in study.ANATOMIES:
         options = dict(orientations=["coronal"], slice_step=100, anatomy=anatomy)
         a, b = (small.harmonize({"FLAIR": source}, target, **options)["T1w"] for source in (heads["FLAIR"], again))
         np.testing.assert_array_equal(a, b)
@@ -529,6 +606,17 @@ def test_a_truncated_file_another_file_and_no_file_are_refused_in_one_line(small
 # ---------------------------------------------------------------- bad input
 
 
+@pytest.mark.parametrize("option, message", [
+    (dict(variant="haca4"), "variant is 'haca4': accepted are haca3, haca3plus"),
+    (dict(precision="float16"), "precision is 'float16': accepted are float32, bfloat16"),
+    (dict(device="abacus"), "device is 'abacus', which torch cannot use here"),
+])
+def test_a_bad_option_is_refused_in_one_line(small_file, option, message):
+    with pytest.raises(ValueError, match=message) as error:
+        haca3.load(small_file, **option)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -543,6 +631,7 @@ def test_a_truncated_file_another_file_and_no_file_are_refused_in_one_line(small
         (dict(sources={"T1w": np.ones((224, 192, 192))}), r"source T1w has shape \(224, 192, 192\): accepted is the MNI grid"),
         (dict(sources={"T1w": np.zeros(haca3.SHAPE)}), "source T1w is zero everywhere"),
         (dict(sources={"T1w": np.full(haca3.SHAPE, np.nan)}), "source T1w has .* NaN"),
+        (dict(sources={"T1w": np.ones((230, 224, 192))}), r"source T1w has shape \(230, 224, 192\): accepted is the MNI grid"),
         (dict(targets={"T2w": np.ones((3, 3))}), "target T2w has 2 dimensions"),
         (dict(targets={}), "targets are empty"),
     ],

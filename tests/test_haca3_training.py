@@ -91,7 +91,7 @@ def test_a_draw_asks_for_what_the_other_scanner_saw(group):
 
 def test_lesions_weigh_more():
     example = training.Example(
-        sources=torch.rand(1, 1, 224, 224), reference=torch.rand(1, 1, 224, 224), truth=torch.zeros(1, 224, 224),
+        sources=torch.rand(1, 1, 224, 224), severity=torch.zeros(1, 2), reference=torch.rand(1, 1, 224, 224), truth=torch.zeros(1, 224, 224),
         mask=torch.ones(1, 224, 224), labels=torch.zeros(224, 224, dtype=torch.long),
     )
     example.labels[:16] = training.LESION
@@ -102,11 +102,61 @@ def test_lesions_weigh_more():
     assert lost == pytest.approx(20 * 16 / (20 * 16 + 208))
 
 
-def test_an_untrained_eta_is_zero_for_every_slice_and_new_weights_follow_from_the_seed():
+def test_new_weights_follow_from_the_seed():
     a, b, c = (training.fresh(seed, 2, 4) for seed in (1, 1, 2))
-    assert not a["eta_encoder"](torch.rand(3, 1, 224, 224)).any()
     assert torch.equal(a["decoder"].in_conv.weight, b["decoder"].in_conv.weight)
     assert not torch.equal(a["decoder"].in_conv.weight, c["decoder"].in_conv.weight)
+
+
+def test_degradations_leave_the_background_alone_and_their_severity_is_their_size(group):
+    image = torch.from_numpy(group.images[0, 0, 0, 0].astype(np.float32))[None]
+    kinds = set()
+    for seed in range(40):
+        changed, (blur, field) = training.degrade(image, np.random.default_rng(seed), torch.Generator().manual_seed(seed))
+        assert (changed[image == 0] == 0).all() and changed.min() >= 0
+        size = (changed - image)[image > 0].square().mean().sqrt().item()
+        assert max(blur, field) == pytest.approx(min(size / 0.25, 1.5), rel=1e-4) and min(blur, field) == 0 < max(blur, field)
+        kinds.add(field > 0)
+    assert kinds == {True, False}
+    assert torch.equal(image[0], torch.from_numpy(group.images[0, 0, 0, 0].astype(np.float32)))  # is not changed in place
+
+
+def test_a_draw_says_how_severely_its_sources_are_degraded_and_spares_one(group):
+    examples = [training.draw([group], np.random.default_rng(seed)) for seed in range(60)]
+    assert all(len(e.severity) == len(e.sources) and (e.severity.sum(1) == 0).any() for e in examples)
+    assert any(e.severity.any() for e in examples)
+
+
+def test_eta_learns_how_severe_a_degradation_is(group):
+    eta = training.fresh(0, 2, 2)["eta_encoder"]
+    after = training.teach_severity(eta, [group], 40, seed=0)
+    assert after < 0.35  # always saying "none" is wrong by 0.5
+
+
+def test_patches_of_one_place_agree_more_than_others_where_the_codes_do():
+    rng = torch.Generator().manual_seed(0)
+    patchifier = training.fresh(0, 2, 2)["patchifier"]
+    beta, other = torch.rand((2, 1, 224, 224), generator=rng)
+    images = torch.rand((2, 1, 224, 224), generator=rng)
+    same = training.patch_contrast(patchifier, torch.stack([beta, beta]), images)
+    different = training.patch_contrast(patchifier, torch.stack([beta, other]), images)
+    assert same < different
+
+
+def test_the_fusion_net_starts_near_the_mean_and_gets_better():
+    rng = np.random.default_rng(0)
+    truth = np.zeros((48, 48, 48), np.float32)
+    truth[12:36, 12:36, 12:36] = np.kron(rng.random((3, 3, 3), np.float32), np.ones((8, 8, 8), np.float32))
+    given = np.stack([truth * gain for gain in (1.0, 0.7, 0.7)])
+    error = []
+    for steps in (0, 100):
+        net = training.train_fusion([(given, truth)], steps, seed=0)
+        with torch.inference_mode():
+            result = net(torch.from_numpy(given)[None])[0, 0].numpy()
+        error.append(np.abs(result - truth)[truth > 0].mean())
+    mean = np.abs(given.mean(0) - truth)[truth > 0].mean()
+    assert error[0] == pytest.approx(mean, rel=0.1)
+    assert error[1] < 0.7 * mean
 
 
 def test_theta_learns_to_tell_the_contrasts_apart(group):
@@ -116,23 +166,36 @@ def test_theta_learns_to_tell_the_contrasts_apart(group):
     assert after < 0.5 * before
 
 
-def test_a_run_that_was_stopped_goes_on_and_its_weights_load(group, tmp_path):
-    lines = []
-    options = dict(seed=1, beta_base=2, decoder_base=2, tell=lines.append)
-    _, first = training.train([group], tmp_path, minutes=0.03, **options)
-    modules, last = training.train([group], tmp_path, minutes=0.08, **options)
-    assert 0 < first < last and any(line.startswith(f"goes on at step {first}") for line in lines)
-    with open(tmp_path / "history.csv") as file:
+def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_weights(group, tmp_path, monkeypatch):
+    lines, options = [], dict(steps=14, seed=1, beta_base=2, decoder_base=2)
+    whole = training.train([group], tmp_path / "whole", tell=lines.append, **options)
+    monkeypatch.setattr(training, "_SAVE_SECONDS", 0)  # is saved after every step
+
+    class Killed(Exception):
+        pass
+
+    def kill(line):
+        if line.startswith("step 9 "):
+            raise Killed
+
+    with pytest.raises(Killed):
+        training.train([group], tmp_path / "again", tell=kill, **options)
+    again = training.train([group], tmp_path / "again", tell=lines.append, **options)
+    assert "goes on at step 9" in lines
+    for name in whole:
+        for a, b in zip(whole[name].parameters(), again[name].parameters()):
+            assert torch.equal(a, b), name
+    with open(tmp_path / "again" / "history.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["step"]) for row in rows] == list(range(1, last + 1))
+    assert [int(row["step"]) for row in rows] == list(range(1, 15))
     minutes = [float(row["minutes"]) for row in rows]
-    assert minutes == sorted(minutes) and minutes[-1] >= 0.08
+    assert minutes == sorted(minutes)
     # The weights are averages: not those of the last step.
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert not torch.equal(modules["decoder"].in_conv.weight, state["modules"]["decoder"]["in_conv.weight"])
-    checkpoint.save(tmp_path / "weights.pt", modules, epoch=last, timestr="test")
+    state = torch.load(tmp_path / "again" / "state.pt", weights_only=True)
+    assert not torch.equal(again["decoder"].in_conv.weight, state["modules"]["decoder"]["in_conv.weight"])
+    checkpoint.save(tmp_path / "weights.pt", again, epoch=14, timestr="test")
     assert haca3.load(tmp_path / "weights.pt").networks["beta_encoder"].in_conv.out_channels == 2
-    assert not [p for p in tmp_path.iterdir() if p.name.endswith(".tmp")]
+    assert not [p for p in tmp_path.rglob("*.tmp")]
 
 
 def test_steps_on_one_example_lower_its_error(group):

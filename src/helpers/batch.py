@@ -23,16 +23,8 @@ _COST_S = {"00": (8, 5), "01": (12, 0), "02": (10, 1), "03": (12, 1.5), "04": (1
 WORKER_MEMORY_GIB = 3
 
 
-#: What kernels inherit. As many processes as cores, and one thread in each. The last three are glibc's: a network frees
-#: and allocates some MB for every layer, and handing them back to the system each time cost 40 % of the run (measured).
-KERNEL_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1",
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
-    "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20),
-}
+#: What kernels inherit: as many processes as cores, and one thread in each.
+KERNEL_ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"), "1")
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ purpose            subjects (seeds)                   scanners
 =================  =================================  ==============================================
 study              `STUDY_SEEDS`, 1 to 10             ``study-1`` to ``study-10``, one per subject
 target contrast    `TARGET_SEED`, 11                  ``target``
+testing            `TEST_SEEDS`, 12 to 19             ``test-0``, ``test-1``, and so on
 training           100 and up                         ``train-0``, ``train-1``, and so on
 =================  =================================  ==============================================
 
-Seeds 0 and 12 to 99 belong to nobody and are free for trying things.
+Seeds 0 and 20 to 99 belong to nobody and are free for trying things.
 
-Tissue parameters are those of 3 T, rounded from Stanisz et al., Magn Reson Med 54:507 (2005); Wansapura
+Tissue parameters are those of 3 T (at 1.5 T tissue T1 is shorter, see `relaxation`), rounded from Stanisz et al., Magn Reson Med 54:507 (2005); Wansapura
 et al., J Magn Reson Imaging 9:531 (1999); Lu et al., J Magn Reson Imaging 22:13 (2005). The two first
 differ by 30 % in T1 of white matter (1084 against 832 ms); values between the two are used. Proton
 densities, and all values of lesions, deep grey matter and cerebellum, are chosen within what is usual, so
@@ -45,6 +46,7 @@ AFFINE.setflags(write=False)
 
 STUDY_SEEDS = range(1, 11)
 TARGET_SEED = 11
+TEST_SEEDS = range(12, 20)
 FIRST_TRAINING_SEED = 100
 
 #: Tissues of the embedded brain, in BIDS' words: cortical grey matter, white matter (of cerebrum, cerebellum and brain
@@ -61,6 +63,8 @@ RELAXATION = {
     "CSF": (4200.0, 1800.0, 1.00),
     "lesion": (1350.0, 108.0, 0.85),
 }
+
+FLUIDS = ("VCSF", "CSF")
 
 # Sigma in voxels of the Gaussian that stands for the decay along the echo train, the same in all directions: at 0.4 cycles/mm
 # it leaves 0.57 (T2w) and 0.46 (FLAIR) of the power. The spectra in data/README.md come from these values.
@@ -103,8 +107,11 @@ class Scanner:
     ----------
     name : str
         Its name, which alone decides all the rest.
-    mprage : dict
-        ``tr`` between inversions, ``ti`` from inversion to the centre of k-space, ``flip``, ``echo_spacing``, ``echoes``.
+    field_t : float
+        Field strength in tesla, 1.5 or 3.
+    t1w : dict
+        Of an MPRAGE: ``tr`` between inversions, ``ti`` from inversion to the centre of k-space, ``flip``, ``echo_spacing``,
+        ``echoes``. Of a spoiled gradient echo, which has no inversion: ``tr``, ``flip``.
     tse : dict
         ``tr``, ``te`` (effective), ``train`` (duration of the echo train).
     flair : dict
@@ -118,7 +125,8 @@ class Scanner:
     """
 
     name: str
-    mprage: dict
+    field_t: float
+    t1w: dict
     tse: dict
     flair: dict
     gain: dict
@@ -127,7 +135,7 @@ class Scanner:
 
 
 def mprage_signal(t1, density, *, tr, ti, flip, echo_spacing, echoes):
-    """Steady-state MPRAGE signal at the centre of k-space, unitless.
+    """Steady-state MPRAGE signal at the centre of k-space, unitless; negative before the null of the inversion.
 
     Inversion, a delay, `echoes` small flips of which the middle one sees the centre of k-space, a delay up to `tr`. During
     the read-out the magnetization relaxes with T1* towards M0* (Deichmann et al., NeuroImage 12:112, 2000, eqs. 1-4).
@@ -164,7 +172,23 @@ def mprage_signal(t1, density, *, tr, ti, flip, echo_spacing, echoes):
     centre = -start
     for target, decay in legs[:2]:
         centre = target + (centre - target) * decay
-    return np.abs(centre) * math.sin(angle)
+    return centre * math.sin(angle)
+
+
+def spgr_signal(t1, density, *, tr, flip):
+    """Spoiled gradient echo in its steady state, unitless: Ernst and Anderson, Rev Sci Instrum 37:93 (1966).
+
+    Parameters
+    ----------
+    t1 : float or ndarray
+        In ms.
+    density : float or ndarray
+        Proton density relative to water.
+    tr, flip : float
+        As in `Scanner`.
+    """
+    angle, e1 = math.radians(flip), np.exp(-tr / t1)
+    return density * math.sin(angle) * (1 - e1) / (1 - e1 * math.cos(angle))
 
 
 def tse_signal(t1, t2, density, *, tr, te, train):
@@ -185,7 +209,7 @@ def tse_signal(t1, t2, density, *, tr, te, train):
 
 
 def flair_signal(t1, t2, density, *, tr, ti, te, train):
-    """Magnitude of an inversion-recovery turbo spin echo, unitless.
+    """Inversion-recovery turbo spin echo, unitless; negative before the null of the inversion.
 
     Rydberg et al., Radiology 193:173 (1994): the magnetization is zero at the end of the train, recovers, is inverted,
     and recovers for `ti`.
@@ -199,7 +223,7 @@ def flair_signal(t1, t2, density, *, tr, ti, te, train):
     tr, ti, te, train : float
         In ms, as in `Scanner`.
     """
-    return density * np.abs(1 - 2 * np.exp(-ti / t1) + np.exp(-(tr - train) / t1)) * np.exp(-te / t2)
+    return density * (1 - 2 * np.exp(-ti / t1) + np.exp(-(tr - train) / t1)) * np.exp(-te / t2)
 
 
 def fluid_null(t1, tr, train):
@@ -207,21 +231,48 @@ def fluid_null(t1, tr, train):
     return t1 * math.log(2 / (1 + math.exp(-(tr - train) / t1)))
 
 
+def relaxation(tissue: str, field_t: float) -> tuple[float, float, float]:
+    """T1 in ms, T2 in ms and proton density of a tissue at a field strength.
+
+    T1 of tissue grows with the field to the power of 0.38, that of fluid does not (Rooney et al., Magn Reson Med 57:308,
+    2007); T2 is nearly the same at 1.5 and 3 T (Stanisz et al. 2005).
+
+    Parameters
+    ----------
+    tissue : str
+        A key of `RELAXATION`.
+    field_t : float
+        In tesla.
+    """
+    t1, t2, density = RELAXATION[tissue]
+    return t1 if tissue in FLUIDS else t1 * (field_t / 3) ** 0.38, t2, density
+
+
 def _signal(scanner, contrast, t1, t2, density):
+    """Signed signal: where tissues of opposite sign share a voxel, they cancel."""
     if contrast == "T1w":
-        return mprage_signal(t1, density, **scanner.mprage)
+        return (mprage_signal if "ti" in scanner.t1w else spgr_signal)(t1, density, **scanner.t1w)
     if contrast == "T2w":
         return tse_signal(t1, t2, density, **scanner.tse)
     return flair_signal(t1, t2, density, **scanner.flair)
 
 
+def _white(scanner, contrast):
+    """Image intensity of white matter."""
+    return scanner.gain[contrast] * float(_signal(scanner, contrast, *relaxation("WM", scanner.field_t)))
+
+
 def scanner(name: str) -> Scanner:
     """The scanner of that name.
+
+    Sequences vary as they do between sites of a clinical trial: 1.5 and 3 T, MPRAGE and spoiled gradient echo, proton-density
+    leaning to heavily T2-weighted turbo spin echo, FLAIR of short and long repetition time. Between two of them, images of
+    one subject that are scaled to the same 95th percentile differ by a median of 28 (T1w), 23 (T2w) and 27 dB (FLAIR).
 
     Parameters
     ----------
     name : str
-        ``study-1`` to ``study-10``, ``target``, or ``train-<n>`` with n = 0, 1, 2, and so on.
+        ``study-1`` to ``study-10``, ``target``, ``test-<n>`` or ``train-<n>`` with n = 0, 1, 2, and so on.
 
     Returns
     -------
@@ -233,28 +284,31 @@ def scanner(name: str) -> Scanner:
     ValueError
         If there is no scanner of that name.
     """
-    if not re.fullmatch(r"study-([1-9]|10)|target|train-(0|[1-9]\d*)", str(name)):
-        raise ValueError(f"scanner is {name!r}: accepted are study-1 to study-10, target, train-0, train-1, and so on")
+    if not re.fullmatch(r"study-([1-9]|10)|target|(test|train)-(0|[1-9]\d*)", str(name)):
+        raise ValueError(f"scanner is {name!r}: accepted are study-1 to study-10, target, test-<n> and train-<n> with n = 0, 1, 2, and so on")
     # A checksum, since Python's own hash of a text differs from process to process.
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     uniform = rng.uniform
 
-    spacing, echoes = uniform(6.5, 8.5), int(rng.integers(150, 193))
-    ti = uniform(850, 1050)
-    mprage = dict(tr=uniform(1900, 2500), ti=ti, flip=uniform(7, 11), echo_spacing=spacing, echoes=echoes)
-    tse = dict(tr=uniform(2800, 4500), te=uniform(75, 105), train=uniform(180, 350))
-    flair = dict(tr=uniform(8000, 11000), te=uniform(95, 135), train=uniform(300, 600))
-    # Nulling is never perfect: flow, and a T1 of fluid of the site's own choosing. Real 3D FLAIR shows fluid at 0.1 to 0.3 of
-    # white matter. A late TI leaves fluid positive, so that magnitudes add up in mixed voxels.
-    flair["ti"] = fluid_null(RELAXATION["CSF"][0] * uniform(1.02, 1.10), flair["tr"], flair["train"])
+    field_t = 1.5 if rng.random() < 0.4 else 3.0
+    if rng.random() < 0.6:
+        spacing, echoes = uniform(6, 9), int(rng.integers(90, 193))
+        half = spacing * echoes / 2
+        ti = uniform(max(half + 30, 600), 1150)
+        t1w = dict(tr=ti + half + uniform(300, 1200), ti=ti, flip=uniform(6, 13), echo_spacing=spacing, echoes=echoes)
+    else:
+        t1w = dict(tr=uniform(8, 30), flip=uniform(16, 30))
+    tse = dict(tr=uniform(2200, 7000), te=uniform(65, 125), train=uniform(120, 350))
+    flair = dict(tr=uniform(5000, 11500), te=uniform(75, 155), train=uniform(200, 600))
+    # Nulling is never perfect: flow, and a T1 of fluid of the site's own choosing. A late TI leaves fluid positive.
+    flair["ti"] = fluid_null(RELAXATION["CSF"][0] * uniform(1.02, 1.20), flair["tr"], flair["train"])
 
     made = Scanner(
-        name=name, mprage=mprage, tse=tse, flair=flair, gain=dict.fromkeys(CONTRASTS, 1.0),
+        name=name, field_t=field_t, t1w=t1w, tse=tse, flair=flair, gain=dict.fromkeys(CONTRASTS, 1.0),
         snr={"T1w": uniform(25, 45), "T2w": uniform(20, 40), "FLAIR": uniform(18, 35)}, bias=uniform(0.01, 0.04),
     )
     white = {contrast: uniform(*span) for contrast, span in zip(CONTRASTS, ((350, 700), (180, 380), (200, 420)))}
-    for contrast in CONTRASTS:
-        made.gain[contrast] = white[contrast] / float(_signal(made, contrast, *RELAXATION["WM"]))
+    made.gain.update({contrast: white[contrast] / _white(made, contrast) for contrast in CONTRASTS})
     return made
 
 
@@ -517,11 +571,11 @@ def render(subject: Subject, scanner: Scanner, contrast: str, noise_seed: int | 
     for tissue, fraction in subject.fractions.items():
         inside = fraction[brain]
         there = inside > 0
-        t1, t2, density = RELAXATION[tissue]
-        factors = (1, 1, 1) if tissue in ("CSF", "VCSF") else (t1_factor[there], t2_factor[there], density_factor[there])
+        t1, t2, density = relaxation(tissue, scanner.field_t)
+        factors = (1, 1, 1) if tissue in FLUIDS else (t1_factor[there], t2_factor[there], density_factor[there])
         signal[there] += inside[there] * _signal(scanner, contrast, t1 * factors[0], t2 * factors[1], density * factors[2])
     image = np.zeros(SHAPE, np.float32)
-    image[brain] = signal * scanner.gain[contrast]
+    image[brain] = np.abs(signal) * scanner.gain[contrast]
     if POINT_SPREAD[contrast]:
         # Decay along the echo train damps high spatial frequencies; inside the mask only, so that its edge is not dimmed.
         weight = ndimage.gaussian_filter(brain.astype(np.float32), POINT_SPREAD[contrast])
@@ -530,7 +584,7 @@ def render(subject: Subject, scanner: Scanner, contrast: str, noise_seed: int | 
         rng = np.random.default_rng([*_generator(noise_seed, 3).integers(2**32, size=2), subject.seed,
                                      zlib.crc32(scanner.name.encode()), CONTRASTS.index(contrast)])
         image = image * np.exp(scanner.bias * _smooth_noise(rng, SHAPE, 90))
-        white = scanner.gain[contrast] * float(_signal(scanner, contrast, *RELAXATION["WM"]))
-        real, imaginary = rng.standard_normal((2, *SHAPE), dtype=np.float32) * np.float32(white / scanner.snr[contrast])
+        sigma = _white(scanner, contrast) / scanner.snr[contrast]
+        real, imaginary = rng.standard_normal((2, *SHAPE), dtype=np.float32) * np.float32(sigma)
         image = np.hypot(image + real, imaginary)
     return np.where(brain, image, 0).astype(np.float32)

@@ -192,16 +192,17 @@ def harmonized(plan: Study, subject: int, experiment: str, resolution: Resolutio
     models = [_digest(path) for path in _models(plan)]
     code = _code(harmonized, HACA3_SOURCES)
     parents = [*inputs.values(), *targets.values()]
-    key = _key(code, parents, {"settings": settings, "models": models})
+    key = _key(code, parents, {"settings": settings, "models": models, "how": _network_options(plan)})
 
     def work():
-        images = {contrast: _encoding(plan, path) for contrast, path in inputs.items()}
-        results = _harmonizer(*_models(plan)).harmonize(images, _targets(plan), **settings)
+        shared = [contrast for contrast, orientation in sources(experiment).items() if orientation == "3D" and resolution]
+        images = {contrast: _encoding(plan, path, contrast in shared) for contrast, path in inputs.items()}
+        results = _harmonizer(plan).harmonize(images, _targets(plan), **settings)
         facts = {
             "Experiment": experiment,
             "SourceOrientations": sources(experiment),
             "Transform": plan.transform,
-            "Harmonization": {**settings, "weights": models, "weights_file": Path(plan.weights).name},
+            "Harmonization": {**settings, **_network_options(plan), "weights": models, "weights_file": Path(plan.weights).name},
             **(_resolution(resolution) if resolution else {}),
         }
         for contrast in CONTRASTS:
@@ -420,7 +421,7 @@ def check_models(plan: Study) -> None:
     """
     for path in _models(plan):
         _digest(path)
-    _harmonizer(*_models(plan))
+    _harmonizer(plan)
 
 
 @functools.cache
@@ -430,11 +431,20 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def _network_options(plan: Study) -> dict:
+    """How the networks run. It follows from the study alone, so that a resumed run gives the same bytes."""
+    return {"variant": plan.variant, "precision": plan.precision, "compiled": plan.compiled}
+
+
+def _harmonizer(plan: Study):
+    return _load(_models(plan), **_network_options(plan))
+
+
 @functools.cache
-def _harmonizer(*models: Path):
+def _load(models: tuple[Path, ...], **options):
     from helpers import haca3
 
-    return haca3.load(*models)
+    return haca3.load(*models, **options)
 
 
 @functools.cache
@@ -445,9 +455,9 @@ def _targets(plan: Study) -> dict:
     images = cohort(plan, phantom.TARGET_SEED)
     parents = [images[contrast] for contrast in CONTRASTS]
     path = root(plan) / "encodings" / "targets.npz"
-    key = _key(_code(_targets.__wrapped__, HACA3_SOURCES), parents, {"model": _digest(_models(plan)[0])})
+    key = _key(_code(_targets.__wrapped__, HACA3_SOURCES), parents, {"model": _digest(_models(plan)[0]), **_network_options(plan)})
     if not _done(path, key):
-        found = {contrast: _harmonizer(*_models(plan)).target(volumes.read(images[contrast])[0]) for contrast in CONTRASTS}
+        found = {contrast: _harmonizer(plan).target(volumes.read(images[contrast])[0]) for contrast in CONTRASTS}
         arrays = {f"{contrast} {name}": value for contrast, target in found.items() for name, value in vars(target).items()}
         _write_arrays(path, arrays, key)
     arrays = _read_arrays(path)
@@ -457,22 +467,29 @@ def _targets(plan: Study) -> dict:
     }
 
 
-def _encoding(plan: Study, image: Path):
-    """A source as HACA3 takes it: in a preview encoded once for all experiments that share it, else the image.
+def _encoding(plan: Study, image: Path, shared: bool):
+    """A source as HACA3 takes it.
 
-    A preview's encoded slices are 15 MB a volume; those of a whole volume in three planes would be 600 MB.
+    In a preview it is encoded once for all experiments that share it: 15 MB a volume. A whole volume in three planes would be
+    0.5 GB on disk; there a 3D image that is `shared` by the resolutions of an experiment stays encoded in memory.
     """
     from helpers import haca3
 
+    version = volumes.read_sidecar(image)["ContentSha256"]
     if plan.slice_step == 1:
-        return _read(image)[0]
+        return _encoded(plan, image, version) if shared else _read_version(image, version)[0]
     path = root(plan) / "encodings" / (image.name.removesuffix(".nii.gz") + ".npz")
-    settings = {"orientations": list(plan.reconstruction), "slice_step": plan.slice_step, "model": _digest(_models(plan)[0])}
-    key = _key(_code(_encoding, HACA3_SOURCES), [image], settings)
+    settings = {"orientations": list(plan.reconstruction), "slice_step": plan.slice_step, **_network_options(plan)}
+    key = _key(_code(_encoding, HACA3_SOURCES), [image], {**settings, "model": _digest(_models(plan)[0])})
     if not _done(path, key):
-        encoding = _harmonizer(*_models(plan)).encode(_read(image)[0], plan.reconstruction, plan.slice_step)
+        encoding = _harmonizer(plan).encode(_read_version(image, version)[0], plan.reconstruction, plan.slice_step)
         _write_arrays(path, encoding.arrays(), key)
     return haca3.Encoding.from_arrays(_read_arrays(path))
+
+
+@functools.lru_cache(maxsize=1)
+def _encoded(plan: Study, image: Path, version: str):
+    return _harmonizer(plan).encode(_read_version(image, version)[0], plan.reconstruction)
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray], key: str) -> None:

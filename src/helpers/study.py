@@ -17,6 +17,8 @@ ORIENTATIONS = ("axial", "sagittal", "coronal")
 TRANSFORMS = ("known", "rigid", "affine")
 ANATOMIES = ("shared", "independent", "argmax")
 MASKS = ("first", "union", "intersection")
+VARIANTS = ("haca3", "haca3plus")
+PRECISIONS = ("float32", "bfloat16")
 
 _RESOLUTION = re.compile(r"\s*(\d+(?:[.p]\d+)?)\s*(?:\|\||‖|skip)\s*(\d+(?:[.p]\d+)?)\s*")
 
@@ -171,6 +173,12 @@ class Study:
         HACA3 checkpoint; relative paths start at the repository.
     fusion : str
         Checkpoint of the fusion network, or empty for the voxel-wise median of the planes.
+    variant : str
+        Program whose attention is used: one of `VARIANTS`.
+    precision : str
+        Of HACA3's large networks: one of `PRECISIONS`.
+    compiled : bool
+        Compile the networks: repays itself in whole volumes with weights of the published width.
     seed : int
         Seed of anatomy noise and of the motion that registration has to undo.
     output_dir : str
@@ -193,6 +201,9 @@ class Study:
     mask: str = "first"
     weights: str = "data/models/harmonizer-small.pt"
     fusion: str = ""
+    variant: str = "haca3"
+    precision: str = "float32"
+    compiled: bool = False
     seed: int = 0
     output_dir: str = ""
 
@@ -225,6 +236,10 @@ class Study:
         check("transform", self.transform, TRANSFORMS)
         check("anatomy", self.anatomy, ANATOMIES)
         check("mask", self.mask, MASKS)
+        check("variant", self.variant, VARIANTS)
+        check("precision", self.precision, PRECISIONS)
+        if not isinstance(self.compiled, bool):
+            raise ValueError(f"compiled is {self.compiled!r}: accepted are true and false")
         for field in ("slice_step", "seed"):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or value < (field == "slice_step"):

@@ -2,7 +2,15 @@
 
 The networks are the published ones; the training is a short supervised one. Where the published training
 asks a network to give back its own input, we know what the same anatomy looks like on another scanner, and
-ask for that. This module does not care where the slices come from: see `Group`.
+ask for that. So the published second step (decode with another site's theta, encode the result again, compare)
+is replaced by the truth itself, but for theta, whose encoding of the result is still compared. The other published
+losses are here with their weights (L1, KLD), with a smaller one (patch contrast), or left out (perceptual: it
+needs the weights of another network). This module does not care where the slices come from: see `Group`.
+
+Sources are degraded as published (motion, noise, ghosting, bias field; no thick slices, since whether HACA3 sees
+resolution is what the study asks). How severely is two numbers, which the eta encoder is taught to say
+(`teach_severity`; published: pre-trained elsewhere). The rest of the training is told them, with some error: so the
+two trainings need not wait for each other, and eta costs nothing in the second.
 
 What trials showed to matter, and is therefore done here: theta is first taught to tell contrasts apart (a decoder
 that cannot tell them settles on their median, a flat grey); the anatomy labels start as tissue classes, and the
@@ -38,8 +46,13 @@ _LESION_WEIGHT = 20.0
 _NOISE = 0.04  # largest standard deviation of the Rician noise, in units of the 95th percentile
 _BIAS = 0.04  # largest standard deviation of the logarithm of the bias field
 _SAVE_SECONDS = 60
-# Shares of the run at which its parts end; see `loss_of`.
-_FORCED, _RAMP, _TIE = 0.15, 0.30, 0.70
+_DEGRADED = 0.4  # share of the examples in which some sources are degraded
+_SEVERE = 0.25  # root mean square error, in units of the 95th percentile, that counts as severity 1
+_ETA_ERROR = 0.07  # standard deviation of the error with which the severity is told in training
+_THETA_CYCLE = 0.05  # published
+_PATCH_CONTRAST, _PATCH_TEMPERATURE = 0.05, 0.1  # published: 0.5, which would be six times the L1 loss here; 0.1
+# Shares of the steps at which parts of the run end; see `loss_of`.
+_FORCED, _RAMP, _TIE = 0.08, 0.18, 0.50
 
 
 @dataclass(frozen=True)
@@ -114,6 +127,53 @@ def imperfect(images: Tensor, rng: np.random.Generator, generator: torch.Generat
     return torch.where(images > 0, torch.hypot(images + real, imaginary), images)
 
 
+def degrade(image: Tensor, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, tuple[float, float]]:
+    """One of the published degradations of a slice (1, 224, 224), and how severe it is.
+
+    Motion (15 to 30 degrees, 10 to 20 pixels, during part of the phase encoding), noise (standard deviation .01 to .1),
+    ghosting (4 to 10 ghosts) or a bias field, with equal odds. The background stays zero.
+
+    Returns
+    -------
+    Tensor, shape (1, 224, 224)
+    (float, float)
+        Severity of motion, noise and ghosts, and of the bias field: root mean square of the change over the foreground,
+        1 and more for `_SEVERE` and more.
+    """
+    kind = rng.integers(4)
+    inside = image > 0
+    if kind == 0:
+        lines = torch.fft.fft2(image)
+        moved = torch.fft.fft2(_moved(image, rng))
+        late = torch.fft.fftfreq(image.shape[-2]).abs()[:, None] > rng.uniform(0.04, 0.4)  # cycles per pixel
+        changed = torch.fft.ifft2(torch.where(late, moved, lines)).abs()
+    elif kind == 1:
+        sd = rng.uniform(0.01, 0.1)
+        real, imaginary = (sd * torch.randn(image.shape, generator=generator) for _ in range(2))
+        changed = torch.hypot(image + real, imaginary)
+    elif kind == 2:
+        lines = torch.fft.fft2(image)
+        every, weaker = rng.integers(4, 11), rng.uniform(0.3, 0.9)
+        lines[..., every::every, :] *= 1 - weaker
+        changed = torch.fft.ifft2(lines).abs()
+    else:
+        field = F.interpolate(torch.randn((1, 1, 3, 3), generator=generator), image.shape[-2:], mode="bicubic")[0]
+        changed = image * torch.exp(rng.uniform(0.1, 0.4) * field)
+    changed = torch.where(inside, changed, image)
+    severity = ((changed - image)[inside].square().mean().sqrt().item() if inside.any() else 0.0) / _SEVERE
+    severity = min(severity, 1.5)
+    return changed, (0.0, severity) if kind == 3 else (severity, 0.0)
+
+
+def _moved(image, rng):
+    """A slice turned and shifted by a patient's movement."""
+    angle = math.radians(rng.uniform(15, 30) * rng.choice([-1, 1]))
+    shift = [rng.uniform(10, 20) * rng.choice([-1, 1]) * 2 / image.shape[-1] for _ in range(2)]
+    matrix = torch.tensor([[[math.cos(angle), -math.sin(angle), shift[0]], [math.sin(angle), math.cos(angle), shift[1]]]])
+    grid = F.affine_grid(matrix.float(), (1, *image.shape), align_corners=False)
+    return F.grid_sample(image[None], grid, align_corners=False)[0]
+
+
 def sample_labels(logits: Tensor, noise: float, hard: bool, generator: torch.Generator) -> Tensor:
     """Anatomy code of logits (B, 5, H, W) -> (B, 1, H, W): sampled in the forward pass, smooth in the backward one.
 
@@ -145,11 +205,33 @@ def gradient_loss(image: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
     return loss
 
 
+def patch_contrast(patchifier: nn.Module, betas: Tensor, images: Tensor) -> Tensor:
+    """Patches of two contrasts' anatomy at the same place should resemble each other more than anything else.
+
+    The published contrastive loss (PatchNCE): queries are the patches of the first anatomy code, positives those of the
+    second, negatives the patches of both images and those of both codes in another order.
+
+    Parameters
+    ----------
+    patchifier : torch.nn.Module
+    betas, images : Tensor, shape (2, 1, 224, 224)
+        Anatomy codes of two sources of the same slice, and the sources.
+    """
+    query, positive = patchifier(betas).flatten(2).transpose(1, 2)  # (49, 128) each
+    positive = positive.detach()
+    # Moved by one and by seven patches: the neighbours in the row and in the column.
+    elsewhere = [features.roll(n, 0) for features in (query, positive) for n in (1, 7)]
+    others = torch.stack([positive, *patchifier(images).flatten(2).transpose(1, 2), *elsewhere], dim=1).detach()  # (49, 7, 128)
+    logits = (others @ query[:, :, None])[..., 0] / _PATCH_TEMPERATURE  # (49, 7), the positive first
+    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long))
+
+
 @dataclass(frozen=True)
 class Example:
-    """One thing to learn: sources (kept, 1, 224, 224), a target image, what describes it, and the truth."""
+    """One thing to learn: sources (kept, 1, 224, 224), their severities (kept, 2), a target image, and the truth."""
 
     sources: Tensor
+    severity: Tensor
     reference: Tensor
     truth: Tensor
     mask: Tensor
@@ -174,8 +256,14 @@ def draw(groups: Sequence[Group], rng: np.random.Generator) -> Example:
     # and bright on T2w: there the truth is known, and mask="union" will ask for it.
     mask = truth > 0
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    given = imperfect(torch.from_numpy(images[kept])[:, None], rng, generator)
+    severity = torch.zeros(len(kept), 2)
+    if rng.random() < _DEGRADED:
+        for n in rng.permutation(len(kept))[: rng.integers(len(kept))]:  # published: none to all but one
+            given[n], severity[n] = (torch.as_tensor(x) for x in degrade(given[n], rng, generator))
     return Example(
-        sources=imperfect(torch.from_numpy(images[kept])[:, None], rng, generator),
+        sources=given,
+        severity=severity,
         reference=imperfect(torch.from_numpy(reference)[None, None], rng, generator),
         truth=torch.from_numpy(truth)[None],
         mask=torch.from_numpy(mask)[None].float(),
@@ -222,9 +310,8 @@ def loss_of(modules: dict[str, nn.Module], example: Example, progress: float, si
     if forced:
         beta = networks.labels_to_beta(labels[:, None])
     else:
-        with torch.no_grad():
-            eta = modules["eta_encoder"](full).flatten(1)
-        keys = torch.cat([theta, eta], dim=1)
+        eta = torch.cat([torch.zeros(1, networks.ETA_DIM), example.severity])
+        keys = torch.cat([theta, eta + _ETA_ERROR * torch.randn(eta.shape, generator=generator)], dim=1)
         # At the temperature of the inference (published: 10 in training), so that both weigh alike.
         weights = modules["attention_module"].weights(keys[:1], keys[None, 1:])
         fused = (weights[0, :, None, None, None] * logits).sum(dim=0, keepdim=True)
@@ -238,6 +325,12 @@ def loss_of(modules: dict[str, nn.Module], example: Example, progress: float, si
     total = 10 * l1 + 1e-5 * (0.5 * (logvar[0].exp() + mu[0] ** 2 - 1 - logvar[0])).mean()
     if progress > _RAMP:
         total = total + gradient_loss(image, truth, weight.clamp(min=1e-6))
+    if size == networks.SLICE and not forced:
+        again = modules["theta_encoder"](image * mask)[0].flatten(1)
+        total = total + _THETA_CYCLE * (again - mu[:1].detach()).abs().mean()
+        if len(sources) > 1:
+            betas = sample_labels(logits[:2], noise, True, generator)
+            total = total + _PATCH_CONTRAST * patch_contrast(modules["patchifier"], betas, sources[:2])
     if progress < _TIE:
         emphasis = torch.ones(LABELS)
         emphasis[LESION] = _LESION_WEIGHT
@@ -245,6 +338,49 @@ def loss_of(modules: dict[str, nn.Module], example: Example, progress: float, si
         tissue = (mask[:, 0] * tissue).sum() / mask.sum().clamp(min=1) / len(logits)
         total = total + 2 * min(1, (_TIE - progress) / (_TIE - _FORCED)) * tissue
     return {"total": total, "l1": l1}
+
+
+def teach_severity(eta: nn.Module, groups: Sequence[Group], steps: int, seed: int) -> float:
+    """Teach the eta encoder to say how severely a slice is degraded: by motion, noise or ghosts, and by a bias field.
+
+    Parameters
+    ----------
+    eta : torch.nn.Module
+        Changed in place.
+    groups : sequence of Group
+    steps : int
+        Of 4 slices each.
+    seed : int
+
+    Returns
+    -------
+    float
+        Root mean square error of the severity over the last tenth of the steps.
+    """
+    rate = 5e-4
+    optimizer = torch.optim.Adam(eta.parameters(), lr=rate)
+    decline = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
+
+    def slice_of_any(number):
+        rng = np.random.default_rng([seed, 3, *number])
+        group = groups[rng.integers(len(groups))]
+        image = torch.from_numpy(np.asarray(group.images[tuple(rng.integers(n) for n in group.images.shape[:4])], np.float32))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        image = imperfect(image[None, None], rng, generator)[0]
+        image, severity = degrade(image, rng, generator) if rng.random() < 0.6 else (image, (0.0, 0.0))
+        loss = (eta(image[None]).flatten() - torch.tensor(severity)).square().mean()
+        return torch.autograd.grad(loss, list(eta.parameters())), loss.item()
+
+    errors = []
+    with ThreadPoolExecutor(_BATCH, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for step in range(steps):
+            gradients, losses = zip(*pool.map(slice_of_any, ((step, n) for n in range(4))))
+            for parameter, *parts in zip(eta.parameters(), *gradients):
+                parameter.grad = sum(parts) / len(parts)
+            optimizer.step()
+            decline.step()
+            errors.append(sum(losses) / len(losses))
+    return math.sqrt(np.mean(errors[-max(1, steps // 10) :]))
 
 
 def teach_contrast(theta: nn.Module, groups: Sequence[Group], steps: int, seed: int) -> float:
@@ -270,7 +406,7 @@ def teach_contrast(theta: nn.Module, groups: Sequence[Group], steps: int, seed: 
     nn.init.constant_(head.bias, 0.8)  # a typical intensity
     rate = 3e-3
     optimizer = torch.optim.Adam([{"params": theta.parameters()}, {"params": head.parameters(), "lr": 10 * rate}], lr=rate)
-    decline = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    decline = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     error = math.nan
     for step in range(steps):
         rng = np.random.default_rng([seed, 1, step])
@@ -301,6 +437,52 @@ def teach_contrast(theta: nn.Module, groups: Sequence[Group], steps: int, seed: 
     return error
 
 
+def train_fusion(pairs: Sequence[tuple[np.ndarray, np.ndarray]], steps: int, seed: int) -> networks.FusionNet:
+    """Train the fusion network; it starts as the mean of its three inputs.
+
+    Nine tenths of the steps see volumes of half the resolution, which have the same share of background (crops would not,
+    see above) and cost an eighth.
+
+    Parameters
+    ----------
+    pairs : sequence of (ndarray of shape (3, 224, 224, 224), ndarray of shape (224, 224, 224)), float32
+        Axial, coronal, sagittal reconstruction in the order (z, y, x), as `harmonizer.fusion_input` gives them, and the truth
+        over its 95th percentile.
+    steps : int
+        Of one volume each.
+    seed : int
+        Of weights and draws.
+
+    Returns
+    -------
+    FusionNet
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = networks.FusionNet()
+    with torch.no_grad():
+        for layer in (net.conv2[0], net.conv2[2]):
+            layer.weight.mul_(0.02)
+            layer.bias.zero_()
+        net.conv2[0].weight[0, :3, 1, 1, 1] += 1 / 3
+        net.conv2[2].weight[0, 0, 1, 1, 1] += 1
+    rng = np.random.default_rng([seed, 4])
+    optimizer = torch.optim.Adam(net.parameters(), lr=5e-4)  # published
+    decline = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
+    for step in range(steps):
+        given, truth = (torch.from_numpy(volume)[None] for volume in pairs[rng.integers(len(pairs))])
+        truth = truth[None]
+        if step < 0.9 * steps:
+            given, truth = F.avg_pool3d(given, 2), F.avg_pool3d(truth, 2)
+        inside = given[:, :1] > 1e-8  # published: where the axial reconstruction is not zero
+        loss = (net(given.contiguous(memory_format=torch.channels_last_3d)) - truth).abs()[inside].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        decline.step()
+    return net.eval().requires_grad_(False)
+
+
 # ---------------------------------------------------------------- the run
 
 
@@ -329,14 +511,14 @@ def train(
     groups: Sequence[Group],
     folder: str | Path,
     *,
-    minutes: float,
+    steps: int,
     seed: int = 0,
     beta_base: int = 4,
     decoder_base: int = 8,
-    coarse_share: float = 0.6,
+    coarse_share: float = 0.65,
     tell: Callable[[str], None] = print,
-) -> tuple[dict[str, nn.Module], int]:
-    """Train for a time; a run that was interrupted goes on where it was saved last (once a minute).
+) -> dict[str, nn.Module]:
+    """Train; a run that was interrupted goes on where it was saved last (once a minute) and ends with the same weights.
 
     Parameters
     ----------
@@ -344,86 +526,85 @@ def train(
         What to learn from.
     folder : str or Path
         Holds ``state.pt`` (everything needed to go on) and ``history.csv`` (step, minutes, running mean of the L1, total loss).
-    minutes : float
-        Of computing, interruptions not counted. The schedules follow it, so the number of steps depends on the machine.
+    steps : int
+        Of two slices each. All schedules follow from it.
     seed : int
         Of weights, draws and noise.
     beta_base, decoder_base : int
         Widths of anatomy encoder and decoder.
     coarse_share : float
-        Share of the time with slices of lower resolution: see `side`.
+        Share of the steps with slices of lower resolution: see `side`.
     tell : callable
         Is given a line once a minute.
 
     Returns
     -------
-    modules : dict of str to torch.nn.Module
-        The averaged weights.
-    steps : int
-        How many steps were made.
+    dict of str to torch.nn.Module
+        The averaged weights. The eta encoder is as new: see `teach_severity`.
     """
+    networks.keep_freed_memory()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     modules = fresh(seed, beta_base, decoder_base)
     average = fresh(seed, beta_base, decoder_base)
-    rates = {"beta_encoder": _RATE, "decoder": _RATE, "attention_module": _RATE, "theta_encoder": 0.1 * _RATE}  # theta is taught
+    rates = dict.fromkeys(("beta_encoder", "decoder", "attention_module", "patchifier"), _RATE) | {"theta_encoder": 0.1 * _RATE}
     optimizer = torch.optim.Adam([{"params": modules[name].parameters(), "rate": rate} for name, rate in rates.items()])
     parameters = [p for name in rates for p in modules[name].parameters()]
-    state = {"step": 0, "seconds": 0.0, "history": []}
+    done, history = 0, []
     if (folder / "state.pt").exists():
         state = torch.load(folder / "state.pt", weights_only=True)
         for name in modules:
             modules[name].load_state_dict(state["modules"][name])
             average[name].load_state_dict(state["average"][name])
         optimizer.load_state_dict(state["optimizer"])
-        tell(f"goes on at step {state['step']}, minute {state['seconds'] / 60:.1f}")
-    step, seconds, history = state["step"], state["seconds"], state["history"]
-    budget, saved, begun = 60 * minutes, seconds, time.monotonic() - seconds
-    recent = history[-1][2] if history else None
-    if step == 0:
-        error = teach_contrast(modules["theta_encoder"], groups, max(2, min(400, round(10 * minutes))), seed)
+        done, history = state["step"], state["history"]
+        tell(f"goes on at step {done}")
+    else:  # theta is taught first, and changes slowly from then on
+        error = teach_contrast(modules["theta_encoder"], groups, min(600, max(2, steps // 20)), seed)
         tell(f"theta: mean intensities of the tissue classes known to {error**0.5:.3f}")
         average["theta_encoder"].load_state_dict(modules["theta_encoder"].state_dict())
+    begun = saved = time.monotonic()
+    before = history[-1][1] if history else 0.0
+    recent = history[-1][2] if history else None
 
-    def differentiate(number: int) -> tuple:
-        progress = seconds / budget
+    def differentiate(step: int, number: int) -> tuple:
+        progress = step / steps
         rng = np.random.default_rng([seed, 2, step, number])  # so that a run that goes on draws what it would have drawn
         losses = loss_of(modules, draw(groups, rng), progress, side(progress, coarse_share), rng)
         return torch.autograd.grad(losses["total"], parameters, allow_unused=True), losses["l1"].item(), losses["total"].item()
 
     # One thread per slice: two threads within each convolution wait for each other when others use the machine too.
     with ThreadPoolExecutor(_BATCH, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        while seconds < budget:
-            gradients, l1, total = zip(*pool.map(differentiate, range(_BATCH)))
+        for step in range(done, steps):
+            gradients, l1, total = zip(*pool.map(differentiate, [step] * _BATCH, range(_BATCH)))
             for parameter, *parts in zip(parameters, *gradients):
-                parameter.grad = None if any(part is None for part in parts) else sum(parts) / _BATCH
+                known = [part for part in parts if part is not None]
+                parameter.grad = sum(known) / _BATCH if known else None
             nn.utils.clip_grad_norm_(parameters, 5.0)
             for options in optimizer.param_groups:
-                cosine = (1 + math.cos(math.pi * seconds / budget)) / 2
+                cosine = (1 + math.cos(math.pi * step / steps)) / 2
                 options["lr"] = options["rate"] * min(1, (step + 1) / 30) * (0.02 + 0.98 * cosine)
             optimizer.step()
-            step += 1
-            decay = min(_AVERAGE, step / (step + 10))
+            decay = min(_AVERAGE, (step + 1) / (step + 11))
             with torch.no_grad():
                 for name in modules:
                     for mean, now in zip(average[name].parameters(), modules[name].parameters()):
                         mean.lerp_(now, 1 - decay)
-            seconds = time.monotonic() - begun
             l1, total = sum(l1) / _BATCH, sum(total) / _BATCH
             recent = l1 if recent is None else 0.98 * recent + 0.02 * l1
-            history.append((step, seconds / 60, recent, total))
-            if seconds - saved > _SAVE_SECONDS or seconds >= budget:
-                saved = seconds
-                _save_state(folder, modules, average, optimizer, step, seconds, history)
-                tell(f"minute {seconds / 60:.1f} of {minutes:g}, step {step}: L1 {recent:.4f}")
+            history.append((step + 1, before + (time.monotonic() - begun) / 60, recent, total))
+            if time.monotonic() - saved > _SAVE_SECONDS or step + 1 == steps:
+                saved = time.monotonic()
+                _save_state(folder, modules, average, optimizer, step + 1, history)
+                tell(f"step {step + 1} of {steps}, minute {history[-1][1]:.1f}: L1 {recent:.4f}")
     for module in average.values():
         module.eval().requires_grad_(False)
-    return average, step
+    return average
 
 
-def _save_state(folder, modules, average, optimizer, step, seconds, history):
+def _save_state(folder, modules, average, optimizer, step, history):
     """Everything that a run needs to go on, whole or not at all."""
-    state = {"step": step, "seconds": seconds, "history": history, "optimizer": optimizer.state_dict()}
+    state = {"step": step, "history": history, "optimizer": optimizer.state_dict()}
     state["modules"] = {name: module.state_dict() for name, module in modules.items()}
     state["average"] = {name: module.state_dict() for name, module in average.items()}
     torch.save(state, folder / ".state.pt.tmp")
