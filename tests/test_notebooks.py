@@ -77,7 +77,7 @@ SMALL = {
     "03_registration": {"name": "small", "experiments": ["3"], "resolutions": ["5||1.5"]},
     "04_harmonization": {"name": "small", "experiment": 3, "resolutions": ["5||1.5"]},
     "05_analysis": {"name": "small", "subjects": [1], "experiments": ["3"], "resolutions": ["5||1.5"]},
-    "a1_train_harmonizer": {"subjects": 1, "minutes": 0.1, "slices": 8, "slice_step": 60},
+    "a1_train_harmonizer": {"subjects": 2, "slices": 8, "steps": 12, "eta_steps": 4, "fusion_steps": 0, "slice_step": 60},
 }
 
 

@@ -357,8 +357,7 @@ def teach_severity(eta: nn.Module, groups: Sequence[Group], steps: int, seed: in
     float
         Root mean square error of the severity over the last tenth of the steps.
     """
-    rate = 5e-4
-    optimizer = torch.optim.Adam(eta.parameters(), lr=rate)
+    optimizer = torch.optim.Adam(eta.requires_grad_(True).parameters(), lr=5e-4)
     decline = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
 
     def slice_of_any(number):
@@ -380,6 +379,7 @@ def teach_severity(eta: nn.Module, groups: Sequence[Group], steps: int, seed: in
             optimizer.step()
             decline.step()
             errors.append(sum(losses) / len(losses))
+    eta.requires_grad_(False)
     return math.sqrt(np.mean(errors[-max(1, steps // 10) :]))
 
 
