@@ -173,6 +173,18 @@ def test_the_eta_convolution_as_a_matrix_product_is_that_convolution(published_w
         np.testing.assert_allclose(eta(image), plain, atol=1e-4)
 
 
+@pytest.mark.parametrize("planes", [7, 16, 18, 35])
+def test_the_fusion_net_gives_in_slabs_what_it_gives_at_once(published_width, planes):
+    x = torch.rand((1, 3, planes, 12, 10), generator=torch.Generator().manual_seed(planes))
+    net = published_width.networks["fusion_net"]
+    with torch.enable_grad():
+        whole = net(x)
+    with torch.inference_mode():
+        slabs = net(x)
+    assert slabs.shape == whole.shape
+    np.testing.assert_allclose(slabs, whole, atol=1e-5)
+
+
 # ---------------------------------------------------------------- preprocessing
 
 

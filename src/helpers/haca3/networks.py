@@ -18,6 +18,7 @@ BETA_DIM = 5  #: labels of the anatomy code
 THETA_DIM = 2  #: numbers that describe a contrast
 ETA_DIM = 2  #: numbers that describe the artifacts
 SLICE = 224  #: rows and columns of a slice
+FUSION_SLAB = 16  #: planes that the fusion net finishes at a time
 INFERENCE_TEMPERATURE = 5.0  #: of the attention's softmax; the published training uses 10
 
 
@@ -243,7 +244,16 @@ class FusionNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, D, H, W), channels axial, coronal, sagittal -> (B, 1, D, H, W)."""
-        return self.conv2(torch.cat([x, self.conv1(x)], dim=1))
+        x = torch.cat([x, self.conv1(x)], dim=1)  # (B, 19, D, H, W)
+        if torch.is_grad_enabled():
+            return self.conv2(x)
+        # In slabs, each with the two planes beyond it that its edge depends on: the same numbers in half of the memory.
+        slabs = []
+        for start in range(0, x.shape[2], FUSION_SLAB):
+            before = min(start, 2)
+            slab = self.conv2(x[:, :, start - before : start + FUSION_SLAB + 2])
+            slabs.append(slab[:, :, before : before + FUSION_SLAB])
+        return torch.cat(slabs, dim=2)
 
 
 def build(beta_base: int = 8, decoder_base: int = 16) -> dict[str, nn.Module]:
