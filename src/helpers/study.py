@@ -53,6 +53,9 @@ class Resolution:
             raise ValueError(f"thickness_mm is {self.thickness_mm}: accepted is a number of mm greater than 0")
         if not (math.isfinite(self.gap_mm) and self.gap_mm >= 0):
             raise ValueError(f"gap_mm is {self.gap_mm}: accepted is 0 mm or more")
+        # 5 and 5.0 are the same thickness, and must look the same in a sidecar.
+        for name in ("thickness_mm", "gap_mm"):
+            object.__setattr__(self, name, float(getattr(self, name)))
 
     @property
     def separation_mm(self) -> float:
