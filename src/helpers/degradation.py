@@ -158,10 +158,27 @@ def degrade(volume: np.ndarray, affine: np.ndarray, orientation: str, resolution
 @lru_cache(maxsize=128)
 def _matrix(n, voxel_mm, resolution, *values):
     taps = slice_profile.taps(resolution.thickness_mm, voxel_mm, **dict(zip(slice_profile.DEFAULTS, values, strict=True)))
+    weights = matrix_of(taps, n, voxel_mm, resolution)
+    weights.flags.writeable = False
+    return weights
+
+
+def matrix_of(taps: np.ndarray, n: int, voxel_mm: float, resolution: study.Resolution) -> np.ndarray:
+    """`matrix` for a slice profile that is given by its taps, whatever they are.
+
+    Parameters
+    ----------
+    taps : ndarray, shape (2 r + 1,), unitless
+        Weights of the voxels around a slice, whose centre is the middle one. They should sum to 1.
+    n, voxel_mm, resolution
+        As in `matrix`; the thickness is that of the taps.
+
+    Returns
+    -------
+    ndarray, shape (n_lr, n), float64, unitless
+    """
     blurred = ndimage.convolve1d(np.eye(n), taps, axis=0, mode="nearest")
     positions = slice_positions(n, voxel_mm, resolution)
     # One call for each voxel's column: map_coordinates on the whole would interpolate across columns too.
     columns = [ndimage.map_coordinates(column, positions[None], order=3, mode="nearest") for column in blurred.T]
-    weights = np.stack(columns, axis=1)
-    weights.flags.writeable = False
-    return weights
+    return np.stack(columns, axis=1)

@@ -324,11 +324,29 @@ def _resample_parallel(volume, index_map, shape, axes):
         position = index_map[axes[axis], axis] * np.arange(shape[axis]) + index_map[axes[axis], 3]
         if n == shape[axis] and np.abs(position - np.arange(n)).max() < _SAME_VOXEL:
             continue
-        # The spline is linear in the voxels, so its values for the n unit volumes are its matrix.
-        matrix = np.stack([ndimage.map_coordinates(unit, [position], order=3, mode="mirror") for unit in np.eye(n)], axis=1)
-        matrix[~_inside(position, n)] = 0
-        result = linear.along_axis(matrix, result, axis)
+        result = linear.along_axis(spline_matrix(position, n), result, axis)
     return np.ascontiguousarray(result)
+
+
+def spline_matrix(position: np.ndarray, n: int) -> np.ndarray:
+    """The matrix of cubic B-spline interpolation along one axis, as `resample` applies it where axes are parallel.
+
+    Parameters
+    ----------
+    position : ndarray, shape (m,), voxels
+        Where the values are wanted, on the axis of the samples.
+    n : int
+        Samples.
+
+    Returns
+    -------
+    ndarray, shape (m, n), float64
+        Rows outside the field of view are zero.
+    """
+    # The spline is linear in the samples, so its values for the n unit vectors are its matrix.
+    matrix = np.stack([ndimage.map_coordinates(unit, [position], order=3, mode="mirror") for unit in np.eye(n)], axis=1)
+    matrix[~_inside(position, n)] = 0
+    return matrix
 
 
 def _resample_oblique(volume, index_map, shape):

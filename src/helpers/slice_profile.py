@@ -17,6 +17,7 @@ from functools import lru_cache
 
 import numpy as np
 from scipy.interpolate import CubicSpline
+from scipy.special import ndtr
 
 from helpers import study
 
@@ -237,6 +238,41 @@ def taps(thickness_mm: float, voxel_mm: float, **design) -> np.ndarray:
     return _taps(float(thickness_mm), float(voxel_mm), *parameters(**design).values())
 
 
+def plain_taps(shape: str, thickness_mm: float, voxel_mm: float) -> np.ndarray:
+    """What is often taken for a slice profile, integrated over each voxel as in `taps`: a box, or a Gaussian of the same FWHM.
+
+    Parameters
+    ----------
+    shape : {"box", "gaussian"}
+    thickness_mm, voxel_mm : float
+        As in `taps`.
+
+    Returns
+    -------
+    ndarray, shape (2 r + 1,), unitless
+        Sums to 1; r as in `taps`.
+
+    Raises
+    ------
+    ValueError
+        If the shape is unknown or a length is not greater than 0.
+
+    Examples
+    --------
+    >>> plain_taps("box", 3, 1)
+    array([0.        , 0.        , 0.        , 0.33333333, 0.33333333,
+           0.33333333, 0.        , 0.        , 0.        ])
+    """
+    study.check("shape", shape, ("box", "gaussian"))
+    _check_length("thickness_mm", thickness_mm)
+    _check_length("voxel_mm", voxel_mm)
+    edges = _edges(thickness_mm, voxel_mm)
+    if shape == "box":
+        return np.diff(np.clip(edges, -thickness_mm / 2, thickness_mm / 2)) / thickness_mm
+    weights = np.diff(ndtr(edges * math.sqrt(8 * math.log(2)) / thickness_mm))
+    return weights / weights.sum()
+
+
 def transfer_function(frequency: np.ndarray, position_mm: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """What a slice profile leaves of each spatial frequency along the slice normal.
 
@@ -342,14 +378,19 @@ def _taps(thickness_mm, voxel_mm, *values):
         weights = _radifox_taps(thickness_mm, voxel_mm, design)
     else:
         position, weight = profile(thickness_mm, **design)
-        # round() first: 2.1 / 0.7 is a little more than 3.
-        radius = math.ceil(round(thickness_mm / voxel_mm, 9)) + 1
-        edges = (np.arange(-radius, radius + 2) - 0.5) * voxel_mm
+        edges = _edges(thickness_mm, voxel_mm)
         # Far outside its slice a thin profile was not simulated: it is zero there.
         weights = np.diff(_integral(position, weight)(np.clip(edges, position[0], position[-1])))
     weights = weights / weights.sum()
     weights.flags.writeable = False
     return weights
+
+
+def _edges(thickness_mm, voxel_mm):
+    """Edges of the voxels around a slice, mm from its centre."""
+    # round() first: 2.1 / 0.7 is a little more than 3.
+    radius = math.ceil(round(thickness_mm / voxel_mm, 9)) + 1
+    return (np.arange(-radius, radius + 2) - 0.5) * voxel_mm
 
 
 def _radifox_taps(thickness_mm, voxel_mm, design):

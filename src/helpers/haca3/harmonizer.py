@@ -230,11 +230,12 @@ def preprocess(volume: np.ndarray) -> tuple[np.ndarray, float]:
 
 def slice_of(padded: np.ndarray, orientation: str, k: int) -> np.ndarray:
     """Slice k of a padded volume as the networks want it: seen with the head up, a copy of shape (224, 224)."""
-    if orientation == "axial":
-        return padded[:, :, k].T.copy()
-    if orientation == "coronal":
-        return padded[:, k, ::-1].T.copy()
-    return padded[k, :, ::-1].T.copy()
+    return _seen(padded.take(k, AXIS[orientation]), orientation)
+
+
+def _seen(plane: np.ndarray, orientation: str) -> np.ndarray:
+    """A slice as it lies in the array -> as the networks want it, contiguous."""
+    return (plane if orientation == "axial" else plane[:, ::-1]).T.copy()
 
 
 def put_slice(volume: np.ndarray, orientation: str, k: int, image: np.ndarray) -> None:
@@ -409,7 +410,8 @@ class Harmonizer:
         sources = {name: s if isinstance(s, Encoding) else Encoding(volume=preprocess(s)[0]) for name, s in sources.items()}
 
         runs = _runs(sources, targets, anatomy)
-        parts = {o: self._reconstruct(o, sources, targets, mask, runs, seed, slice_step) for o in orientations}
+        ks = {o: visited(o, slice_step) for o in orientations}
+        parts = {o: self._reconstruct(o, sources, targets, mask, runs, seed, ks[o], np.nan if slice_step > 1 else 0) for o in orientations}
         unfused = {name: {o: parts[o][0][name] for o in orientations} for name in targets}
         result = {name: self._fuse(unfused[name], target.norm) for name, target in targets.items()}
         if details:
@@ -422,6 +424,47 @@ class Harmonizer:
                 eta={name: {o: parts[o][2][name][:, 2:] for o in orientations} for name in sources},
             )
         return result
+
+    @_exact
+    def harmonize_slice(
+        self, sources: Mapping[str, np.ndarray], targets: Mapping[str, Target], orientation: str, index: int, *, seed: int = 0
+    ) -> dict[str, np.ndarray]:
+        """Harmonize one slice, as `harmonize` does with it in one orientation: for looking at it while its sources change.
+
+        Parameters
+        ----------
+        sources : dict of str to ndarray, 2D
+            Contrast -> that slice of the volume after `normalise`, zero outside of its `foreground`.
+        targets : dict of str to Target
+        orientation : str
+            Plane of the slice.
+        index : int
+            Of the slice on the volume's axis, by which its noise is drawn.
+        seed : int
+            Of the noise, which sources share.
+
+        Returns
+        -------
+        dict of str to ndarray, 2D, float32
+            Target contrast -> harmonized slice, in the units of the target, masked by the first source.
+
+        Raises
+        ------
+        ValueError
+            If a source has another shape than that slice of the grid.
+        """
+        axis = AXIS[study.check("orientation", orientation, study.ORIENTATIONS)]
+        k, sides = index + _PAD[axis], [n for other, n in enumerate(SHAPE) if other != axis]
+        encodings = {}
+        for name, plane in sources.items():
+            if list(np.shape(plane)) != sides:
+                raise ValueError(f"source {name} has shape {np.shape(plane)}: accepted is a slice of {sides[0]} x {sides[1]} pixels")
+            widths = [(SLICE // 2 - n // 2, SLICE - n - (SLICE // 2 - n // 2)) for n in sides]
+            image = _seen(np.pad(np.asarray(plane, np.float32), widths), orientation)
+            code = self._encode([image])[0] if image.any() else (None, None)
+            encodings[name] = Encoding({(orientation, k): (self._foreground(image), *code)})
+        made, _, _ = self._reconstruct(orientation, encodings, targets, "first", dict.fromkeys(targets, ()), seed, [k], 0)
+        return {name: volume.take(index, axis) for name, volume in made.items()}
 
     def _batches(self, ks: Sequence[int]) -> list[Sequence[int]]:
         """Slices as they go through the networks: one at a time on a CPU, as many as memory allows on a GPU."""
@@ -468,15 +511,15 @@ class Harmonizer:
         stack = (orientation, k)
         return np.stack([s.slices[stack][0] if stack in s.slices else self._foreground(slice_of(s.volume, *stack)) for s in sources.values()])
 
-    def _reconstruct(self, orientation, sources, targets, mask, runs, seed, slice_step):
-        """Harmonize the slices of one orientation: volumes and attention by target, keys by source."""
+    def _reconstruct(self, orientation, sources, targets, mask, runs, seed, ks, elsewhere):
+        """Harmonize the slices `ks` of one orientation: volumes and attention by target, keys by source."""
         axis = AXIS[orientation]
-        results = {name: np.full(SHAPE, np.nan if slice_step > 1 else 0, np.float32) for name in targets}
+        results = {name: np.full(SHAPE, elsewhere, np.float32) for name in targets}
         attention = {name: np.full((SLICE, len(sources)), np.nan, np.float32) for name in targets}
         keys = {name: np.full((SLICE, 4), np.nan, np.float32) for name in sources}
         combine = {"first": lambda foregrounds: foregrounds[0], "union": np.logical_or.reduce, "intersection": np.logical_and.reduce}[mask]
         inside, shown = {}, []
-        for k in visited(orientation, slice_step):
+        for k in ks:
             inside[k] = combine(self._foregrounds(sources, orientation, k))
             if inside[k].any():
                 shown.append(k)

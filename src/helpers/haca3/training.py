@@ -516,6 +516,7 @@ def train(
     beta_base: int = 4,
     decoder_base: int = 8,
     coarse_share: float = 0.65,
+    begin: dict[str, nn.Module] | None = None,
     tell: Callable[[str], None] = print,
 ) -> dict[str, nn.Module]:
     """Train; a run that was interrupted goes on where it was saved last (once a minute) and ends with the same weights.
@@ -534,6 +535,8 @@ def train(
         Widths of anatomy encoder and decoder.
     coarse_share : float
         Share of the steps with slices of lower resolution: see `side`.
+    begin : dict of str to torch.nn.Module, optional
+        Networks to go on from. The run is then the last leg of the schedule, on whole slices, at its falling rate.
     tell : callable
         Is given a line once a minute.
 
@@ -559,6 +562,10 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         done, history = state["step"], state["history"]
         tell(f"goes on at step {done}")
+    elif begin is not None:
+        for name in rates:
+            for each in (modules, average):
+                each[name].load_state_dict(begin[name].state_dict())
     else:  # theta is taught first, and changes slowly from then on
         error = teach_contrast(modules["theta_encoder"], groups, min(600, max(2, steps // 20)), seed)
         tell(f"theta: mean intensities of the tissue classes known to {error**0.5:.3f}")
@@ -567,8 +574,13 @@ def train(
     before = history[-1][1] if history else 0.0
     recent = history[-1][2] if history else None
 
+    first = 0.0 if begin is None else coarse_share
+
+    def progress_at(step: int) -> float:
+        return first + (1 - first) * step / steps
+
     def differentiate(step: int, number: int) -> tuple:
-        progress = step / steps
+        progress = progress_at(step)
         rng = np.random.default_rng([seed, 2, step, number])  # so that a run that goes on draws what it would have drawn
         losses = loss_of(modules, draw(groups, rng), progress, side(progress, coarse_share), rng)
         return torch.autograd.grad(losses["total"], parameters, allow_unused=True), losses["l1"].item(), losses["total"].item()
@@ -582,10 +594,10 @@ def train(
                 parameter.grad = sum(known) / _BATCH if known else None
             nn.utils.clip_grad_norm_(parameters, 5.0)
             for options in optimizer.param_groups:
-                cosine = (1 + math.cos(math.pi * step / steps)) / 2
+                cosine = (1 + math.cos(math.pi * progress_at(step))) / 2
                 options["lr"] = options["rate"] * min(1, (step + 1) / 30) * (0.02 + 0.98 * cosine)
             optimizer.step()
-            decay = min(_AVERAGE, (step + 1) / (step + 11))
+            decay = min(_AVERAGE, (step + 1) / (step + 11)) if begin is None else _AVERAGE
             with torch.no_grad():
                 for name in modules:
                     for mean, now in zip(average[name].parameters(), modules[name].parameters()):
