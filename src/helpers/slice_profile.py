@@ -294,21 +294,23 @@ def transfer_function(frequency: np.ndarray, position_mm: np.ndarray, weight: np
     return waves @ weight / np.sum(weight)
 
 
-def cross_talk(thickness_mm: float, gap_mm: float, **design) -> float:
+def cross_talk(thickness_mm: float, gap_mm: float | np.ndarray, **design) -> float | np.ndarray:
     """Share of a slice's signal that comes from the nominal slabs of its two neighbours.
 
     Every slice counts as excited from rest: saturation by the neighbours' pulses comes on top of this.
 
     Parameters
     ----------
-    thickness_mm, gap_mm : float
-        Slice thickness and gap, mm.
+    thickness_mm : float
+        Slice thickness, mm.
+    gap_mm : float or ndarray, shape (g,)
+        Slice gap, mm, or several.
     **design
         As in `parameters`.
 
     Returns
     -------
-    float
+    float or ndarray, shape (g,)
         Usually between 0 and 1; the real part of a pulse that cannot be rephased may make it negative.
 
     Raises
@@ -316,14 +318,13 @@ def cross_talk(thickness_mm: float, gap_mm: float, **design) -> float:
     ValueError
         As `profile` and `study.Resolution`.
     """
-    separation = study.Resolution(thickness_mm, gap_mm).separation_mm
+    separation = np.array([study.Resolution(thickness_mm, gap).separation_mm for gap in np.atleast_1d(gap_mm)])
     position, weight = profile(thickness_mm, **design)
-    slabs = separation + np.array([-thickness_mm / 2, thickness_mm / 2])
+    slabs = separation[:, None] + np.array([-thickness_mm / 2, thickness_mm / 2])
     integral = _integral(position, weight)
-    neighbours = np.diff(integral(np.clip(slabs, position[0], position[-1]))) - np.diff(
-        integral(np.clip(-slabs, position[0], position[-1]))
-    )
-    return float(neighbours[0] / integral(position[-1]))
+    above, below = (np.diff(integral(np.clip(side * slabs, position[0], position[-1])))[:, 0] for side in (1, -1))
+    share = (above - below) / integral(position[-1])
+    return share if np.ndim(gap_mm) else float(share[0])
 
 
 def _is_number(value) -> bool:
