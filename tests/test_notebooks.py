@@ -72,8 +72,8 @@ def test_the_parameters_are_annotated_literals_with_a_comment_each(notebook):
 # Small parameters: one subject, one or two resolutions, one plane.
 SMALL = {
     "00_cohort": {"name": "small"},
-    "01_slice_profiles": {"name": "small"},
-    "02_degradation": {"name": "small", "experiments": ["3"], "resolutions": ["5||1.5"]},
+    "01_slice_profiles": {"name": "small", "interactive": False},
+    "02_degradation": {"name": "small", "interactive": False, "experiments": ["3"], "resolutions": ["5||1.5"]},
     "03_registration": {"name": "small", "experiments": ["3"], "resolutions": ["5||1.5"]},
     "04_harmonization": {"name": "small", "experiment": 3, "resolutions": ["5||1.5"]},
     "05_analysis": {"name": "small", "subjects": [1], "experiments": ["3"], "resolutions": ["5||1.5"]},

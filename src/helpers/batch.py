@@ -74,8 +74,8 @@ def tasks(plan: Study) -> list[Task]:
         person = {"subject": subject}
         start = add("00_cohort", who, {**common, **person}, images=3)
         if subject == plan.subjects[0]:
-            add("01_slice_profiles", [], {**common, **person}, [start])
-        sliced = add("02_degradation", who, {**acquired, **person}, [start], images)
+            add("01_slice_profiles", [], {**common, **person, "interactive": False}, [start])
+        sliced = add("02_degradation", who, {**acquired, **person, "interactive": False}, [start], images)
         back = add("03_registration", who, {**acquired, **person, **preview, "transform": plan.transform, "seed": plan.seed}, [sliced], images)
         settings = {**{key: value for key, value in shared.items() if key != "experiments"}, **person}
         truth = add("04_harmonization", [*who, f"exp-{GROUND_TRUTH}"], {**settings, "experiment": GROUND_TRUTH}, [back, target], 2)

@@ -182,6 +182,50 @@ def rows_of_matrix(matrix: np.ndarray, resolution: Resolution, voxel_mm: float =
     return fig, ax
 
 
+def aliasing(z_mm: np.ndarray, pattern: np.ndarray, seen: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]):
+    """A regular pattern across the slices, what each slice sees of it, and what interpolation makes of that.
+
+    Parameters
+    ----------
+    z_mm, pattern : ndarray, shape (n,)
+        Position along the slice normal, and the pattern there.
+    seen : dict
+        Label -> (position of the slices in mm, their values, and the values interpolated back to `z_mm`).
+    """
+    fig, axes = plt.subplots(len(seen), 1, figsize=(7.5, 1.9 * len(seen)), sharex=True, sharey=True, squeeze=False, layout="constrained")
+    for ax, (label, (centres_mm, values, back)) in zip(axes.flat, seen.items(), strict=True):
+        ax.plot(z_mm, pattern, color="0.7", lw=1.5, label="pattern")
+        ax.plot(z_mm, back, color=COLOURS["T1w"], lw=2, label="interpolated back")
+        ax.plot(centres_mm, values, ls="", marker="o", ms=6, color=COLOURS["T2w"], label="slices")
+        ax.set_title(label, fontsize=11)
+    axes.flat[-1].set_xlabel("through-plane position (mm)")
+    fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return fig, axes.ravel()
+
+
+def contact_sheet(images: dict[tuple[str, str], np.ndarray], vmax: float):
+    """Many small images with one look-up table: a row for each first key, a column for each second.
+
+    Parameters
+    ----------
+    images : dict
+        (row, column) -> ndarray, 2D, upright.
+    vmax : float
+        Value shown as white.
+    """
+    rows, columns = (list(dict.fromkeys(key[part] for key in images)) for part in (0, 1))
+    fig, axes = plt.subplots(len(rows), len(columns), figsize=(1.55 * len(columns), 1.75 * len(rows)), squeeze=False, layout="constrained")
+    for (row, column), image in images.items():
+        ax = axes[rows.index(row), columns.index(column)]
+        ax.imshow(image, cmap="gray", vmin=0, vmax=vmax, interpolation="nearest")
+        ax.set(xticks=[], yticks=[])
+        if row == rows[0]:
+            ax.set_title(column, fontsize=10)
+        if column == columns[0]:
+            ax.set_ylabel(row, fontsize=10)
+    return fig, axes
+
+
 def spectra(curves: dict[str, tuple[np.ndarray, np.ndarray]]):
     """Power against spatial frequency, one curve per axis; `curves` is label -> (frequency, power)."""
     fig, ax = plt.subplots(figsize=(6, 3.2), layout="constrained")
@@ -270,6 +314,16 @@ def slice_train(image: np.ndarray, centres_mm: np.ndarray, position_mm: np.ndarr
     return fig, axes
 
 
+def curve(x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: str, at: float):
+    """One quantity against another, with a mark where it is looked at."""
+    fig, ax = plt.subplots(figsize=(6, 2.6), layout="constrained")
+    ax.plot(x, y, color=BLUE, lw=2)
+    ax.axvline(at, color=VERMILLION, ls=":", lw=1.6)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    return fig, ax
+
+
 def taps(kernels: dict[str, np.ndarray], position_mm: np.ndarray, weight: np.ndarray, voxel_mm: float = 1.0):
     """Weights of the voxels around a slice, one bar or marker each, under the profile that they stand for.
 
@@ -283,13 +337,15 @@ def taps(kernels: dict[str, np.ndarray], position_mm: np.ndarray, weight: np.nda
     fig, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
     area = np.sum(weight) * (position_mm[1] - position_mm[0])
     ax.plot(position_mm, weight * voxel_mm / area, color=BLUE, lw=2, label="profile")
+    markers = zip(("s", "^", "D"), (BLUE, GREEN, VERMILLION), strict=True)
     for index, (label, kernel) in enumerate(kernels.items()):
         z = (np.arange(len(kernel)) - len(kernel) // 2) * voxel_mm
         if index == 0:
             ax.bar(z, kernel, width=0.92 * voxel_mm, color=ORANGE, alpha=0.6, label=label)
             ax.set_xlim(z[0] - voxel_mm, z[-1] + voxel_mm)
         else:
-            ax.plot(z, kernel, ls="", marker="D", ms=6, color=VERMILLION, label=label)
+            marker, colour = next(markers)
+            ax.plot(z, kernel, ls="", marker=marker, ms=6, color=colour, label=label)
     ax.set_xlabel("distance from the slice centre (mm)")
     ax.set_ylabel("weight of the voxel")
     ax.legend(frameon=False, loc="upper left")
