@@ -4,6 +4,8 @@ Colours are those of Okabe and Ito, which people with colour-vision deficiency c
 (https://jfly.uni-koeln.de/color/); each series has a marker of its own as well.
 """
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -393,7 +395,7 @@ def figure_1(histogram: pd.DataFrame, collection: str):
     return fig, axes, histogram
 
 
-def advice(protocols: pd.DataFrame, run: dict[str, np.ndarray], minutes: float, label: str, comparable: bool = True):
+def advice(protocols: pd.DataFrame, run: dict[str, np.ndarray], minutes: float, label: str, note: str, comparable: bool = True):
     """Expected score over thickness and gap for each orientation, and against scan time: what the advisor chooses from.
 
     The surfaces end where the resolutions end that were run (dots). Stars are the best protocols that fit into the given minutes: one
@@ -409,6 +411,8 @@ def advice(protocols: pd.DataFrame, run: dict[str, np.ndarray], minutes: float, 
         Scan time that is given.
     label : str
         Of the score's axis.
+    note : str
+        What the surface stands on, for the title: `helpers.advisor.Surface.note`.
     comparable : bool
         Whether scores of different orientations may be compared.
 
@@ -419,7 +423,7 @@ def advice(protocols: pd.DataFrame, run: dict[str, np.ndarray], minutes: float, 
     """
     fits = protocols[protocols["minutes"] <= minutes].sort_values(["expected", "minutes"], ascending=[False, True])
     best = fits.groupby("orientation").head(1) if not comparable else fits.head(1)
-    fig, axes = plt.subplots(1, len(run) + 1, figsize=(3.1 * len(run) + 4.4, 4.1), layout="constrained", width_ratios=[1] * len(run) + [1.35])
+    fig, axes = plt.subplots(1, len(run) + 1, figsize=(3.1 * len(run) + 4.4, 4.4), layout="constrained", width_ratios=[1] * len(run) + [1.35])
     levels = np.linspace(protocols["expected"].min(), protocols["expected"].max(), 13)
     looks = dict(zip(run, zip((BLUE, VERMILLION, GREEN), ("o", "s", "^"), strict=True), strict=False))
     for ax, (name, points) in zip(axes, run.items(), strict=False):
@@ -450,5 +454,6 @@ def advice(protocols: pd.DataFrame, run: dict[str, np.ndarray], minutes: float, 
     axes[-1].spines[["top", "right"]].set_visible(False)
     handles, names = axes[-1].get_legend_handles_labels()
     handles.insert(0, plt.Line2D([], [], ls="", marker="o", ms=5, mfc="white", mec="0.2"))
+    fig.suptitle(textwrap.fill(note, 150), fontsize=9)
     fig.legend(handles, ["was run", *names], loc="outside lower center", ncols=len(names) + 1, frameon=False, fontsize=9)
     return fig, axes, protocols
