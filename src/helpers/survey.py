@@ -130,11 +130,12 @@ def geometry(header: volumes.Header) -> dict:
         ``spacing_mm`` across the slices, ``inplane_mm`` (the coarser of two), ``coverage_mm``; ``orientation`` and
         ``oblique_deg`` if the image has an affine.
     """
-    axis = slice_axis(header.voxel_mm)
+    voxel_mm = np.round(header.voxel_mm, 4)  # headers hold float32
+    axis = slice_axis(voxel_mm)
     found = {
-        "spacing_mm": float(header.voxel_mm[axis]),
-        "inplane_mm": float(np.max(np.delete(header.voxel_mm, axis))),
-        "coverage_mm": float(header.voxel_mm[axis] * header.shape[axis]),
+        "spacing_mm": float(voxel_mm[axis]),
+        "inplane_mm": float(np.max(np.delete(voxel_mm, axis))),
+        "coverage_mm": float(np.round(voxel_mm[axis] * header.shape[axis], 4)),
     }
     if header.affine is not None:
         # The normal of the slices, not the direction in which they are stacked: a sheared stack has both.
