@@ -103,9 +103,9 @@ def test_a_normal_that_is_none_is_refused(bad):
 # Lengths
 
 
-@pytest.mark.parametrize("value, mm", [(5, 5), ("5", 5), ("5mm", 5), (" 5.0 mm ", 5), ("0.5 cm", 5), ("0.005m", 5), ("5e3 um", 5), (".5", 0.5)])
-def test_a_length_may_name_its_unit(value, mm):
-    assert survey.millimetres(value) == pytest.approx(mm)
+@pytest.mark.parametrize("value", (5, "5", "5mm", " 5.0 mm ", "0.5 cm", "0.005m", "5e3 um", "+.5e1"))
+def test_a_length_may_name_its_unit(value):
+    assert survey.millimetres(value) == pytest.approx(5)
 
 
 @pytest.mark.parametrize("value", (None, "", "n/a", float("nan"), "NaN"))
@@ -202,7 +202,8 @@ def test_an_acquisition_is_read_from_its_sidecar_and_its_header(tmp_path):
     row = only(tmp_path)
     assert row == {
         "subject": "01", "session": "b", "contrast": "T2w", "dimension": "2D", "orientation": "axial", "oblique_deg": 0, "thickness_mm": 5,
-        "gap_mm": 1.5, "spacing_mm": 6.5, "inplane_mm": 1, "coverage_mm": 156, "dimension_from": "said", "thickness_from": "said", "unfit": "", "file": "",
+        "gap_mm": 1.5, "spacing_mm": 6.5, "inplane_mm": 1, "coverage_mm": 156,
+        "dimension_from": "said", "thickness_from": "said", "unfit": "", "file": "",
     }  # fmt: skip
 
 
@@ -306,7 +307,8 @@ def test_missing_truncated_and_4d_images_are_listed(tmp_path):
     header["srow_z"] = 0
     rewrite(flat, header)
     table = survey.from_bids(tmp_path).set_index("subject")
-    for subject, reason in {"01": "no image beside", "02": "not a readable NIfTI header", "03": "accepted are 3D volumes", "05": "accepted is an invertible"}.items():
+    reasons = {"01": "no image beside", "02": "not a readable NIfTI header", "03": "accepted are 3D volumes", "05": "accepted is an invertible"}
+    for subject, reason in reasons.items():
         assert reason in table.unfit[subject]
         assert str(tmp_path) not in table.unfit[subject]
     assert table.unfit["04"] == ""
@@ -397,7 +399,8 @@ def test_an_empty_folder_gives_an_empty_table_that_can_be_counted(tmp_path):
 
 def test_a_csv_in_the_words_of_bids_is_read(tmp_path):
     path = tmp_path / "x.csv"
-    path.write_text("contrast,MRAcquisitionType,SliceThickness,SpacingBetweenSlices,orientation,secret\nflair,2D,5mm,6.5,Axial,x\nT1,,,,,\n")
+    header = "contrast,MRAcquisitionType,SliceThickness,SpacingBetweenSlices,orientation,secret"
+    path.write_text(f"{header}\nflair,2D,5mm,6.5,Axial,x\nT1,,,,,\n")
     table = survey.from_csv(path)
     assert list(table.contrast) == ["FLAIR", "other"]
     assert (table.gap_mm[0], table.orientation[0], table.unfit[0]) == (1.5, "axial", "")
@@ -432,7 +435,8 @@ def example():
 
 def test_the_example_has_the_published_margins(example):
     counts = survey.counts(example)
-    published = {("T1w", "3D"): 3413, ("T2w", "3D"): 151, ("FLAIR", "3D"): 2088, ("T1w", "2D"): 5832, ("T2w", "2D"): 3458, ("FLAIR", "2D"): 2114}
+    published = {("T1w", "3D"): 3413, ("T2w", "3D"): 151, ("FLAIR", "3D"): 2088}
+    published |= {("T1w", "2D"): 5832, ("T2w", "2D"): 3458, ("FLAIR", "2D"): 2114}
     assert {index: counts.loc[index, "all"] for index in published} == published
     assert counts.loc[("all", "")].to_dict() == {"axial": 15852, "sagittal": 1020, "coronal": 184, "all": 17056}
     assert counts.loc[(slice(None), "3D"), "all"].sum() == 5652 and counts.loc[(slice(None), "2D"), "all"].sum() == 11404

@@ -73,7 +73,8 @@ class Surface:
     @property
     def note(self) -> str:
         """What the surface stands on, in a line or two."""
-        text = f"{self.measure} inside {self.region}, arm {self.arm}, contrast {self.contrast}; {self.subjects} subjects, lack of fit {self.residual:.2g}."
+        text = f"{self.measure} inside {self.region}, arm {self.arm}, contrast {self.contrast}; "
+        text += f"{self.subjects} subjects, lack of fit {self.residual:.2g}."
         if self.subjects < 5:
             text += f" With {self.subjects} subjects the intervals are wide, and should be."
         if not self.compares_orientations:
@@ -123,7 +124,8 @@ def fit(table: pd.DataFrame, measure: str = "psnr_db", *, contrast: str = MEAN, 
     # A mean over fewer contrasts would be another quantity.
     cells = cells[cells["size"] == (len(CONTRASTS) if contrast == MEAN else 1)].rename(columns={"mean": "score"})
     if cells.empty:
-        raise ValueError(f"score table has no {measure} of experiments {', '.join(ALIKE)}, arm {arm}, region {region}, contrast {contrast}: accepted is a study with one of them")
+        wanted = f"{measure} of experiments {', '.join(ALIKE)}, arm {arm}, region {region}, contrast {contrast}"
+        raise ValueError(f"score table has no {wanted}: accepted is a study with one of them")
     subjects = cells["subject"].nunique()
     if subjects < 2:
         raise ValueError("score table has 1 subject: accepted are 2 or more, since the intervals come from the differences between them")
@@ -131,8 +133,10 @@ def fit(table: pd.DataFrame, measure: str = "psnr_db", *, contrast: str = MEAN, 
     for name, points in run.items():
         terms = _terms(*points.T)
         if np.linalg.matrix_rank(terms) < terms.shape[1]:
-            raise ValueError(f"score table has {len(points)} {name} resolutions, which determine no surface: accepted are {terms.shape[1]} or more, of three thicknesses and with gaps")
-    model = sm.OLS(cells["score"].to_numpy(), _design(run, cells)).fit(cov_type="cluster", cov_kwds={"groups": pd.factorize(cells["subject"])[0]}, use_t=True)
+            enough = f"{terms.shape[1]} or more, of three thicknesses and with gaps"
+            raise ValueError(f"score table has {len(points)} {name} resolutions, which determine no surface: accepted are {enough}")
+    clusters = {"groups": pd.factorize(cells["subject"])[0]}
+    model = sm.OLS(cells["score"].to_numpy(), _design(run, cells)).fit(cov_type="cluster", cov_kwds=clusters, use_t=True)
     left = cells.assign(left=model.resid).groupby(point[1:])["left"].mean()
     in_one_plane = bool("reconstruction" in table and "+" not in str(table["reconstruction"].iloc[0]))
     return Surface(measure, arm, region, contrast, model, run, subjects, float(np.sqrt(np.mean(left**2))), not in_one_plane)
@@ -233,7 +237,8 @@ class ScanTime:
     oversampling: float = 0.0
 
     def __post_init__(self):
-        least = {"tr_ms": 0, "te_ms": 0, "echo_spacing_ms": 0, "etl": 1, "overhead_ms": 0, "averages": 1, "acceleration": 1, "oversampling": 0}
+        least = dict.fromkeys(("tr_ms", "te_ms", "echo_spacing_ms", "overhead_ms", "oversampling"), 0)
+        least |= dict.fromkeys(("etl", "averages", "acceleration"), 1)
         for name, low in least.items():
             value = getattr(self, name)
             _number(name, value, low, above=name in ("tr_ms", "te_ms", "echo_spacing_ms"))
@@ -316,7 +321,8 @@ def candidates(surface: Surface, thickness_step_mm: float = 0.5, gap_step_mm: fl
     """
     grids = []
     for name, points in surface.run.items():
-        axes = [np.arange(low, high + step / 2, step) for low, high, step in zip(points.min(0), points.max(0), (thickness_step_mm, gap_step_mm), strict=True)]
+        ends = zip(points.min(0), points.max(0), (thickness_step_mm, gap_step_mm), strict=True)
+        axes = [np.arange(low, high + step / 2, step) for low, high, step in ends]
         grid = np.vstack([points, np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)]).round(6)
         grids.append(pd.DataFrame(np.unique(grid, axis=0), columns=["thickness_mm", "gap_mm"]).assign(orientation=name))
     found = pd.concat(grids, ignore_index=True)
@@ -377,7 +383,8 @@ def advise(surface: Surface, protocols: pd.DataFrame, minutes: float, level: flo
     """
     _number("minutes", minutes, 0, above=True)
     scored = predict(surface, protocols, level)
-    scored = scored[scored["inside"] & (scored["minutes"] <= minutes)].drop(columns="inside").sort_values(["expected", "minutes"], ascending=[False, True])
+    scored = scored[scored["inside"] & (scored["minutes"] <= minutes)].drop(columns="inside")
+    scored = scored.sort_values(["expected", "minutes"], ascending=[False, True])
     groups = [scored] if surface.compares_orientations else [rows for _, rows in scored.groupby("orientation", sort=False)]
     ranked = [_behind(surface, rows, level) for rows in groups if len(rows)]
     return pd.concat(ranked, ignore_index=True) if ranked else _behind(surface, scored, level)

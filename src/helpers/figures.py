@@ -423,7 +423,8 @@ def advice(protocols: pd.DataFrame, run: dict[str, np.ndarray], minutes: float, 
     """
     fits = protocols[protocols["minutes"] <= minutes].sort_values(["expected", "minutes"], ascending=[False, True])
     best = fits.groupby("orientation").head(1) if not comparable else fits.head(1)
-    fig, axes = plt.subplots(1, len(run) + 1, figsize=(3.1 * len(run) + 4.4, 4.4), layout="constrained", width_ratios=[1] * len(run) + [1.35])
+    size, widths = (3.1 * len(run) + 4.4, 4.4), [1] * len(run) + [1.35]
+    fig, axes = plt.subplots(1, len(run) + 1, figsize=size, layout="constrained", width_ratios=widths)
     levels = np.linspace(protocols["expected"].min(), protocols["expected"].max(), 13)
     looks = dict(zip(run, zip((BLUE, VERMILLION, GREEN), ("o", "s", "^"), strict=True), strict=False))
     for ax, (name, points) in zip(axes, run.items(), strict=False):
@@ -444,7 +445,8 @@ def advice(protocols: pd.DataFrame, run: dict[str, np.ndarray], minutes: float, 
     if len(best):
         spread = [best["expected"] - best["low"], best["high"] - best["expected"]]
         axes[-1].errorbar(best["minutes"], best["expected"], spread, color="0.3", lw=1.2, capsize=3, ls="", zorder=3)
-        axes[-1].plot(best["minutes"], best["expected"], ls="", marker="*", ms=12, mfc=ORANGE, mec="black", zorder=4, label=f"best in {minutes:g} min")
+        star = {"ls": "", "marker": "*", "ms": 12, "mfc": ORANGE, "mec": "black"}
+        axes[-1].plot(best["minutes"], best["expected"], **star, zorder=4, label=f"best in {minutes:g} min")
     else:
         axes[-1].set_title(f"nothing fits into {minutes:g} min", fontsize=11)
     axes[-1].axvline(minutes, color="0.35", ls=":", lw=1.2)

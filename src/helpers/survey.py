@@ -63,7 +63,13 @@ TOLERANCE_MM = 0.05
 #: Larger than any sidecar, smaller than what would fill the memory, bytes.
 _SIDECAR_BYTES = 4 * 2**20
 
-_TERMS = ("MRAcquisitionType", "SliceThickness", "SpacingBetweenSlices", "ImageOrientationPatientDICOM")
+#: What is kept of a sidecar -> the table's column of the same meaning.
+_TERMS = {
+    "MRAcquisitionType": "dimension",
+    "SliceThickness": "thickness_mm",
+    "SpacingBetweenSlices": "spacing_mm",
+    "ImageOrientationPatientDICOM": "",
+}
 
 _LENGTH = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(mm|cm|m|um|µm)?\s*")
 _UNIT_MM = {None: 1.0, "mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "µm": 0.001}
@@ -201,14 +207,16 @@ def acquisition(said: Mapping, image: Mapping | None = None, faults: Iterable[st
     row["orientation"] = _spelled("orientation", said.get("orientation"), ORIENTATIONS, reasons) or image.get("orientation", "")
 
     # Thickness, gap and spacing: two of them give the third. Where slices lie the image knows better than any sidecar.
-    thickness, gap, spacing, stored = row["thickness_mm"], row["gap_mm"], row["spacing_mm"], _plausible("spacing_mm", image.get("spacing_mm"), reasons)
+    thickness, gap, spacing = row["thickness_mm"], row["gap_mm"], row["spacing_mm"]
+    stored = _plausible("spacing_mm", image.get("spacing_mm"), reasons)
     if math.isnan(spacing):
         spacing = thickness + gap
     elif abs(gap - (spacing - thickness)) > TOLERANCE_MM:
         reasons.append(f"gap_mm is {gap:g} with slices of {thickness:g} mm that lie {spacing:g} mm apart: accepted is their difference")
         gap = math.nan
     if abs(spacing - stored) > TOLERANCE_MM:
-        reasons.append(f"slices are said to be {spacing:g} mm apart and lie {stored:g} mm apart in the image: resampled, or a wrong sidecar")
+        apart = f"slices are said to be {spacing:g} mm apart and lie {stored:g} mm apart in the image"
+        reasons.append(f"{apart}: resampled, or a wrong sidecar")
         spacing = gap = math.nan
     elif math.isnan(gap):
         gap = round((spacing if math.isnan(stored) else stored) - thickness, 6)
@@ -269,7 +277,7 @@ def from_bids(folder: str | Path) -> pd.DataFrame:
     top = os.path.realpath(folder)
     images, sidecars, rows = _walk(top)
     stems = {_stem(path) for path in images}
-    alone = [path for path in sidecars if os.path.basename(os.path.dirname(path)) == "anat" and "sub-" in os.path.basename(path) and _stem(path) not in stems]
+    alone = [path for path in sidecars if _in_anat(path) and "sub" in _entities(path)[0] and _stem(path) not in stems]
     collection = _Sidecars(top, sidecars)
     for path in tqdm(sorted([*images, *alone]), desc="acquisitions", mininterval=0.5):
         said, seen, faults = collection.of(path)
@@ -313,7 +321,7 @@ def from_csv(path: str | Path) -> pd.DataFrame:
         given = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (ValueError, UnicodeDecodeError) as error:  # pandas' parser errors are ValueErrors
         raise ValueError(f"{path}: not a CSV table ({str(error).splitlines()[0]})") from None
-    given = given.rename(columns={"MRAcquisitionType": "dimension", "SliceThickness": "thickness_mm", "SpacingBetweenSlices": "spacing_mm"})
+    given = given.rename(columns={term: name for term, name in _TERMS.items() if name})
     if "contrast" not in given:
         raise ValueError(f"{path}: no column contrast among {', '.join(map(str, given.columns))}: accepted is one row for each acquisition")
     if given.columns.duplicated().any():
@@ -393,8 +401,10 @@ def counts(table: pd.DataFrame) -> pd.DataFrame:
     def order(values, wanted):
         return [*wanted, *(value for value in (OTHER, "unknown") if value in set(values))]
 
-    rows = [(a, b) for a in order(known["contrast"], CONTRASTS) for b in order(known["dimension"], ("2D", "3D"))]
-    found = found.reindex(index=pd.MultiIndex.from_tuples(rows, names=["contrast", "dimension"]), columns=order(known["orientation"], ORIENTATIONS), fill_value=0)
+    rows = pd.MultiIndex.from_product(
+        [order(known["contrast"], CONTRASTS), order(known["dimension"], ("2D", "3D"))], names=["contrast", "dimension"]
+    )
+    found = found.reindex(index=rows, columns=order(known["orientation"], ORIENTATIONS), fill_value=0)
     found = found.assign(all=found.sum(axis=1))
     found.loc[("all", ""), :] = found.sum()
     return found.astype(int)
@@ -436,7 +446,8 @@ def resolutions(table: pd.DataFrame) -> pd.DataFrame:
     flat = table[(table["dimension"] == "2D") & table["contrast"].isin(CONTRASTS) & (table["gap_mm"] > -TOLERANCE_MM)]
     # + 0.0: a gap of -0.0 is none.
     flat = flat.assign(thickness_mm=flat["thickness_mm"].round(1), gap_mm=flat["gap_mm"].round(1) + 0.0)
-    found = pd.crosstab([flat["thickness_mm"], flat["gap_mm"]], flat["contrast"]).reindex(columns=CONTRASTS, fill_value=0).rename_axis(columns=None)
+    found = pd.crosstab([flat["thickness_mm"], flat["gap_mm"]], flat["contrast"])
+    found = found.reindex(columns=CONTRASTS, fill_value=0).rename_axis(columns=None)
     found = found.assign(acquisitions=found.sum(axis=1)).reset_index()
     found.insert(2, "spacing_mm", (found["thickness_mm"] + found["gap_mm"]).round(1))
     found["studied"] = [Resolution(*pair) in RESOLUTIONS for pair in zip(found["thickness_mm"], found["gap_mm"], strict=True)]
@@ -478,8 +489,8 @@ class _Sidecars:
                     faults += [fault] if fault else []
         if "sub" not in entities:
             faults.append("name has no sub-<label>: accepted are names of BIDS")
-        said = {"subject": entities.get("sub"), "session": entities.get("ses"), "contrast": suffix, "dimension": found.get("MRAcquisitionType")}
-        said |= {"thickness_mm": found.get("SliceThickness"), "spacing_mm": found.get("SpacingBetweenSlices")}
+        said = {"subject": entities.get("sub"), "session": entities.get("ses"), "contrast": suffix}
+        said |= {name: found.get(term) for term, name in _TERMS.items() if name}
         seen = {}
         try:
             cosines = np.asarray(found["ImageOrientationPatientDICOM"], dtype=float)
@@ -525,7 +536,7 @@ def _walk(top: str) -> tuple[list[str], list[str], list[dict]]:
                 continue
             if name.endswith(".json"):
                 sidecars.append(os.path.join(folder, name))
-            elif name.endswith((".nii", ".nii.gz")) and os.path.basename(folder) == "anat":
+            elif name.endswith((".nii", ".nii.gz")) and _in_anat(os.path.join(folder, name)):
                 images.append(os.path.join(folder, name))
     return images, sidecars, rows
 
@@ -550,6 +561,10 @@ def _bytes(path: str) -> bytes:
         raise ValueError(f"it has {size} bytes, accepted are {_SIDECAR_BYTES}")
     with open(path, "rb") as file:
         return file.read(_SIDECAR_BYTES)
+
+
+def _in_anat(path: str) -> bool:
+    return os.path.basename(os.path.dirname(path)) == "anat"
 
 
 def _stem(path: str) -> str:
@@ -577,7 +592,8 @@ def _plausible(name: str, value, reasons: list[str]) -> float:
     except ValueError as error:
         reasons.append(f"{name} {error}")
         return math.nan
-    low, high = {"gap_mm": (-PLAUSIBLE_MM[1], PLAUSIBLE_MM[1]), "coverage_mm": (PLAUSIBLE_MM[0], math.inf), "oblique_deg": (0, 90)}.get(name, PLAUSIBLE_MM)
+    limits = {"gap_mm": (-PLAUSIBLE_MM[1], PLAUSIBLE_MM[1]), "coverage_mm": (PLAUSIBLE_MM[0], math.inf), "oblique_deg": (0, 90)}
+    low, high = limits.get(name, PLAUSIBLE_MM)
     if math.isnan(number) or low <= number <= high:
         return number
     hint = ", perhaps in metres" if 0 < number < low <= 1000 * number <= high else ""

@@ -48,6 +48,10 @@ def check(volume: np.ndarray, what: str = "volume") -> np.ndarray:
     return volume
 
 
+#: What nibabel raises at a file that is no NIfTI, or not all of one.
+_UNREADABLE = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError, zlib.error)
+
+
 def read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Read a NIfTI volume.
 
@@ -76,7 +80,7 @@ def read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         image = nib.load(path)
         volume = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"{path}: not a readable NIfTI volume ({str(error).splitlines()[0]})") from None
     # Trailing axes of length one (X, Y, Z, 1) are how some converters write a 3D image.
     while volume.ndim > 3 and volume.shape[-1] == 1:
@@ -128,7 +132,7 @@ def read_header(path: str | Path) -> Header:
         placed = header["sform_code"] > 0 or header["qform_code"] > 0
         affine = header.get_best_affine() if placed else None
         voxel_mm = np.array(header.get_zooms()[:3], dtype=float) * millimetres
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
+    except (*_UNREADABLE, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a readable NIfTI header ({(str(error) or type(error).__name__).splitlines()[0]})") from None
     shape = tuple(int(n) for n in header.get_data_shape())
     if len(shape) < 3 or min(shape) < 1:
