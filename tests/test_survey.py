@@ -130,9 +130,11 @@ def test_nothing_said_is_unknown(value):
     ],
 )
 def test_a_thickness_that_cannot_be_is_a_reason_and_no_number(thickness, reason):
-    row = survey.acquisition({"contrast": "T1w", "thickness_mm": thickness, "dimension": "2D", "orientation": "axial", "file": "x"})
+    said = {"contrast": "T1w", "thickness_mm": thickness, "spacing_mm": 6.5, "dimension": "2D", "orientation": "axial", "file": "x"}
+    row = survey.acquisition(said)
     assert reason in row["unfit"] and "\n" not in row["unfit"] and len(row["unfit"]) < 200
-    assert np.isnan(row["thickness_mm"])
+    # Nor is the spacing taken in its place, as it is where nobody says anything.
+    assert np.isnan(row["thickness_mm"]) and row["thickness_from"] == ""
     assert row["file"] == "x"
 
 

@@ -199,7 +199,9 @@ def acquisition(said: Mapping, image: Mapping | None = None, faults: Iterable[st
         All of `COLUMNS`. ``unfit`` joins the reasons by "; " and is empty for an acquisition that is fit for a study.
     """
     image, reasons, row = image or {}, [], {}
-    for name in ("thickness_mm", "spacing_mm", "inplane_mm", "gap_mm", "coverage_mm", "oblique_deg"):
+    row["thickness_mm"] = _plausible("thickness_mm", said.get("thickness_mm"), reasons)
+    silent = math.isnan(row["thickness_mm"]) and not reasons
+    for name in ("spacing_mm", "inplane_mm", "gap_mm", "coverage_mm", "oblique_deg"):
         row[name] = _plausible(name, said.get(name), reasons)
     for name in ("inplane_mm", "coverage_mm", "oblique_deg"):
         if math.isnan(row[name]):
@@ -221,11 +223,10 @@ def acquisition(said: Mapping, image: Mapping | None = None, faults: Iterable[st
     elif math.isnan(gap):
         gap = round((spacing if math.isnan(stored) else stored) - thickness, 6)
     spacing = spacing if math.isnan(stored) else stored
-    row["thickness_from"] = "said"
-    if math.isnan(thickness):
-        # Without a gap the slices may be as thick as they lie apart, and no thicker.
-        thickness = spacing if math.isnan(gap) else round(spacing - gap, 6)
-        row["thickness_from"] = "" if math.isnan(thickness) else "spacing"
+    row["thickness_from"] = "" if math.isnan(thickness) else "said"
+    if silent and not math.isnan(spacing):
+        # Without a gap the slices may be as thick as they lie apart, and no thicker. A thickness that is wrong is not mended.
+        thickness, row["thickness_from"] = spacing if math.isnan(gap) else round(spacing - gap, 6), "spacing"
     row["thickness_mm"], row["spacing_mm"] = thickness, spacing
 
     row["dimension"] = _spelled("dimension", said.get("dimension"), ("2D", "3D"), reasons)
