@@ -32,7 +32,7 @@ def notebook(request):
 
 def test_the_method_can_be_read_in_the_list_of_notebooks():
     stems = [path.stem for path in NOTEBOOKS]
-    method = ["00_cohort", "01_slice_profiles", "02_degradation", "03_registration", "04_harmonization", "05_analysis"]
+    method = ["00_cohort", "01_slice_profiles", "02_degradation", "03_registration", "04_harmonization", "05_analysis", "06_protocol_survey"]
     assert [stem for stem in stems if stem in method] == method
 
 
@@ -77,6 +77,7 @@ SMALL = {
     "03_registration": {"name": "small", "experiments": ["3"], "resolutions": ["5||1.5"]},
     "04_harmonization": {"name": "small", "experiment": 3, "resolutions": ["5||1.5"]},
     "05_analysis": {"name": "small", "subjects": [1], "experiments": ["3"], "resolutions": ["5||1.5"]},
+    "06_protocol_survey": {"name": "small"},
     "a1_train_harmonizer": {"subjects": 2, "slices": 8, "steps": 12, "eta_steps": 4, "fusion_steps": 0, "slice_step": 60},
 }
 
@@ -110,6 +111,7 @@ def test_the_analysis_wrote_its_figures_beside_their_data(results_dir):
         ("04_harmonization", "resolutions", ["5|1"], "ValueError: resolution '5|1' is unknown"),
         ("02_degradation", "contrast", "PDw", "ValueError: contrast is 'PDw': accepted are T1w, T2w, FLAIR"),
         ("03_registration", "orientation", "oblique", "ValueError: orientation is 'oblique': accepted are axial"),
+        ("06_protocol_survey", "measure", "psnr", "ValueError: measure is 'psnr': accepted are psnr_db, ssim"),
     ],
 )
 def test_a_bad_parameter_stops_it_at_once_and_is_named(stem, parameter, value, message, tmp_path):

@@ -372,7 +372,7 @@ def figures_folder(plan: Study) -> Path:
     return layout.FIGURES if root(plan) == layout.DERIVATIVES / "demo" else root(plan) / "figures"
 
 
-def save_figure(plan: Study, number: int, fig, drawn: pd.DataFrame) -> Path:
+def save_figure(plan: Study, number: int | str, fig, drawn: pd.DataFrame) -> Path:
     """Write a figure as PNG and PDF, beside the CSV of what was drawn; return the PNG's path."""
     stem = figures_folder(plan) / f"figure_{number}"
     for suffix, facts in ((".png", {}), (".pdf", {"CreationDate": None})):  # Without a date: same figure, same bytes.

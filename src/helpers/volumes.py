@@ -11,6 +11,7 @@ import os
 import tempfile
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -47,6 +48,10 @@ def check(volume: np.ndarray, what: str = "volume") -> np.ndarray:
     return volume
 
 
+#: What nibabel raises at a file that is no NIfTI, or not all of one.
+_UNREADABLE = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError, zlib.error)
+
+
 def read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Read a NIfTI volume.
 
@@ -75,12 +80,70 @@ def read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         image = nib.load(path)
         volume = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"{path}: not a readable NIfTI volume ({str(error).splitlines()[0]})") from None
     # Trailing axes of length one (X, Y, Z, 1) are how some converters write a 3D image.
     while volume.ndim > 3 and volume.shape[-1] == 1:
         volume = volume[..., 0]
     return check(volume, str(path)), image.affine
+
+
+class Header(NamedTuple):
+    """What the header of a volume says of its grid."""
+
+    #: Voxels along each axis; more than three axes if the file has more.
+    shape: tuple[int, ...]
+    #: Distance between neighbouring voxels along the three axes, mm.
+    voxel_mm: np.ndarray
+    #: Voxel index to world position in mm (RAS+), or None if the header gives no position in space.
+    affine: np.ndarray | None
+
+
+#: Units of length in a NIfTI header, in mm. Where a header names none, they are mm.
+_UNIT_MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
+
+
+def read_header(path: str | Path) -> Header:
+    """Read the grid of a NIfTI volume from its header, and none of its voxels.
+
+    Parameters
+    ----------
+    path : str or Path
+        A ``.nii`` or ``.nii.gz`` file.
+
+    Returns
+    -------
+    Header
+        In mm, whichever unit of length the header names. `read` takes the numbers as mm.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it has no NIfTI header, fewer than three axes, or an affine that is not finite and invertible.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        header = nib.load(path).header
+        millimetres = _UNIT_MM[header.get_xyzt_units()[0]]
+        placed = header["sform_code"] > 0 or header["qform_code"] > 0
+        affine = header.get_best_affine() if placed else None
+        voxel_mm = np.array(header.get_zooms()[:3], dtype=float) * millimetres
+    except (*_UNREADABLE, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a readable NIfTI header ({(str(error) or type(error).__name__).splitlines()[0]})") from None
+    shape = tuple(int(n) for n in header.get_data_shape())
+    if len(shape) < 3 or min(shape) < 1:
+        raise ValueError(f"{path} has shape {shape}: accepted are volumes with at least one voxel along three axes")
+    if affine is not None:
+        affine = np.diag([millimetres, millimetres, millimetres, 1.0]) @ affine
+        if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+            raise ValueError(f"{path} has the affine {affine.tolist()}: accepted is an invertible 4 x 4 matrix")
+        # A file's two records of its voxel size may differ; the affine is the one that images are placed by.
+        voxel_mm = nib.affines.voxel_sizes(affine)
+    return Header(shape, voxel_mm, affine)
 
 
 def sidecar_path(path: str | Path) -> Path:

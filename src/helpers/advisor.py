@@ -1,0 +1,401 @@
+"""Which protocol to acquire: a surface fitted to a study's scores, and a model of scan time.
+
+**The surface.** For each orientation, expected score = a quadratic in slice thickness and gap without the square of the
+gap, for which most studies have too few gaps. It is fitted by least squares to all subjects at once (statsmodels); its
+intervals treat each subject as a cluster, so that they speak of other subjects, not of other slices of the same ones
+[1]_. Between the resolutions that were run the surface interpolates. Outside their convex hull nothing is predicted.
+
+**The time.** What a 2D multi-slice (turbo) spin echo takes by its timing diagram [2]_; see `ScanTime`.
+
+References
+----------
+.. [1] Liang, Zeger (1986). Longitudinal data analysis using generalized linear models. Biometrika 73(1):13-22.
+.. [2] Bernstein, King, Zhou (2004). Handbook of MRI pulse sequences. Elsevier: "Two-dimensional acquisition"
+   and "RARE".
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from helpers.study import CONTRASTS, EXPERIMENTS, ORIENTATIONS, Resolution, check
+
+#: Experiments in which all contrasts are acquired alike: orientation and resolution are those of the whole protocol.
+ALIKE = ("1a", "1b", "1c")
+
+MEASURES = ("psnr_db", "ssim", "ssim_axial", "ssim_coronal", "ssim_sagittal")
+
+#: Target of the surface that averages the three contrasts of each subject.
+MEAN = "mean"
+
+
+def _number(name: str, value, low: float, above: bool = False):
+    good = isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or not (value > low if above else value >= low):
+        raise ValueError(f"{name} is {value!r}: accepted are numbers {'greater than' if above else 'from'} {low:g}")
+    return value
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Expected score over thickness, gap and orientation, of a study in which all contrasts are acquired alike.
+
+    Parameters
+    ----------
+    measure, arm, region, contrast : str
+        What was fitted.
+    model : statsmodels RegressionResults
+        With clustered covariance.
+    run : dict
+        Orientation -> ndarray, shape (n, 2): thickness and gap in mm of the resolutions that were run.
+    subjects : int
+        Clusters. An interval has one degree of freedom less.
+    residual : float
+        Root mean square of what the surface leaves of the means over subjects, in the units of the measure: its lack of fit.
+    compares_orientations : bool
+        False if the study looked at its images in one plane only, as a preview does: then scores of different orientations are
+        not comparable.
+    """
+
+    measure: str
+    arm: str
+    region: str
+    contrast: str
+    model: object
+    run: Mapping[str, np.ndarray]
+    subjects: int
+    residual: float
+    compares_orientations: bool
+
+    @property
+    def note(self) -> str:
+        """What the surface stands on, in a line or two."""
+        text = f"{self.measure} inside {self.region}, arm {self.arm}, contrast {self.contrast}; "
+        text += f"{self.subjects} subjects, lack of fit {self.residual:.2g}."
+        if self.subjects < 5:
+            text += f" With {self.subjects} subjects the intervals are wide, and should be."
+        if not self.compares_orientations:
+            text += " The study looked at its images in one plane: compare protocols within an orientation, not across."
+        return text
+
+
+def fit(table: pd.DataFrame, measure: str = "psnr_db", *, contrast: str = MEAN, arm: str = "harmonized", region: str = "brain") -> Surface:
+    """Fit the surface to a score table.
+
+    Parameters
+    ----------
+    table : DataFrame
+        The score table of one study (`helpers.stages.all_scores`). Its experiments 1a to 1c are used.
+    measure : str
+        Score column, one of `MEASURES`.
+    contrast : str
+        One of the study's contrasts, or ``"mean"``: the average of the three within each subject, resolution and orientation.
+    arm : {"harmonized", "input"}
+        With the harmonizer, or without any.
+    region : {"brain", "full"}
+
+    Raises
+    ------
+    ValueError
+        If columns are missing, the table mixes studies, no experiment of 1a to 1c is there, there is a single subject, or the
+        resolutions are too few to determine a surface.
+    """
+    import statsmodels.api as sm
+
+    check("measure", measure, MEASURES)
+    check("contrast", contrast, (MEAN, *CONTRASTS))
+    check("arm", arm, ("harmonized", "input"))
+    check("region", region, ("brain", "full"))
+    needed = ("subject", "experiment", "thickness_mm", "gap_mm", "contrast", "orientation", "arm", "region", measure)
+    missing = [name for name in needed if name not in table]
+    if missing:
+        raise ValueError(f"score table has no column {', '.join(missing)}: accepted is the table of a study")
+    for name in ("reconstruction", "transform", "anatomy", "mask", "slice_step", "seed"):
+        if name in table and table[name].nunique() > 1:
+            raise ValueError(f"score table has {name} {', '.join(map(str, table[name].unique()))}: accepted is the table of one study")
+    rows = table[table["experiment"].isin(ALIKE) & (table["arm"] == arm) & (table["region"] == region) & np.isfinite(table[measure])]
+    if contrast != MEAN:
+        rows = rows[rows["contrast"] == contrast]
+    point = ["subject", "orientation", "thickness_mm", "gap_mm"]
+    cells = rows.groupby(point)[measure].agg(["mean", "size"]).reset_index()
+    # A mean over fewer contrasts would be another quantity.
+    cells = cells[cells["size"] == (len(CONTRASTS) if contrast == MEAN else 1)].rename(columns={"mean": "score"})
+    if cells.empty:
+        wanted = f"{measure} of experiments {', '.join(ALIKE)}, arm {arm}, region {region}, contrast {contrast}"
+        raise ValueError(f"score table has no {wanted}: accepted is a study with one of them")
+    subjects = cells["subject"].nunique()
+    if subjects < 2:
+        raise ValueError("score table has 1 subject: accepted are 2 or more, since the intervals come from the differences between them")
+    run = {name: rows[["thickness_mm", "gap_mm"]].drop_duplicates().to_numpy(float) for name, rows in cells.groupby("orientation")}
+    for name, points in run.items():
+        terms = _terms(*points.T)
+        if np.linalg.matrix_rank(terms) < terms.shape[1]:
+            enough = f"{terms.shape[1]} or more, of three thicknesses and with gaps"
+            raise ValueError(f"score table has {len(points)} {name} resolutions, which determine no surface: accepted are {enough}")
+    clusters = {"groups": pd.factorize(cells["subject"])[0]}
+    model = sm.OLS(cells["score"].to_numpy(), _design(run, cells)).fit(cov_type="cluster", cov_kwds=clusters, use_t=True)
+    left = cells.assign(left=model.resid).groupby(point[1:])["left"].mean()
+    in_one_plane = bool("reconstruction" in table and "+" not in str(table["reconstruction"].iloc[0]))
+    return Surface(measure, arm, region, contrast, model, run, subjects, float(np.sqrt(np.mean(left**2))), not in_one_plane)
+
+
+def inside(surface: Surface, protocols: pd.DataFrame) -> np.ndarray:
+    """Which protocols lie within the convex hull of the resolutions that were run in their orientation.
+
+    Parameters
+    ----------
+    protocols : DataFrame
+        ``thickness_mm``, ``gap_mm``, ``orientation``.
+
+    Returns
+    -------
+    ndarray, shape (n,), bool
+    """
+    from scipy.spatial import Delaunay
+
+    found = np.zeros(len(protocols), dtype=bool)
+    for name, points in surface.run.items():
+        these = (protocols["orientation"] == name).to_numpy()
+        # A tolerance, so that the resolutions at the corners are inside themselves.
+        found[these] = Delaunay(points).find_simplex(protocols.loc[these, ["thickness_mm", "gap_mm"]].to_numpy(float), tol=1e-9) >= 0
+    return found
+
+
+def predict(surface: Surface, protocols: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
+    """Expected score of protocols, with an interval for the mean over subjects.
+
+    Parameters
+    ----------
+    protocols : DataFrame
+        ``thickness_mm``, ``gap_mm``, ``orientation``; other columns are kept.
+    level : float
+        Of the interval, between 0 and 1.
+
+    Returns
+    -------
+    DataFrame
+        The protocols with ``expected``, ``low``, ``high`` (in the units of the measure) and ``inside``. Outside what was run the
+        three are NaN: the surface is not continued.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}: accepted are numbers between 0 and 1")
+    result = protocols.assign(expected=np.nan, low=np.nan, high=np.nan, inside=inside(surface, protocols))
+    if result["inside"].any():
+        test = surface.model.t_test(_design(surface.run, result[result["inside"]]))
+        result.loc[result["inside"], ["expected", "low", "high"]] = np.column_stack([test.effect, test.conf_int(1 - level)])
+    return result
+
+
+def _terms(thickness_mm: np.ndarray, gap_mm: np.ndarray) -> np.ndarray:
+    """The terms of the surface within an orientation, shape (n, 5), centred on 4 mm slices for the sake of the numbers."""
+    t = thickness_mm - 4
+    return np.column_stack([np.ones_like(t), t, gap_mm, t**2, t * gap_mm])
+
+
+def _design(run: Mapping, protocols: pd.DataFrame) -> np.ndarray:
+    """The terms of each protocol in the columns of its orientation, shape (n, 5 orientations)."""
+    terms = _terms(protocols["thickness_mm"].to_numpy(float), protocols["gap_mm"].to_numpy(float))
+    return np.hstack([terms * (protocols["orientation"] == name).to_numpy()[:, None] for name in run])
+
+
+@dataclass(frozen=True)
+class ScanTime:
+    """How long a 2D multi-slice (turbo) spin echo of one contrast takes.
+
+    Within each TR the scanner goes from slice to slice. A slice keeps it busy for the echo train, which ends at the echo spacing
+    times the echo train length and not before the echo time, and for an overhead: excitation, spoilers, fat saturation, in FLAIR
+    the inversion pulse of another slice. As many slices as fit are acquired together; if there are more, the acquisition is
+    repeated for the rest (concatenations). Each repetition takes a TR for every train of phase-encoding lines.
+
+    Left out: dummy repetitions and calibration (some seconds), limits by SAR, partial Fourier. A longer TR in place of a second
+    concatenation, which scanners offer, changes contrast and is not considered.
+
+    Parameters
+    ----------
+    tr_ms, te_ms, echo_spacing_ms, overhead_ms : float
+        Repetition time, echo time, spacing of the echoes, overhead per slice and train; ms.
+    etl : int
+        Echo train length; 1 is a conventional spin echo.
+    averages : int
+        Number of signal averages.
+    acceleration : float
+        By parallel imaging, 1 or more.
+    oversampling : float
+        Additional phase-encoding lines against wrap-around, as a fraction.
+    """
+
+    tr_ms: float
+    te_ms: float
+    echo_spacing_ms: float
+    etl: int = 1
+    overhead_ms: float = 15.0
+    averages: int = 1
+    acceleration: float = 1.0
+    oversampling: float = 0.0
+
+    def __post_init__(self):
+        least = dict.fromkeys(("tr_ms", "te_ms", "echo_spacing_ms", "overhead_ms", "oversampling"), 0)
+        least |= dict.fromkeys(("etl", "averages", "acceleration"), 1)
+        for name, low in least.items():
+            value = getattr(self, name)
+            _number(name, value, low, above=name in ("tr_ms", "te_ms", "echo_spacing_ms"))
+            if name in ("etl", "averages") and value != int(value):
+                raise ValueError(f"{name} is {value}: accepted are whole numbers")
+        if self.slices_per_tr < 1:
+            raise ValueError(f"tr_ms is {self.tr_ms:g}: accepted are {self.busy_ms:g} or more, which a single slice takes")
+
+    @property
+    def busy_ms(self) -> float:
+        """How long a slice keeps the scanner busy within a TR, ms."""
+        return max(self.te_ms, self.etl * self.echo_spacing_ms) + self.overhead_ms
+
+    @property
+    def slices_per_tr(self) -> int:
+        """As many slices as fit into a TR."""
+        return math.floor(self.tr_ms / self.busy_ms + 1e-9)
+
+    def minutes(self, slices: int, lines: int) -> float:
+        """Scan time of a stack.
+
+        Parameters
+        ----------
+        slices : int
+            See `slices_for`.
+        lines : int
+            Phase-encoding lines of a slice, before oversampling and acceleration.
+
+        Examples
+        --------
+        >>> ScanTime(tr_ms=3000, te_ms=100, echo_spacing_ms=10, etl=10, overhead_ms=0).minutes(slices=45, lines=200)
+        2.0
+        """
+        trains = math.ceil(lines * (1 + self.oversampling) / (self.etl * self.acceleration) - 1e-9)
+        concatenations = math.ceil(slices / self.slices_per_tr)
+        return self.tr_ms * trains * concatenations * self.averages / 60_000
+
+
+#: Sequences that serve as an example. The values are ours, typical of 1.5 and 3 T, and not the trial's: put in your scanner's.
+SEQUENCES = {
+    "T1w": ScanTime(tr_ms=550, te_ms=10, echo_spacing_ms=10, etl=1),
+    "T2w": ScanTime(tr_ms=4500, te_ms=100, echo_spacing_ms=10, etl=16),
+    "FLAIR": ScanTime(tr_ms=9000, te_ms=120, echo_spacing_ms=10, etl=18, overhead_ms=25.0),
+}
+
+#: What slices of each orientation have to cover, and the field of view along the phase encoding: an adult head with some margin, mm.
+COVERAGE_MM = {"axial": 150.0, "sagittal": 160.0, "coronal": 190.0}
+PHASE_MM = {"axial": 200.0, "sagittal": 240.0, "coronal": 200.0}
+
+
+def slices_for(coverage_mm: float, resolution: Resolution) -> int:
+    """Number of slices from whose first edge to whose last edge at least `coverage_mm` lie.
+
+    Examples
+    --------
+    >>> slices_for(150, Resolution(5, 1)), slices_for(150, Resolution(3, 0))
+    (26, 50)
+    """
+    _number("coverage_mm", coverage_mm, 0, above=True)
+    beyond = (coverage_mm - resolution.thickness_mm) / resolution.separation_mm
+    return max(1, math.ceil(beyond - 1e-9) + 1)
+
+
+def relative_snr(thickness_mm, averages: int = 1, acceleration: float = 1.0) -> float:
+    """Signal-to-noise ratio relative to a 1 mm slice with one average and the same in-plane sampling.
+
+    It grows with the voxel and with the root of the time in which the slice is sampled [2]_. The gap does not enter, nor does the
+    g-factor. The scores of the study know nothing of it: its slices are averages of a nearly noise-free 3D image.
+    """
+    return thickness_mm * math.sqrt(averages / acceleration)
+
+
+def candidates(surface: Surface, thickness_step_mm: float = 0.5, gap_step_mm: float = 0.25) -> pd.DataFrame:
+    """A grid of protocols between those that were run, with these themselves.
+
+    Returns
+    -------
+    DataFrame
+        ``orientation``, ``thickness_mm``, ``gap_mm``; all inside.
+    """
+    grids = []
+    for name, points in surface.run.items():
+        ends = zip(points.min(0), points.max(0), (thickness_step_mm, gap_step_mm), strict=True)
+        axes = [np.arange(low, high + step / 2, step) for low, high, step in ends]
+        grid = np.vstack([points, np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)]).round(6)
+        grids.append(pd.DataFrame(np.unique(grid, axis=0), columns=["thickness_mm", "gap_mm"]).assign(orientation=name))
+    found = pd.concat(grids, ignore_index=True)
+    return found[inside(surface, found)].reset_index(drop=True)[["orientation", "thickness_mm", "gap_mm"]]
+
+
+def scan_times(
+    protocols: pd.DataFrame, sequences: Mapping[str, ScanTime] = SEQUENCES, coverage_mm: Mapping[str, float] = COVERAGE_MM,
+    phase_mm: Mapping[str, float] = PHASE_MM, inplane_mm: float = 1.0,
+) -> pd.DataFrame:  # fmt: skip
+    """Add to protocols what they take: slices, minutes of each contrast and of all.
+
+    Parameters
+    ----------
+    protocols : DataFrame
+        ``orientation``, ``thickness_mm``, ``gap_mm``.
+    sequences : dict
+        Contrast -> `ScanTime`.
+    coverage_mm, phase_mm : dict
+        Orientation -> what the slices cover, and the field of view along the phase encoding, mm.
+    inplane_mm : float
+        Resolution along the phase encoding.
+
+    Returns
+    -------
+    DataFrame
+        The protocols with ``slices``, ``minutes_<contrast>`` and ``minutes``.
+    """
+    _number("inplane_mm", inplane_mm, 0, above=True)
+    rows = []
+    for each in protocols.itertuples():
+        plane = check("orientation", each.orientation, ORIENTATIONS)
+        slices = slices_for(coverage_mm[plane], Resolution(each.thickness_mm, each.gap_mm))
+        lines = math.ceil(_number("phase_mm", phase_mm[plane], 0, above=True) / inplane_mm - 1e-9)
+        rows.append({"slices": slices, **{f"minutes_{name}": sequence.minutes(slices, lines) for name, sequence in sequences.items()}})
+    times = pd.DataFrame(rows, index=protocols.index)
+    return protocols.join(times.assign(minutes=times.drop(columns="slices").sum(axis=1)))
+
+
+def advise(surface: Surface, protocols: pd.DataFrame, minutes: float, level: float = 0.95) -> pd.DataFrame:
+    """Given these minutes, acquire this: protocols that fit, the highest expected score first.
+
+    Parameters
+    ----------
+    protocols : DataFrame
+        With `scan_times`. Those outside what was run, or too long, are left out.
+    minutes : float
+        For all contrasts together.
+    level : float
+        Of the intervals.
+
+    Returns
+    -------
+    DataFrame
+        The protocols that fit with ``expected``, ``low``, ``high``; ``behind``, ``behind_low``, ``behind_high``: the difference
+        to the best one with its interval, paired within subjects; and ``tied``: whether that interval holds 0. Best is the best
+        of all, or of each orientation where orientations cannot be compared (see `Surface`). Empty if nothing fits.
+    """
+    _number("minutes", minutes, 0, above=True)
+    scored = predict(surface, protocols, level)
+    scored = scored[scored["inside"] & (scored["minutes"] <= minutes)].drop(columns="inside")
+    scored = scored.sort_values(["expected", "minutes"], ascending=[False, True])
+    groups = [scored] if surface.compares_orientations else [rows for _, rows in scored.groupby("orientation", sort=False)]
+    ranked = [_behind(surface, rows, level) for rows in groups if len(rows)]
+    return pd.concat(ranked, ignore_index=True) if ranked else _behind(surface, scored, level)
+
+
+def _behind(surface: Surface, rows: pd.DataFrame, level: float) -> pd.DataFrame:
+    rows = rows.assign(behind=0.0, behind_low=0.0, behind_high=0.0, tied=True)
+    if len(rows) > 1:
+        design = _design(surface.run, rows)
+        test = surface.model.t_test(design[:1] - design[1:])
+        low, high = test.conf_int(1 - level).T
+        for name, values in {"behind": test.effect, "behind_low": low, "behind_high": high, "tied": low <= 0}.items():
+            rows[name] = np.concatenate([rows[name].to_numpy()[:1], values])
+    return rows

@@ -1,0 +1,651 @@
+"""How a collection of acquisitions was acquired: contrast, 2D or 3D, orientation, slice thickness and gap.
+
+A BIDS folder or a CSV file becomes a tidy table with a row for each acquisition; counts, the histogram of
+figure 1 and the list of acquisitions that are unfit for a study follow from that table. What cannot be
+read is a row with a reason, never an end of the survey.
+
+**Which sidecars.** Those of the image and of the folders above it, as the inheritance principle of BIDS
+wants: same suffix, no entity that the image lacks, and what lies nearer to the image, or has more
+entities, overrides.
+
+**What is followed.** Folders that are links are not entered, so that no loop of links can hold up the
+survey. A file that is a link is read if it ends inside the folder, as those of DataLad do; nothing outside
+is read. Hidden folders, and ``derivatives``, ``sourcedata`` and ``code`` at the top, are passed over.
+
+**What leaves.** Labels of subject and session and the geometry. A file name stands in the table only
+beside a reason: someone has to find that file.
+
+References
+----------
+.. [1] Hays et al. (2024). Beyond MR image harmonization: resolution matters too. Section 1, figure 1.
+.. [2] Brain Imaging Data Structure 1.10, "Common principles": the inheritance principle, and "Magnetic
+   Resonance Imaging": MRAcquisitionType, SliceThickness (mm).
+"""
+
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from helpers import volumes
+from helpers.study import CONTRASTS, ORIENTATIONS, RESOLUTIONS, Resolution
+
+#: The table's columns. Lengths are NaN and texts empty where nothing is known. `from` columns say who said so.
+COLUMNS = (
+    "subject", "session", "contrast", "dimension", "orientation", "oblique_deg", "thickness_mm", "gap_mm", "spacing_mm",
+    "inplane_mm", "coverage_mm", "dimension_from", "thickness_from", "unfit", "file",
+)  # fmt: skip
+
+#: What does not belong to the study's three contrasts is counted as this.
+OTHER = "other"
+
+#: Smallest and largest thickness, spacing and voxel that a brain scan may have, mm.
+PLAUSIBLE_MM = (0.1, 20.0)
+
+#: An acquisition without MRAcquisitionType is 2D if its slices lie this far apart, in mm and in in-plane voxels.
+ANISOTROPIC_MM, ANISOTROPIC_RATIO = 2.0, 2.0
+
+#: Beyond this angle between its slices and the nearest anatomical plane an acquisition has no orientation of the study.
+OBLIQUE_LIMIT_DEG = 35.0
+
+#: A stack that covers less than this across its slices does not show a whole brain, mm.
+COVERAGE_MM = 100.0
+
+#: Two lengths in mm that differ by less than this are the same: headers round.
+TOLERANCE_MM = 0.05
+
+#: Larger than any sidecar, smaller than what would fill the memory, bytes.
+_SIDECAR_BYTES = 4 * 2**20
+
+#: What is kept of a sidecar -> the table's column of the same meaning.
+_TERMS = {
+    "MRAcquisitionType": "dimension",
+    "SliceThickness": "thickness_mm",
+    "SpacingBetweenSlices": "spacing_mm",
+    "ImageOrientationPatientDICOM": "",
+}
+
+_LENGTH = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(mm|cm|m|um|µm)?\s*")
+_UNIT_MM = {None: 1.0, "mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "µm": 0.001}
+
+
+def orientation(normal: np.ndarray) -> tuple[str, float]:
+    """The anatomical plane nearest to a slice.
+
+    Parameters
+    ----------
+    normal : array_like, shape (3,)
+        Normal of the slices in world coordinates (RAS+), of any length and sign.
+
+    Returns
+    -------
+    plane : str
+        ``axial``, ``sagittal`` or ``coronal``.
+    angle : float
+        Between the two normals, degrees: 0 for a straight slice, 54.7 at most.
+
+    Raises
+    ------
+    ValueError
+        If the normal is not three finite numbers, or is zero.
+
+    Examples
+    --------
+    >>> orientation([0, 0, -2])
+    ('axial', 0.0)
+    """
+    normal = np.asarray(normal, dtype=float)
+    length = np.linalg.norm(normal) if normal.shape == (3,) else math.nan
+    if not (math.isfinite(length) and length > 0):
+        raise ValueError(f"normal of the slices is {normal.tolist()}: accepted are three finite numbers, not all 0")
+    axis = int(np.argmax(np.abs(normal)))
+    # The tangent, unlike the cosine, is exact for small angles.
+    across = np.linalg.norm(np.delete(normal, axis))
+    return ("sagittal", "coronal", "axial")[axis], math.degrees(math.atan2(across, abs(normal[axis])))
+
+
+def slice_axis(voxel_mm: np.ndarray) -> int:
+    """The array axis across the slices: the coarsest, if it stands out by a fifth, else the last, where scanners' slices are stored.
+
+    Examples
+    --------
+    >>> slice_axis([5, 1, 1]), slice_axis([1, 1, 1])
+    (0, 2)
+    """
+    coarsest = int(np.argmax(voxel_mm))
+    return coarsest if voxel_mm[coarsest] >= 1.2 * np.max(np.delete(voxel_mm, coarsest)) else 2
+
+
+def geometry(header: volumes.Header) -> dict:
+    """What the grid of an image says of its acquisition.
+
+    Parameters
+    ----------
+    header : helpers.volumes.Header
+        Of a 3D volume, in mm.
+
+    Returns
+    -------
+    dict
+        ``spacing_mm`` across the slices, ``inplane_mm`` (the coarser of two), ``coverage_mm``; ``orientation`` and
+        ``oblique_deg`` if the image has an affine.
+    """
+    voxel_mm = np.round(header.voxel_mm, 4)  # headers hold float32
+    axis = slice_axis(voxel_mm)
+    found = {
+        "spacing_mm": float(voxel_mm[axis]),
+        "inplane_mm": float(np.max(np.delete(voxel_mm, axis))),
+        "coverage_mm": float(np.round(voxel_mm[axis] * header.shape[axis], 4)),
+    }
+    if header.affine is not None:
+        # The normal of the slices, not the direction in which they are stacked: a sheared stack has both.
+        rows, columns = (header.affine[:3, other] for other in range(3) if other != axis)
+        found["orientation"], found["oblique_deg"] = orientation(np.cross(rows, columns))
+    return found
+
+
+def millimetres(value) -> float:
+    """A length as a number of mm; text may name a unit, ``"5mm"``, ``"0.5 cm"``.
+
+    Returns
+    -------
+    float
+        NaN where nothing is said: None, empty text, NaN.
+
+    Raises
+    ------
+    ValueError
+        If it is neither a number nor a number with a unit of length.
+
+    Examples
+    --------
+    >>> millimetres("0.5 cm")
+    5.0
+    """
+    if value is None or (isinstance(value, str) and value.strip().lower() in ("", "n/a", "nan")):
+        return math.nan
+    match = _LENGTH.fullmatch(value) if isinstance(value, str) else None
+    if match:
+        return float(match[1]) * _UNIT_MM[match[2]]
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise ValueError(f"is {_shown(value)}: accepted is a number of mm")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def acquisition(said: Mapping, image: Mapping | None = None, faults: Iterable[str] = ()) -> dict:
+    """One row of the table: what is said of an acquisition, completed from its image, with every reason against it.
+
+    Parameters
+    ----------
+    said : dict
+        Any of `COLUMNS`, as they came: numbers, text with or without a unit, None.
+    image : dict, optional
+        What `geometry` found. It fills what is not said, and is right where the two disagree.
+    faults : iterable of str
+        Reasons that are known already.
+
+    Returns
+    -------
+    dict
+        All of `COLUMNS`. ``unfit`` joins the reasons by "; " and is empty for an acquisition that is fit for a study.
+    """
+    image, reasons, row = image or {}, [], {}
+    row["thickness_mm"] = _plausible("thickness_mm", said.get("thickness_mm"), reasons)
+    silent = math.isnan(row["thickness_mm"]) and not reasons
+    for name in ("spacing_mm", "inplane_mm", "gap_mm", "coverage_mm", "oblique_deg"):
+        row[name] = _plausible(name, said.get(name), reasons)
+    for name in ("inplane_mm", "coverage_mm", "oblique_deg"):
+        if math.isnan(row[name]):
+            row[name] = _plausible(name, image.get(name), reasons)
+    row["orientation"] = _spelled("orientation", said.get("orientation"), ORIENTATIONS, reasons) or image.get("orientation", "")
+
+    # Thickness, gap and spacing: two of them give the third. Where slices lie the image knows better than any sidecar.
+    thickness, gap, spacing = row["thickness_mm"], row["gap_mm"], row["spacing_mm"]
+    stored = _plausible("spacing_mm", image.get("spacing_mm"), reasons)
+    if math.isnan(spacing):
+        spacing = thickness + gap
+    elif abs(gap - (spacing - thickness)) > TOLERANCE_MM:
+        reasons.append(f"gap_mm is {gap:g} with slices of {thickness:g} mm that lie {spacing:g} mm apart: accepted is their difference")
+        gap = math.nan
+    if abs(spacing - stored) > TOLERANCE_MM:
+        apart = f"slices are said to be {spacing:g} mm apart and lie {stored:g} mm apart in the image"
+        reasons.append(f"{apart}: resampled, or a wrong sidecar")
+        spacing = gap = math.nan
+    elif math.isnan(gap):
+        gap = round((spacing if math.isnan(stored) else stored) - thickness, 6)
+    spacing = spacing if math.isnan(stored) else stored
+    row["thickness_from"] = "" if math.isnan(thickness) else "said"
+    if silent and not math.isnan(spacing):
+        # Without a gap the slices may be as thick as they lie apart, and no thicker. A thickness that is wrong is not mended.
+        thickness, row["thickness_from"] = spacing if math.isnan(gap) else round(spacing - gap, 6), "spacing"
+    row["thickness_mm"], row["spacing_mm"] = thickness, spacing
+
+    row["dimension"] = _spelled("dimension", said.get("dimension"), ("2D", "3D"), reasons)
+    row["dimension_from"] = "said" if row["dimension"] else "geometry"
+    if not row["dimension"]:
+        row["dimension"] = _dimension(thickness, gap, spacing, row["inplane_mm"])
+        row["dimension_from"] *= bool(row["dimension"])
+    # Partitions of a 3D slab have no gap; zero-filling lets them overlap.
+    row["gap_mm"] = gap if row["dimension"] == "2D" else math.nan
+
+    suffix = _text(said.get("contrast")).strip().lower()
+    row["contrast"] = next((contrast for contrast in CONTRASTS if contrast.lower() == suffix), OTHER)
+    if row["contrast"] == OTHER:
+        reasons = []  # Another contrast has no part in the study: only that its file is broken is of interest.
+    else:
+        reasons += _shortcomings(row)
+    labels = {name: _text(said.get(name)) for name in ("subject", "session")}
+    unfit = "; ".join(dict.fromkeys([*faults, *reasons]))
+    row |= labels | {"unfit": unfit, "file": _text(said.get("file")) if unfit else ""}
+    return {name: row[name] for name in COLUMNS}
+
+
+def from_bids(folder: str | Path) -> pd.DataFrame:
+    """Survey the anatomical images of a BIDS folder, with a progress bar.
+
+    An acquisition is an image in a folder ``anat``, or a sidecar there that names a subject and has no image. Voxels are not read.
+    A missing image is a reason against an acquisition unless the folder holds no image at all: a collection of sidecars.
+
+    Parameters
+    ----------
+    folder : str or Path
+        A BIDS data set, or a derivative.
+
+    Returns
+    -------
+    DataFrame
+        Columns `COLUMNS`, a row for each acquisition, and one for each folder that could not be entered.
+
+    Raises
+    ------
+    NotADirectoryError
+        If there is no such folder.
+    """
+    from tqdm import tqdm
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder}: no such folder")
+    top = os.path.realpath(folder)
+    images, sidecars, rows = _walk(top)
+    stems = {_stem(path) for path in images}
+    alone = [path for path in sidecars if _in_anat(path) and "sub" in _entities(path)[0] and _stem(path) not in stems]
+    collection = _Sidecars(top, sidecars)
+    for path in tqdm(sorted([*images, *alone]), desc="acquisitions", mininterval=0.5):
+        said, seen, faults = collection.of(path)
+        if path in collection.paths:
+            faults += ["no image beside the sidecar"] if images else []
+        else:
+            try:
+                seen |= geometry(_three_dimensional(volumes.read_header(_inside(path, top))))
+            except (ValueError, OSError) as error:
+                # The reason goes into a table: the folder's own path need not.
+                faults.append(str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ").replace(top + os.sep, ""))
+        rows.append(acquisition({**said, "file": os.path.relpath(path, top)}, seen, faults))
+    return _table(rows)
+
+
+def from_csv(path: str | Path) -> pd.DataFrame:
+    """Survey a table of acquisitions.
+
+    Parameters
+    ----------
+    path : str or Path
+        CSV with a column ``contrast`` and any of `COLUMNS`, or MRAcquisitionType, SliceThickness and SpacingBetweenSlices in
+        their place. Other columns are not looked at. A line number stands for the file name.
+
+    Returns
+    -------
+    DataFrame
+        Columns `COLUMNS`, a row for each line.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not a CSV table, or lacks the column ``contrast``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        given = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (ValueError, UnicodeDecodeError) as error:  # pandas' parser errors are ValueErrors
+        raise ValueError(f"{path}: not a CSV table ({str(error).splitlines()[0]})") from None
+    given = given.rename(columns={term: name for term, name in _TERMS.items() if name})
+    if "contrast" not in given:
+        raise ValueError(f"{path}: no column contrast among {', '.join(map(str, given.columns))}: accepted is one row for each acquisition")
+    if given.columns.duplicated().any():
+        raise ValueError(f"{path}: column {given.columns[given.columns.duplicated()][0]} is there twice: accepted is once")
+    lines = given.to_dict("records")
+    return _table([acquisition({**line, "file": f"line {number}"}) for number, line in enumerate(lines, start=2)])
+
+
+#: The published margins: (contrast, dimension) -> acquisitions [1]_.
+PUBLISHED = {
+    ("T1w", "3D"): 3413, ("T2w", "3D"): 151, ("FLAIR", "3D"): 2088,
+    ("T1w", "2D"): 5832, ("T2w", "2D"): 3458, ("FLAIR", "2D"): 2114,
+}  # fmt: skip
+
+#: "Approximately 1,020 sagittal scans and only 184 coronal scans out of all of the image contrasts" [1]_.
+PUBLISHED_ORIENTATIONS = {"sagittal": 1020, "coronal": 184}
+
+
+def simulated(seed: int = 0) -> pd.DataFrame:
+    """A simulated collection with the published margins, and nothing else of the trial's: **not the trial's data**.
+
+    The counts of contrast by 2D and 3D, and of sagittal and coronal acquisitions, are the paper's. It does not say how many of
+    the sagittal ones were 3D; here all of them are 2D, so the margins hold for the 2D acquisitions and for all. Everything else
+    is drawn: slices of 2 to 6 mm, 3 and 5 mm being most frequent, with gaps of 0 to 30 %; partitions of 0.8 to 1.5 mm; subjects,
+    angles, coverage. One 2D acquisition in a hundred is made unfit, by too little coverage or by overlapping slices.
+
+    Parameters
+    ----------
+    seed : int
+        Of what is drawn.
+
+    Returns
+    -------
+    DataFrame
+        As `from_bids` gives it, 17,056 rows.
+    """
+    rng = np.random.default_rng(seed)
+    contrast, dimension = np.repeat(list(PUBLISHED), list(PUBLISHED.values()), axis=0).T
+    n, flat = len(contrast), np.flatnonzero(dimension == "2D")
+    planes = np.full(n, "axial", dtype=object)
+    few = rng.permutation(flat)[: sum(PUBLISHED_ORIENTATIONS.values())]
+    planes[few] = np.repeat(list(PUBLISHED_ORIENTATIONS), list(PUBLISHED_ORIENTATIONS.values()))
+    thickness = rng.choice([0.8, 0.9, 1.0, 1.2, 1.5], n, p=[0.03, 0.12, 0.65, 0.15, 0.05])
+    thickness[flat] = rng.choice([2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0], len(flat), p=[0.04, 0.03, 0.42, 0.03, 0.15, 0.30, 0.03])
+    gap = np.zeros(n)
+    gap[flat] = np.round(thickness[flat] * rng.choice([0, 0.1, 0.2, 0.3], len(flat), p=[0.45, 0.20, 0.25, 0.10]), 2)
+    coverage = np.round(rng.uniform(140, 190, n))
+    wrong = rng.permutation(flat)[: len(flat) // 100]
+    coverage[wrong[::2]], gap[wrong[1::2]] = 60.0, -0.5
+    table = {
+        "subject": [f"simulated{number:03d}" for number in rng.integers(1, 801, n)],
+        "contrast": contrast,
+        "dimension": dimension,
+        "orientation": planes,
+        "oblique_deg": np.round(np.abs(rng.normal(0, 7, n)), 1),
+        "thickness_mm": thickness,
+        "spacing_mm": np.round(thickness + gap, 3),
+        "inplane_mm": np.where(dimension == "3D", thickness, rng.choice([0.45, 0.7, 0.9, 1.0], n)),
+        "coverage_mm": coverage,
+        "file": [f"simulated acquisition {number}" for number in range(n)],
+    }
+    return _table([acquisition(row) for row in pd.DataFrame(table).to_dict("records")])
+
+
+def counts(table: pd.DataFrame) -> pd.DataFrame:
+    """Acquisitions by contrast and dimension (rows) and orientation (columns), with their sums.
+
+    Returns
+    -------
+    DataFrame
+        All of the study's contrasts, dimensions and orientations are there, and ``other`` and ``unknown`` where there are some.
+        A folder that could not be entered is no acquisition.
+    """
+    known = table[table["contrast"] != ""].replace({"dimension": {"": "unknown"}, "orientation": {"": "unknown"}})
+    found = pd.crosstab([known["contrast"], known["dimension"]], known["orientation"])
+
+    def order(values, wanted):
+        return [*wanted, *(value for value in (OTHER, "unknown") if value in set(values))]
+
+    rows = pd.MultiIndex.from_product(
+        [order(known["contrast"], CONTRASTS), order(known["dimension"], ("2D", "3D"))], names=["contrast", "dimension"]
+    )
+    found = found.reindex(index=rows, columns=order(known["orientation"], ORIENTATIONS), fill_value=0)
+    found = found.assign(all=found.sum(axis=1))
+    found.loc[("all", ""), :] = found.sum()
+    return found.astype(int)
+
+
+def thickness_histogram(table: pd.DataFrame, width_mm: float = 0.5) -> pd.DataFrame:
+    """Acquisitions by slice thickness, for each of the study's contrasts, 2D and 3D: the numbers of figure 1.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `from_bids` gives it. Acquisitions of unknown thickness or dimension are left out.
+    width_mm : float
+        Width of the bins, which are centred on its multiples.
+
+    Returns
+    -------
+    DataFrame
+        ``contrast``, ``dimension``, ``thickness_mm`` (centre of the bin) and ``acquisitions``, for bins that are not empty.
+    """
+    if not (math.isfinite(width_mm) and width_mm > 0):
+        raise ValueError(f"width_mm is {width_mm}: accepted is a number of mm greater than 0")
+    known = table[table["contrast"].isin(CONTRASTS) & (table["dimension"] != "") & table["thickness_mm"].notna()]
+    # Half a bin up is the next bin; a thickness such as 2.5 may have lost its last digit on the way.
+    centre = (np.floor(known["thickness_mm"] / width_mm + 0.5 + 1e-9) * width_mm).round(9)
+    found = known.assign(thickness_mm=centre).groupby(["contrast", "dimension", "thickness_mm"]).size()
+    return found.rename("acquisitions").reset_index()
+
+
+def resolutions(table: pd.DataFrame) -> pd.DataFrame:
+    """The 2D acquisitions by slice thickness and gap, the most frequent first.
+
+    Returns
+    -------
+    DataFrame
+        ``thickness_mm``, ``gap_mm``, ``spacing_mm``, a column for each contrast, ``acquisitions`` and ``studied``: whether it is
+        one of the paper's eight resolutions. Acquisitions whose gap is unknown or negative are left out. Lengths in steps of 0.1 mm.
+    """
+    flat = table[(table["dimension"] == "2D") & table["contrast"].isin(CONTRASTS) & (table["gap_mm"] > -TOLERANCE_MM)]
+    # + 0.0: a gap of -0.0 is none.
+    flat = flat.assign(thickness_mm=flat["thickness_mm"].round(1), gap_mm=flat["gap_mm"].round(1) + 0.0)
+    found = pd.crosstab([flat["thickness_mm"], flat["gap_mm"]], flat["contrast"])
+    found = found.reindex(columns=CONTRASTS, fill_value=0).rename_axis(columns=None)
+    found = found.assign(acquisitions=found.sum(axis=1)).reset_index()
+    found.insert(2, "spacing_mm", (found["thickness_mm"] + found["gap_mm"]).round(1))
+    found["studied"] = [Resolution(*pair) in RESOLUTIONS for pair in zip(found["thickness_mm"], found["gap_mm"], strict=True)]
+    return found.sort_values("acquisitions", ascending=False, ignore_index=True, kind="stable")
+
+
+def unfit(table: pd.DataFrame) -> pd.DataFrame:
+    """The acquisitions that are unfit for a study, with every reason; a file has a name here only."""
+    return table.loc[table["unfit"] != "", ["subject", "session", "contrast", "file", "unfit"]].reset_index(drop=True)
+
+
+class _Sidecars:
+    """The sidecars of a folder, by where they apply."""
+
+    def __init__(self, top: str, paths: Iterable[str]):
+        self.top, self.paths, self.read = top, set(paths), {}
+        # A folder may hold thousands of sidecars, but few for one suffix and one subject.
+        self.index = {}
+        for path in sorted(self.paths):
+            entities, suffix = _entities(path)
+            self.index.setdefault((os.path.dirname(path), suffix, entities.get("sub")), []).append((path, entities.items()))
+
+    def of(self, path: str) -> tuple[dict, dict, list[str]]:
+        """What the sidecars that apply to an image say of it, in the table's words.
+
+        Returned are what counts before the image's header, what counts after it, and what is wrong with the sidecars or the name.
+        """
+        entities, suffix = _entities(path)
+        found, faults = {}, []
+        folders = [self.top]
+        for part in os.path.relpath(os.path.dirname(path), self.top).split(os.sep):
+            folders.append(os.path.join(folders[-1], part))
+        for folder in dict.fromkeys(map(os.path.normpath, folders)):
+            candidates = [each for sub in {None, entities.get("sub")} for each in self.index.get((folder, suffix, sub), ())]
+            for sidecar, wanted in sorted(candidates, key=lambda each: (len(each[1]), each[0])):
+                if wanted <= entities.items():
+                    said, fault = self._load(sidecar)
+                    found |= said
+                    faults += [fault] if fault else []
+        if "sub" not in entities:
+            faults.append("name has no sub-<label>: accepted are names of BIDS")
+        said = {"subject": entities.get("sub"), "session": entities.get("ses"), "contrast": suffix}
+        said |= {name: found.get(term) for term, name in _TERMS.items() if name}
+        seen = {}
+        try:
+            cosines = np.asarray(found["ImageOrientationPatientDICOM"], dtype=float)
+            # DICOM counts to the left and the back where NIfTI counts to the right and the front: the normal's angles are the same.
+            seen["orientation"], seen["oblique_deg"] = orientation(np.cross(cosines[:3], cosines[3:]))
+        except (KeyError, TypeError, ValueError, IndexError):
+            seen.clear()  # Unless the image tells, the orientation is unknown, and that is the reason.
+        return said, seen, faults
+
+    def _load(self, path: str) -> tuple[dict, str]:
+        if path not in self.read:
+            name = os.path.relpath(path, self.top)
+            try:
+                found = json.loads(_bytes(_inside(path, self.top)).decode("utf-8-sig"))
+                if not isinstance(found, dict):
+                    raise ValueError(f"it holds {_shown(found)}")
+                # Of a sidecar's hundred entries these few are kept.
+                self.read[path] = {term: found[term] for term in _TERMS if found.get(term) is not None}, ""
+            except OSError as error:
+                self.read[path] = {}, f"{name}: {error.strerror or error}"
+            except (ValueError, RecursionError) as error:
+                self.read[path] = {}, f"{name}: not a JSON object ({str(error).splitlines()[0]})"
+        return self.read[path]
+
+
+def _walk(top: str) -> tuple[list[str], list[str], list[dict]]:
+    """Images in folders ``anat``, all sidecars, and rows for folders that were not entered. `top` is a real path."""
+    images, sidecars, rows = [], [], []
+
+    def missed(folder, why):
+        name = os.path.relpath(folder, top)
+        rows.append(acquisition({"file": name}, faults=[why]) | {"contrast": ""})
+
+    for folder, below, names in os.walk(top, onerror=lambda error: missed(error.filename, f"folder cannot be read ({error.strerror})")):
+        passed = ("derivatives", "sourcedata", "code") if folder == top else ()
+        below[:] = sorted(name for name in below if not name.startswith(".") and name not in passed)
+        for name in below:
+            # os.walk names links to folders and does not enter them.
+            if os.path.islink(os.path.join(folder, name)):
+                missed(os.path.join(folder, name), "a link to a folder, which is not entered")
+        for name in names:
+            if name.startswith("."):
+                continue
+            if name.endswith(".json"):
+                sidecars.append(os.path.join(folder, name))
+            elif name.endswith((".nii", ".nii.gz")) and _in_anat(os.path.join(folder, name)):
+                images.append(os.path.join(folder, name))
+    return images, sidecars, rows
+
+
+def _inside(path: str, top: str) -> str:
+    """`path`, or the file that it links to, if that is a regular file inside `top`."""
+    if os.path.islink(path):
+        target = os.path.realpath(path)
+        if os.path.commonpath([target, top]) != top:
+            raise OSError(f"{path}: a link out of the folder, which is not followed")
+        if not os.path.isfile(target):
+            raise OSError(f"{path}: a link to nothing")
+        return target
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        raise OSError(f"{path}: not a regular file")
+    return path
+
+
+def _bytes(path: str) -> bytes:
+    size = os.path.getsize(path)
+    if size > _SIDECAR_BYTES:
+        raise ValueError(f"it has {size} bytes, accepted are {_SIDECAR_BYTES}")
+    with open(path, "rb") as file:
+        return file.read(_SIDECAR_BYTES)
+
+
+def _in_anat(path: str) -> bool:
+    return os.path.basename(os.path.dirname(path)) == "anat"
+
+
+def _stem(path: str) -> str:
+    for ending in (".gz", ".nii", ".json"):
+        path = path.removesuffix(ending)
+    return path
+
+
+def _entities(path: str) -> tuple[dict[str, str], str]:
+    """``sub-01_ses-2_T1w.nii.gz`` -> ({"sub": "01", "ses": "2"}, "T1w")."""
+    *pairs, suffix = _stem(os.path.basename(path)).split("_")
+    return dict(pair.split("-", 1) for pair in pairs if "-" in pair), suffix
+
+
+def _three_dimensional(header: volumes.Header) -> volumes.Header:
+    if any(n > 1 for n in header.shape[3:]):
+        raise ValueError(f"image has shape {header.shape}: accepted are 3D volumes")
+    return header
+
+
+def _plausible(name: str, value, reasons: list[str]) -> float:
+    """A length of the table in mm (or the angle in degrees), NaN with a reason if it cannot be one."""
+    try:
+        number = millimetres(value)
+    except ValueError as error:
+        reasons.append(f"{name} {error}")
+        return math.nan
+    limits = {"gap_mm": (-PLAUSIBLE_MM[1], PLAUSIBLE_MM[1]), "coverage_mm": (PLAUSIBLE_MM[0], math.inf), "oblique_deg": (0, 90)}
+    low, high = limits.get(name, PLAUSIBLE_MM)
+    if math.isnan(number) or low <= number <= high:
+        return number
+    hint = ", perhaps in metres" if 0 < number < low <= 1000 * number <= high else ""
+    reasons.append(f"{name} is {number:g}{hint}: accepted are {low:g} to {high:g}")
+    return math.nan
+
+
+def _spelled(name: str, value, accepted: Iterable[str], reasons: list[str]) -> str:
+    text = _text(value).strip()
+    for known in accepted:
+        if text.lower() == known.lower():
+            return known
+    if text and text.lower() != "n/a":
+        reasons.append(f"{name} is {_shown(value)}: accepted are {', '.join(accepted)}")
+    return ""
+
+
+def _dimension(thickness: float, gap: float, spacing: float, inplane: float) -> str:
+    """2D or 3D where nobody says: gaps are 2D, overlapping partitions 3D; otherwise thick and anisotropic slices are 2D."""
+    if abs(gap) > TOLERANCE_MM:
+        return "2D" if gap > 0 else "3D"
+    apart = thickness if math.isnan(spacing) else spacing
+    if math.isnan(apart):
+        return ""
+    return "2D" if apart >= ANISOTROPIC_MM and not apart < ANISOTROPIC_RATIO * inplane else "3D"
+
+
+def _shortcomings(row: Mapping) -> list[str]:
+    """Why an acquisition whose numbers could be read is unfit all the same."""
+    found = [f"{name} is unknown" for name in ("orientation", "dimension") if not row[name]]
+    found += ["thickness_mm is unknown"] if math.isnan(row["thickness_mm"]) else []
+    if row["gap_mm"] < -TOLERANCE_MM:
+        found.append(f"slices of {row['thickness_mm']:g} mm overlap, they lie {row['spacing_mm']:g} mm apart")
+    if row["oblique_deg"] > OBLIQUE_LIMIT_DEG:
+        found.append(f"slices lie {row['oblique_deg']:.0f} degrees from the nearest plane: accepted are {OBLIQUE_LIMIT_DEG:g} at most")
+    if row["coverage_mm"] < COVERAGE_MM:
+        found.append(f"slices cover {row['coverage_mm']:g} mm: accepted are {COVERAGE_MM:g} or more")
+    return found
+
+
+def _text(value) -> str:
+    return "" if value is None or value != value else str(value)
+
+
+def _shown(value) -> str:
+    """A value in a message: short, on one line."""
+    text = repr(value).replace("\n", " ")
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _table(rows: list[dict]) -> pd.DataFrame:
+    texts = ("subject", "session", "contrast", "dimension", "orientation", "dimension_from", "thickness_from", "unfit", "file")
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    return table.astype({name: object if name in texts else float for name in COLUMNS})
