@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 STUDY ?= studies/demo.toml
 
-.PHONY: help demo study figures test test-slow bench lab
+.PHONY: help demo study figures test test-slow bench lab app handout
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -39,3 +39,13 @@ bench: $(STAMP)  ## speed as ratios, measured in one process
 
 lab: $(STAMP)  ## the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
+
+app: $(STAMP)  ## the lab meeting, in a browser
+	$(BIN)/voila notebooks/07_lab_meeting.ipynb
+
+handout: $(STAMP)  ## slice profiles and lab meeting as pages for those who missed them, in data/derivatives/handout
+	@mkdir -p data/derivatives/handout
+	for name in 01_slice_profiles 07_lab_meeting; do \
+	  $(BIN)/papermill --log-level WARNING --no-progress-bar notebooks/$$name.ipynb data/derivatives/handout/$$name.ipynb -p interactive False && \
+	  $(BIN)/jupyter nbconvert --log-level WARN --to html --embed-images data/derivatives/handout/$$name.ipynb || exit 1; \
+	done

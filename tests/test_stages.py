@@ -37,9 +37,9 @@ def plan(results_dir, tmp_path_factory):
 
 @pytest.fixture
 def identity(monkeypatch):
-    monkeypatch.setattr(stages, "_harmonizer", lambda plan: Identity())
+    monkeypatch.setattr(stages, "harmonizer", lambda plan: Identity())
     monkeypatch.setattr(stages, "_digest", lambda path: "identity")
-    monkeypatch.setattr(stages, "_targets", lambda plan: {})
+    monkeypatch.setattr(stages, "targets", lambda plan: {})
     monkeypatch.setattr(stages, "_encoding", lambda plan, image, shared: volumes.read(image)[0])
 
 

@@ -178,7 +178,7 @@ def harmonized(plan: Study, subject: int, experiment: str, resolution: Resolutio
         Target contrast -> path. A preview holds the visited slices only, with the affine that says so.
     """
     inputs = source_images(plan, subject, experiment, resolution)
-    targets = {contrast: cohort(plan, phantom.TARGET_SEED)[contrast] for contrast in CONTRASTS}
+    aims = [cohort(plan, phantom.TARGET_SEED)[contrast] for contrast in CONTRASTS]
     desc, res = "harmonizedAgain" if again else "harmonized", resolution.slug if resolution else None
     paths = {contrast: layout.image(root(plan), subject, contrast, desc=desc, rec=experiment, res=res) for contrast in CONTRASTS}
     settings = {
@@ -191,13 +191,13 @@ def harmonized(plan: Study, subject: int, experiment: str, resolution: Resolutio
     }
     models = [_digest(path) for path in _models(plan)]
     code = _code(harmonized, HACA3_SOURCES)
-    parents = [*inputs.values(), *targets.values()]
+    parents = [*inputs.values(), *aims]
     key = _key(code, parents, {"settings": settings, "models": models, "how": _network_options(plan)})
 
     def work():
         shared = [contrast for contrast, orientation in sources(experiment).items() if orientation == "3D" and resolution]
         images = {contrast: _encoding(plan, path, contrast in shared) for contrast, path in inputs.items()}
-        results = _harmonizer(plan).harmonize(images, _targets(plan), **settings)
+        results = harmonizer(plan).harmonize(images, targets(plan), **settings)
         facts = {
             "Experiment": experiment,
             "SourceOrientations": sources(experiment),
@@ -326,6 +326,12 @@ def all_scores(plan: Study) -> pd.DataFrame:
     return table
 
 
+def last_scores(plan: Study) -> tuple[str, pd.DataFrame] | None:
+    """Name and score table of the study that was finished last beside this one; None if there is none."""
+    found = sorted(root(plan).parent.glob("*/tables/scores.csv"), key=lambda path: path.stat().st_mtime)
+    return (found[-1].parent.parent.name, _read_table(found[-1])) if found else None
+
+
 def headline(plan: Study) -> str:
     """The study in a few lines: mean scores inside the brain at its finest and coarsest resolution."""
     table = _read_table(root(plan) / "tables" / "scores.csv")
@@ -421,7 +427,7 @@ def check_models(plan: Study) -> None:
     """
     for path in _models(plan):
         _digest(path)
-    _harmonizer(plan)
+    harmonizer(plan)
 
 
 @functools.cache
@@ -436,7 +442,8 @@ def _network_options(plan: Study) -> dict:
     return {"variant": plan.variant, "precision": plan.precision, "compiled": plan.compiled}
 
 
-def _harmonizer(plan: Study):
+def harmonizer(plan: Study):
+    """The study's harmonizer, loaded once per process."""
     return _load(_models(plan), **_network_options(plan))
 
 
@@ -448,16 +455,16 @@ def _load(models: tuple[Path, ...], **options):
 
 
 @functools.cache
-def _targets(plan: Study) -> dict:
+def targets(plan: Study) -> dict:
     """What defines the target contrasts: theta, eta and intensity scale of the target subject's images."""
     from helpers import haca3
 
     images = cohort(plan, phantom.TARGET_SEED)
     parents = [images[contrast] for contrast in CONTRASTS]
     path = root(plan) / "encodings" / "targets.npz"
-    key = _key(_code(_targets.__wrapped__, HACA3_SOURCES), parents, {"model": _digest(_models(plan)[0]), **_network_options(plan)})
+    key = _key(_code(targets.__wrapped__, HACA3_SOURCES), parents, {"model": _digest(_models(plan)[0]), **_network_options(plan)})
     if not _done(path, key):
-        found = {contrast: _harmonizer(plan).target(volumes.read(images[contrast])[0]) for contrast in CONTRASTS}
+        found = {contrast: harmonizer(plan).target(volumes.read(images[contrast])[0]) for contrast in CONTRASTS}
         arrays = {f"{contrast} {name}": value for contrast, target in found.items() for name, value in vars(target).items()}
         _write_arrays(path, arrays, key)
     arrays = _read_arrays(path)
@@ -482,14 +489,14 @@ def _encoding(plan: Study, image: Path, shared: bool):
     settings = {"orientations": list(plan.reconstruction), "slice_step": plan.slice_step, **_network_options(plan)}
     key = _key(_code(_encoding, HACA3_SOURCES), [image], {**settings, "model": _digest(_models(plan)[0])})
     if not _done(path, key):
-        encoding = _harmonizer(plan).encode(_read_version(image, version)[0], plan.reconstruction, plan.slice_step)
+        encoding = harmonizer(plan).encode(_read_version(image, version)[0], plan.reconstruction, plan.slice_step)
         _write_arrays(path, encoding.arrays(), key)
     return haca3.Encoding.from_arrays(_read_arrays(path))
 
 
 @functools.lru_cache(maxsize=1)
 def _encoded(plan: Study, image: Path, version: str):
-    return _harmonizer(plan).encode(_read_version(image, version)[0], plan.reconstruction)
+    return harmonizer(plan).encode(_read_version(image, version)[0], plan.reconstruction)
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray], key: str) -> None:

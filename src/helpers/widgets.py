@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 import ipywidgets as w
 import numpy as np
 import pandas as pd
+from IPython.display import HTML, Image, display
 from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -61,17 +62,26 @@ def _text(lines: Iterable[str]) -> str:
     return f"{_STYLE}<div class='rm-big'>{'<br>'.join(lines)}</div>"
 
 
-def _slider(description: str, value: float, low: float, high: float, step: float, live_: bool = True, width: str = "330px"):
-    return w.FloatSlider(
-        value, min=low, max=high, step=step, description=description, continuous_update=live_, readout_format=".3g",
-        style={"description_width": "115px"}, layout=w.Layout(width=width),
-    )
+def _still(picture: w.Image, words: w.HTML) -> None:
+    """Show a picture and its text as they are now, for a page without a kernel."""
+    display(HTML(words.value))
+    if picture.value:
+        display(Image(picture.value))
 
 
-def _choice(description: str, options, value, width: str = "330px"):
-    return w.Dropdown(
-        options=options, value=value, description=description, style={"description_width": "115px"}, layout=w.Layout(width=width)
-    )
+def _slider(description: str, value: float, low: float, high: float, step: float, **look):
+    kind, form = (w.IntSlider, "d") if isinstance(step, int) else (w.FloatSlider, ".3g")
+    return kind(value, min=low, max=high, step=step, description=description, readout_format=form, **(_WIDE | look))
+
+
+def _choice(description: str, options, value, **look):
+    return w.Dropdown(options=options, value=value, description=description, **(_WIDE | look))
+
+
+#: How controls look: beside a panel of pictures on top of each other, and in the app, where they also wait for the mouse.
+_WIDE = {"style": {"description_width": "115px"}, "layout": {"width": "330px"}}
+_NARROW = {"style": {"description_width": "94px"}, "layout": {"width": "298px"}}
+_PATIENT = _NARROW | {"continuous_update": False}
 
 
 # ---------------------------------------------------------------- notebook 01
@@ -228,8 +238,9 @@ _WHITE, _DIFFERENCE = 1.45, 0.5  # ends of the look-up tables, in units of the 9
 #: What of the MNI grid is shown, voxels: first and last to the left, to the back, and up.
 _SHOWN = ((18, 174), (14, 204), (8, 166))
 _BIG = """<style>
+body[data-voila] .jp-MarkdownCell {display: none}
 .rm-app, .rm-app .widget-label, .rm-app select, .rm-app .widget-readout, .rm-app button {font-size: 18px !important}
-.rm-app .rm-big {font-size: 20px; line-height: 1.4} .rm-app .rm-big b {font-size: 25px}
+.rm-app .rm-big {font-size: 19px; line-height: 1.4} .rm-app .rm-big small {font-size: 15px} .rm-app .rm-big b {font-size: 23px}
 .rm-app .lm-TabBar-tab, .rm-app .p-TabBar-tab {font-size: 19px; padding: 4px 18px; flex: 0 1 230px !important}
 .rm-app button {height: 44px} .rm-app .widget-dropdown, .rm-app .widget-hslider {height: 36px}
 </style>"""
@@ -268,22 +279,22 @@ class Explorer:
     def __init__(self, subjects, open_subject: Callable[[int], live.Scene], model, targets: Mapping, resolution: Resolution):
         self.open_subject, self.model, self.targets = open_subject, model, targets
         self.controls = {
-            "subject": _choice("subject", list(subjects), subjects[0], "290px"),
-            "contrast": _choice("contrast", list(CONTRASTS), CONTRASTS[0], "290px"),
-            "orientation": _choice("slices", list(ORIENTATIONS), ORIENTATIONS[0], "290px"),
-            "thickness": _slider("thickness mm", resolution.thickness_mm, 1, 10, 0.1, False, "290px"),
-            "gap": _slider("gap mm", resolution.gap_mm, 0, 5, 0.1, False, "290px"),
-            "left": _slider("to the left", 92, *_SHOWN[0], 1, False, "290px"),
-            "back": _slider("to the back", 112, *_SHOWN[1], 1, False, "290px"),
-            "up": _slider("up", 88, *_SHOWN[2], 1, False, "290px"),
+            "subject": _choice("subject", list(subjects), subjects[0], **_NARROW),
+            "contrast": _choice("contrast", list(CONTRASTS), CONTRASTS[0], **_NARROW),
+            "orientation": _choice("slices", list(ORIENTATIONS), ORIENTATIONS[0], **_NARROW),
+            "thickness": _slider("thickness", resolution.thickness_mm, 1, 10, 0.1, **_PATIENT),
+            "gap": _slider("gap", resolution.gap_mm, 0, 5, 0.1, **_PATIENT),
+            "left": _slider("left", 92, *_SHOWN[0], 1, **_PATIENT),
+            "back": _slider("back", 112, *_SHOWN[1], 1, **_PATIENT),
+            "up": _slider("up", 88, *_SHOWN[2], 1, **_PATIENT),
         }
         self.scores = w.HTML()
-        self.picture = Picture(11.8, 7.1, self._layout)
+        self.picture = Picture(11.4, 7.0, self._layout)
         self.known = {}  # (subject, position) -> the 3D image and its harmonization: an acquisition does not change them
         for control in self.controls.values():
             control.observe(self.update, "value")
         self.update()
-        self.widget = w.HBox([w.VBox([*self.controls.values(), self.scores]), self.picture.widget])
+        self.widget = w.HBox([w.VBox([*self.controls.values(), self.scores], layout=w.Layout(flex="0 0 305px")), self.picture.widget])
 
     def _layout(self, figure):
         grid = figure.subplots(3, 5, height_ratios=(1.2, 1, 1))
@@ -324,12 +335,16 @@ class Explorer:
         after = live.compare(truth[contrast], made, looked_at, position)
         self.scores.value = _text(
             [
-                f"slices every <b>{resolution.separation_mm:g} mm</b>",
-                f"as acquired: <b>{before[0]:.1f} dB</b>, SSIM {before[1]:.3f}",
-                f"harmonized: <b>{after[0]:.1f} dB</b>, SSIM {after[1]:.3f}",
-                "<small>each against the 3D image beside it,<br>in the brain of these three planes</small>",
+                f"{resolution.label} mm: a slice every <b>{resolution.separation_mm:g}</b>",
+                f"as acquired <b>{before[0]:.1f} dB</b>, SSIM {before[1]:.2f}",
+                f"harmonized <b>{after[0]:.1f} dB</b>, SSIM {after[1]:.2f}",
+                "<small>against the 3D image to the left of it,<br>inside the brain, in these planes</small>",
             ]
         )
+
+    def still(self) -> None:
+        """Show it without its controls, as it is now."""
+        _still(self.picture.widget, self.scores)
 
     def _put(self, column, planes, scale):
         for plane in planes:
@@ -405,6 +420,7 @@ class Guess:
 
     def _answer(self, button):
         self._enable(False)
+        self.says.value = _text([f"{self._describe()} Harmonizing …"])
         looked_at = self.subject()
         whole = {c: {plane: live.plane_of(image, plane, self._POSITION) for plane in live.AXIS} for c, image in looked_at.images.items()}
         truth, *made = (
@@ -422,6 +438,11 @@ class Guess:
                 f"{better} is better; the room was right in <b>{self.right} of {self.number}</b>."
             ]
         )
+
+    def still(self) -> None:
+        """Show the question and, for those who were not there, the answer."""
+        self._answer(self.buttons[0])
+        _still(self.picture.widget, self.says)
 
     def _enable(self, asking):
         for button in self.buttons:
@@ -444,7 +465,7 @@ class TableOne:
 
     def __init__(self, found: tuple[str, pd.DataFrame] | None):
         self.found = found
-        self.experiment = _choice("experiment", list(EXPERIMENTS), "1a", "290px")
+        self.experiment = _choice("experiment", list(EXPERIMENTS), "1a", **_NARROW)
         self.says, self.figure = w.HTML(), w.Image(format="png", layout=w.Layout(max_width="1200px", max_height="430px"))
         self.experiment.observe(self.update, "value")
         self.update()
@@ -470,6 +491,13 @@ class TableOne:
         figure.savefig(buffer, format="png", dpi=_DPI + 20)
         figures.plt.close(figure)
         self.figure.value = buffer.getvalue()
+
+
+    def still(self) -> None:
+        """Show every experiment, one after the other."""
+        for experiment in EXPERIMENTS:
+            self.experiment.value = experiment
+            _still(self.figure, self.says)
 
 
 def lesson(explorer: Explorer, guess: Guess, table: TableOne) -> w.Widget:

@@ -1,0 +1,99 @@
+"""The panels without a browser: what a control changes changes, and what is refused is said."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import haca3, layout, live, slice_profile, widgets
+from helpers.study import CONTRASTS, EXPERIMENTS, Resolution
+
+
+
+@pytest.fixture(scope="module")
+def plane():
+    rng = np.random.default_rng(0)
+    brain = np.zeros((192, 192), bool)
+    brain[30:160, 30:160] = True
+    return np.kron(rng.random((24, 24)), np.ones((8, 8))) * brain, brain
+
+
+@pytest.fixture
+def panel(plane):
+    return widgets.ProfilePanel(*plane, slice_profile.parameters(), Resolution(5, 1.5))
+
+
+@pytest.mark.parametrize(
+    "control, value, changed",
+    [("tb", 4.0, (0, 1)), ("thickness", 3.0, (0, 1)), ("gap", 0.0, (0, 1)), ("ftype", "min", (0, 1)), ("ptype", "se", (0, 1)), ("part", "real", (0, 1))],
+)
+def test_every_control_changes_the_pictures(panel, control, value, changed):
+    before = [bytes(picture.widget.value) for picture in panel.pictures]
+    assert all(image.startswith(b"\x89PNG") for image in before)
+    panel.controls[control].value = value
+    after = [bytes(picture.widget.value) for picture in panel.pictures]
+    assert [number for number in (0, 1) if before[number] != after[number]] == list(changed)
+
+
+def test_the_numbers_of_the_panel_are_those_of_the_helpers(panel):
+    panel.controls["tb"].value = 4.0
+    assert f"{100 * slice_profile.cross_talk(5, 1.5, tb=4.0):.1f} %" in panel.numbers.value
+    offset, mxy, _ = slice_profile.bloch(tb=4.0)
+    assert f"{slice_profile.fwhm(offset, abs(mxy)) / 4:.3f}" in panel.numbers.value
+
+
+def test_a_pulse_that_does_not_exist_is_said_and_the_pictures_stay(panel, monkeypatch):
+    def impossible(**design):
+        raise ValueError("there is no such pulse: try a larger tb")
+
+    before = [bytes(picture.widget.value) for picture in panel.pictures]
+    monkeypatch.setattr(slice_profile, "pulse", impossible)
+    panel.controls["tb"].value = 3.0
+    assert "there is no such pulse" in panel.numbers.value
+    assert [bytes(picture.widget.value) for picture in panel.pictures] == before
+
+
+@pytest.fixture(scope="module")
+def room():
+    """A subject, the shipped network and its targets."""
+    rng = np.random.default_rng(1)
+    x, y, z = np.ogrid[:192, :224, :192]
+    brain = (x - 96) ** 2 + (y - 112) ** 2 + (z - 88) ** 2 < 60**2
+    images = {c: 300 * brain * np.kron(rng.random((12, 14, 12), np.float32) + 0.5, np.ones((16, 16, 16), np.float32)) for c in CONTRASTS}
+    model = haca3.load(layout.MODELS / "harmonizer-small.pt", device="cpu")
+    return live.scene(images, brain), model, {contrast: model.target(image) for contrast, image in images.items()}
+
+
+def test_the_explorer_follows_its_controls(room):
+    scene, model, targets = room
+    explorer = widgets.Explorer([1], lambda subject: scene, model, targets, Resolution(5, 1.5))
+    seen = {(bytes(explorer.picture.widget.value), explorer.scores.value)}
+    for control, value in (("thickness", 3.0), ("orientation", "sagittal"), ("contrast", "FLAIR"), ("up", 70)):
+        explorer.controls[control].value = value
+        seen.add((bytes(explorer.picture.widget.value), explorer.scores.value))
+    assert len(seen) == 5
+    assert "3||1.5 mm: a slice every <b>4.5</b>" in explorer.scores.value
+
+
+def test_a_guess_is_judged_by_what_is_measured(room):
+    scene, model, targets = room
+    guess = widgets.Guess(lambda: scene, model, targets)
+    hidden = bytes(guess.picture.widget.value)
+    assert "dB" not in guess.says.value and guess.next.disabled
+    guess.buttons[0].click()
+    assert bytes(guess.picture.widget.value) != hidden
+    a, b = (float(part.split(" dB")[0].split()[-1]) for part in guess.says.value.split("Harmonized:")[1].split(",")[:2])
+    assert guess.right == (a > b)
+    assert all(button.disabled for button in guess.buttons)
+    guess.next.click()
+    assert guess.number == 2 and "dB" not in guess.says.value and not guess.buttons[0].disabled
+
+
+def test_table_1_says_when_no_study_was_run():
+    table = widgets.TableOne(None)
+    for experiment in EXPERIMENTS:
+        table.experiment.value = experiment
+        assert "No study has been run here yet" in table.says.value
+
+
+def test_table_1_says_which_experiments_a_study_left_out():
+    table = widgets.TableOne(("mine", pd.DataFrame({"experiment": ["3"], "subject": [1]})))
+    assert "“mine” did not run this experiment" in table.says.value
