@@ -68,7 +68,7 @@ def server(tmp_path):
 def page(browser):
     """A page on a projector of 1280 x 720; the browser's complaints are an error of the test."""
     page, complaints = browser.new_page(viewport={"width": 1280, "height": 720}), []
-    page.set_default_timeout(120_000)
+    page.set_default_timeout(240_000)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     yield page
@@ -99,7 +99,7 @@ def slide(page, label, steps):
         handle.press("ArrowRight" if steps > 0 else "ArrowLeft")
 
 
-def test_the_slice_profiles_follow_a_slider(page, server):
+def test_the_slice_profiles_follow_a_slider(server, page):
     page.goto(server(*voila("01_slice_profiles")))
     panel = page.locator(".jupyter-widgets img")
     panel.first.wait_for()
@@ -115,7 +115,7 @@ def test_the_slice_profiles_follow_a_slider(page, server):
     assert page.locator("text=Traceback").count() == 0
 
 
-def test_the_lab_meeting_runs(page, server):
+def test_the_lab_meeting_runs(server, page):
     page.goto(server(*voila("07_lab_meeting")))
     picture, numbers = page.locator(".rm-app img").first, page.locator(".rm-app .rm-big").first
     picture.wait_for()
@@ -138,7 +138,7 @@ def test_the_lab_meeting_runs(page, server):
     assert page.locator("text=Traceback").count() == 0
 
 
-def test_a_volume_turns_in_three_dimensions(page, server):
+def test_a_volume_turns_in_three_dimensions(server, page):
     page.goto(server(*voila("02_degradation")))
     canvas = page.locator("canvas").first
     canvas.wait_for()
@@ -152,11 +152,13 @@ def test_a_volume_turns_in_three_dimensions(page, server):
     assert page.locator("text=Traceback").count() == 0
 
 
-def test_jupyterlab_runs_the_slice_profiles(page, server):
+def test_jupyterlab_runs_the_slice_profiles(server, page):
     lab = "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.token=", f"--ServerApp.root_dir={layout.ROOT}"
     page.goto(server(*lab) + "/lab/tree/notebooks/01_slice_profiles.ipynb?reset")
+    page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(state="attached")
     page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_text("Run All Cells", exact=True).click()
+    page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
     panel = page.locator(".jp-OutputArea .jupyter-widgets img").first
     panel.wait_for(state="attached")
     panel.scroll_into_view_if_needed()
