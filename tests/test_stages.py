@@ -3,12 +3,14 @@
 import hashlib
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from helpers import layout, stages, volumes
 from helpers.study import CONTRASTS, GROUND_TRUTH, ORIENTATIONS, Resolution, Study
 
+AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
 FINE, COARSE = Resolution(3, 0), Resolution(5, 1.5)
 
 
@@ -18,10 +20,14 @@ def digest(path):
 
 
 class Identity:
-    """A harmonizer that returns its sources."""
+    """A harmonizer that returns its sources, each for the target of its own contrast."""
 
-    def harmonize(self, images, targets, **settings):
-        return dict(images)
+    def harmonize(self, images, targets, orientations, details, **settings):
+        assert details
+        own = np.eye(len(images))
+        attention = {name: {plane: np.tile(own[number], (images[name].shape[AXIS[plane]], 1)) for plane in orientations} for number, name in enumerate(images)}
+        unfused = {name: dict.fromkeys(orientations, image) for name, image in images.items()}
+        return {**images, "details": SimpleNamespace(sources=tuple(images), attention=attention, unfused=unfused)}
 
 
 @pytest.fixture(scope="module")

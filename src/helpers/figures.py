@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from helpers.metrics import score_column
 from helpers.study import CONTRASTS, RESOLUTIONS, Resolution
 
 COLOURS = {"T1w": "#0072B2", "T2w": "#D55E00", "FLAIR": "#009E73"}
@@ -132,13 +133,6 @@ def score_figure(table: pd.DataFrame, number: int, region: str = "brain"):
     handles += [plt.Line2D([], [], color="0.72"), plt.Line2D([], [], color="0.45", ls=":")]
     fig.legend(handles, [*names, "no harmonizer", "self-noise ceiling"], loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return fig, axes, drawn
-
-
-def score_column(table: pd.DataFrame, measure: str) -> str:
-    """The column of the table that holds a measure: 3D SSIM, or in a preview that of the plane it visited."""
-    if measure != "ssim" or table["ssim"].notna().any():
-        return measure
-    return next(column for column in ("ssim_axial", "ssim_coronal", "ssim_sagittal") if table[column].notna().any())
 
 
 def figure_2(panels: dict[str, np.ndarray]):
