@@ -462,7 +462,8 @@ def _more_variable(pair, margin, rules):
     high = np.where(bounded, _ratio(q1 + root, q2), np.inf)
     power = _t_power((np.sqrt(margin) - 1) * mean_b, d.std(axis=1, ddof=1), n, rules.alpha)
     d_z = _ratio(d.mean(axis=1), d.std(axis=1, ddof=1))
-    return {"estimate": _ratio(mean_a, mean_b) ** 2, "low": low**2, "high": high**2, "d_z": d_z, "p": p, "p_against": against, "power": power}
+    estimate = np.where(mean_b > 0, _ratio(mean_a, mean_b), np.inf) ** 2
+    return {"estimate": estimate, "low": low**2, "high": high**2, "d_z": d_z, "p": p, "p_against": against, "power": power}
 
 
 def _small_spread(pair, margin, rules):
@@ -488,12 +489,15 @@ def _small_spread(pair, margin, rules):
     quantile = rules.alpha / 4  # Half of the level for each of the two, half of that for each side.
     t = stats.t.ppf(1 - quantile, n - 1)
     largest, smallest = fall + t * error, fall - t * error
-    low = _ratio(np.sqrt(squares / stats.chi2.ppf(1 - quantile, n - 1)), largest)
-    high = np.where(smallest > 0, _ratio(np.sqrt(squares / stats.chi2.ppf(quantile, n - 1)), smallest), np.inf)
+    # Against no fall, any spread is infinitely large.
+    low, high, estimate = (
+        np.where(below > 0, _ratio(np.sqrt(squares / factor), below), np.inf)
+        for factor, below in ((stats.chi2.ppf(1 - quantile, n - 1), largest), (stats.chi2.ppf(quantile, n - 1), smallest), (n - 1, fall))
+    )
     # At the SD and the fall seen: how often its upper bound would lie below the fall.
     power = stats.chi2.cdf(_ratio(fall.clip(0) ** 2, sd**2) * stats.chi2.ppf(rules.alpha / 2, n - 1), n - 1)
     return {
-        "estimate": margin * _ratio(sd, fall), "low": margin * low, "high": margin * high, "d_z": np.full(len(sd), np.nan),
+        "estimate": margin * estimate, "low": margin * low, "high": margin * high, "d_z": np.full(len(sd), np.nan),
         "p": np.where(np.isnan(p), 1, p), "p_against": np.where(np.isnan(against), 1, against), "power": power,
     }  # fmt: skip
 
@@ -657,7 +661,7 @@ def read(scores, attention=None, cutoffs=None, ladder=None, region: str = "brain
     check_scores(scores)
     if region not in set(scores.region):
         raise ValueError(f"region is {region!r}: accepted are {', '.join(sorted(set(scores.region)))}")
-    subjects = sorted(scores.subject.unique())
+    subjects = sorted(scores.subject.unique().tolist())
     version = _version(scores)
     others = {}
     for name, table, value, keys in (
@@ -694,8 +698,9 @@ def check_scores(scores: pd.DataFrame, what: str = "scores") -> None:
         If a column or row is missing, a row is doubled, a score is not a number, or rows are of different versions; named.
     """
     keys = ("subject", "experiment", "resolution", "contrast", "arm", "region")
-    similarity = score_column(scores, "ssim") if "ssim" in scores else "ssim"
-    _check(scores, what, keys, ["psnr_db"] + [similarity] * (similarity in scores and scores[similarity].notna().any()), whole=False)
+    similarity = [score_column(scores, "ssim")] if "ssim" in scores else []
+    values = ["psnr_db", *(column for column in similarity if scores[column].notna().any())]
+    _check(scores, what, keys, values, whole=False)
     # The ceiling has no resolution: it is a study of its own.
     for part in (scores[scores.arm != "ceiling"], scores[scores.arm == "ceiling"]):
         if len(part):
@@ -746,8 +751,9 @@ def _same_study(table, what, version, subjects):
     for column, value in version.items():
         if table[column].iloc[0] != value:
             raise ValueError(f"{what} has {column} {table[column].iloc[0]}: accepted is that of the scores, {value}")
-    if sorted(table.subject.unique()) != list(subjects):
-        raise ValueError(f"{what} has subjects {sorted(table.subject.unique())}: accepted are those of the scores, {list(subjects)}")
+    found = sorted(table.subject.unique().tolist())
+    if found != subjects:
+        raise ValueError(f"{what} has subjects {found}: accepted are those of the scores, {subjects}")
 
 
 def _arrays(table, value, keys, subjects) -> dict:

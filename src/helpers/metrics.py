@@ -336,7 +336,9 @@ def fourier_correlation(
 
 
 def cutoff(frequency: np.ndarray, correlation: np.ndarray, level: float = 0.5) -> float:
-    """Frequency at which a correlation first falls below a level, interpolated linearly; the last one if it never does.
+    """Frequency at which a correlation falls below a level for good, interpolated linearly; the last one if it never does.
+
+    For good: a harmonizer may get shading or contrast wrong, which lowers the first few frequencies and is no lack of resolution.
 
     Parameters
     ----------
@@ -355,12 +357,11 @@ def cutoff(frequency: np.ndarray, correlation: np.ndarray, level: float = 0.5) -
     0.25
     """
     frequency, correlation = np.r_[0, frequency], np.r_[1, correlation]
-    below = np.flatnonzero(correlation < level)
-    if not len(below):
+    last = np.flatnonzero(correlation >= level)[-1]
+    if last == len(correlation) - 1:
         return float(frequency[-1])
-    end = below[0]
-    share = (correlation[end - 1] - level) / (correlation[end - 1] - correlation[end])
-    return float(frequency[end - 1] + share * (frequency[end] - frequency[end - 1]))
+    share = (correlation[last] - level) / (correlation[last] - correlation[last + 1])
+    return float(frequency[last] + share * (frequency[last + 1] - frequency[last]))
 
 
 def axis_spectrum(volume: np.ndarray, axis: int, voxel_mm: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

@@ -312,7 +312,8 @@ def frequencies(plan: Study, subject: int, experiment: str) -> pd.DataFrame:
     """What is left of each through-plane frequency in the sources of HACA3 and in what it makes of them; a CSV per resolution is kept.
 
     The ``input`` arm is compared with the 3D image, the ``harmonized`` arm with the harmonized 3D images, by
-    `helpers.metrics.fourier_correlation` inside the brain. Only stacks have a through-plane direction, so a contrast whose source is
+    `helpers.metrics.fourier_correlation` inside the brain. With ``anatomy="shared"`` an output and its ground truth have the noise of the
+    anatomy code in common, and what they share of it correlates as if it were anatomy, at high frequencies above all. Only stacks have a through-plane direction, so a contrast whose source is
     3D has no rows, and neither has one whose direction a preview skips.
 
     Returns
