@@ -33,6 +33,16 @@ SCORE_FIGURES = {
 }
 
 
+_OFFSETS = (-0.22, 0, 0.22)
+_TIGHT = {"handlelength": 1.6, "columnspacing": 1.2, "handletextpad": 0.5}
+
+#: Look of the figures about scores, for a journal's page: letters of 8 points at the width that they are drawn at.
+_printed = plt.rc_context({
+    "font.size": 8, "axes.titlesize": 9, "axes.linewidth": 0.7, "axes.spines.top": False, "axes.spines.right": False, "legend.fontsize": 8,
+    "xtick.labelsize": 8, "ytick.labelsize": 8, "axes.labelsize": 8,
+})  # fmt: skip
+
+
 def slices(images: dict[str, np.ndarray], vmax: float, columns: int, unit: str = "", cmap: str = "gray", vmin: float = 0):
     """Brain slices side by side with one look-up table.
 
@@ -83,6 +93,7 @@ def upright(volume: np.ndarray, orientation: str, index: int) -> np.ndarray:
     return volume[index, :, :].T[::-1]
 
 
+@_printed
 def score_figure(table: pd.DataFrame, number: int, region: str = "brain"):
     """Figures 3 to 9: a score against the eight resolutions, one series per target contrast.
 
@@ -127,19 +138,14 @@ def score_figure(table: pd.DataFrame, number: int, region: str = "brain"):
         ax.yaxis.set_tick_params(labelleft=True)
     handles, names = axes.flat[0].get_legend_handles_labels()
     handles += [plt.Line2D([], [], color=GREY, lw=0.9), plt.Line2D([], [], color="0.45", ls=":")]
-    fig.legend(handles, [*names, "no harmonizer", "self-noise ceiling"], loc="outside lower center", ncols=5, frameon=False, **_TIGHT)
+    fig.legend(handles, [*names, "no harmonizer", "self-noise ceiling"], loc="outside lower center", ncols=5 if len(panels) > 1 else 3, frameon=False, **_TIGHT)
     return fig, axes, drawn
 
 
-_OFFSETS = (-0.22, 0, 0.22)
-_TIGHT = {"handlelength": 1.6, "columnspacing": 1.2, "handletextpad": 0.5}
-_STYLE = {"font.size": 8, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7}
-
-
 def _panels(rows: int, columns: int, height: float, **shared):
-    """Panels of a figure for a journal's page: two side by side are as wide as its column (12 cm)."""
-    with plt.rc_context(_STYLE):
-        return plt.subplots(rows, columns, figsize=(max(2.35 * columns, 3.4), height * rows), squeeze=False, layout="constrained", **shared)
+    """Panels of a figure for a journal's page: two side by side are as wide as its column (12 cm), three or four as the page."""
+    width = {1: 3.4, 2: 4.8}.get(columns, 7.0)
+    return plt.subplots(rows, columns, figsize=(width, height * rows), squeeze=False, layout="constrained", **shared)
 
 
 def _in_order(resolutions: pd.Series) -> list[str]:
@@ -164,8 +170,8 @@ def _series(ax, rows: pd.DataFrame, column: str, offset: float, contrast: str):
     if many:
         line = {"color": colour, "lw": 0.8}
         ax.boxplot(
-            [groups[x] for x in many], positions=many, widths=0.2, whis=(0, 100), showfliers=False, manage_ticks=False, patch_artist=True, zorder=2,
-            boxprops={"facecolor": colour, "alpha": 0.25, "lw": 0}, medianprops=line, whiskerprops=line, capprops={"lw": 0},
+            [groups[x] for x in many], positions=many, widths=0.24, whis=(0, 100), showfliers=False, manage_ticks=False, patch_artist=True, zorder=2,
+            boxprops={"facecolor": colour, "alpha": 0.4, "lw": 0}, medianprops=line, whiskerprops=line, capprops={"lw": 0},
         )  # fmt: skip
     few = {x: values for x, values in groups.items() if len(values) < 5}
     ax.vlines(list(few), [values.min() for values in few.values()], [values.max() for values in few.values()], color=colour, lw=2, alpha=0.45)
@@ -174,6 +180,7 @@ def _series(ax, rows: pd.DataFrame, column: str, offset: float, contrast: str):
     ax.plot(list(groups), means, color=colour, marker=marker, ms=3.6, mew=0.4, mec="white", lw=1, label=contrast, zorder=4)
 
 
+@_printed
 def attention_figure(table: pd.DataFrame):
     """How much each source weighs: a row per target contrast, a column per experiment, a series per source contrast.
 
@@ -216,6 +223,7 @@ def attention_figure(table: pd.DataFrame):
     return fig, axes, drawn
 
 
+@_printed
 def frequency_figure(curves: pd.DataFrame, cutoffs: pd.DataFrame):
     """What is left of each through-plane frequency: above, correlation at the finest and the coarsest resolution; below, all cut-offs.
 
@@ -244,7 +252,8 @@ def frequency_figure(curves: pd.DataFrame, cutoffs: pd.DataFrame):
                 mean = rows[rows.arm == arm].groupby("ring")[["frequency_per_mm", "correlation"]].mean()
                 top.plot(mean.frequency_per_mm, mean.correlation, style, color=colour, lw=1.3)
         top.axhline(0.5, color="0.45", ls=":", lw=1)
-        top.set_xlabel("through-plane frequency (cycles/mm)")
+        top.set_xlabel("frequency (cycles/mm)")
+        top.set_xticks([0, 0.1, 0.2, 0.3, 0.4, 0.5])
         top.set_title(f"Experiment {experiment}")
         top.set_xlim(0, 0.5)
         rows = cutoffs[cutoffs.experiment == experiment]
@@ -256,17 +265,19 @@ def frequency_figure(curves: pd.DataFrame, cutoffs: pd.DataFrame):
             _series(bottom, one[one.arm == "harmonized"], "cutoff_per_mm", offset, contrast)
         bottom.plot(range(len(labels)), 0.5 / separation, color="0.2", ls=":", marker="_", ms=7, lw=0.8, zorder=1)
         _resolution_axis(bottom, labels)
-    axes[0, 0].set_ylabel("Fourier correlation")
+    axes[0, 0].set_ylabel("Fourier correlation, through-plane")
     axes[1, 0].set_ylabel("cut-off (cycles/mm)")
     axes[1, 0].set_ylim(0)
-    handles = [plt.Line2D([], [], color=BLUE, ls=style) for style in ends.values()]
+    handles = [plt.Line2D([], [], color="0.3", ls=style) for style in ends.values()]
+    handles += [plt.Line2D([], [], color=BLUE)]
     handles += [plt.Line2D([], [], color=COLOURS[c], marker=MARKERS[c], ms=4, lw=1) for c in CONTRASTS]
     handles += [plt.Line2D([], [], color=GREY), plt.Line2D([], [], color="0.2", ls=":", marker="_", ms=7)]
-    names = [*(f"output, {label}" for label in ends), *CONTRASTS, "input", "Nyquist of the slices"]
+    names = [*ends, "output, mean", *CONTRASTS, "input", "Nyquist of the slices"]
     fig.legend(handles, names, loc="outside lower center", ncols=4 if len(experiments) > 1 else 2, frameon=False, **_TIGHT)
     return fig, axes, cutoffs
 
 
+@_printed
 def ladder_figure(scores: pd.DataFrame, registrations: pd.DataFrame, region: str = "brain"):
     """The registration ladder: scores with the known, a rigid and an affine transform, and the error of each in mm.
 
@@ -292,10 +303,11 @@ def ladder_figure(scores: pd.DataFrame, registrations: pd.DataFrame, region: str
         for arm, contrast in ((arm, contrast) for arm in ("input", "harmonized") for contrast in CONTRASTS):
             wide = drawn[(drawn.arm == arm) & (drawn.contrast == contrast)].pivot(index="subject", columns="transform", values=column)[steps]
             look = {"color": GREY if arm == "input" else COLOURS[contrast], "marker": MARKERS[contrast]}
-            ax.plot(range(len(steps)), wide.T, **look, ms=1.8, lw=0.5, alpha=0.6)
-            ax.plot(range(len(steps)), wide.mean(), **look, ms=4.5, lw=1.3, label=contrast if arm == "harmonized" else None)
+            ax.plot(range(len(steps)), wide.T, **look, ms=1.5, lw=0.4, alpha=0.6)
+            ax.plot(range(len(steps)), wide.mean(), **look, ms=4.5, mew=0.5, mec="white", lw=1.3, label=contrast if arm == "harmonized" else None)
         ax.set_xticks(range(len(steps)), steps)
         ax.set_xlim(-0.3, len(steps) - 0.7)
+        ax.set_xlabel("transform")
         ax.set_ylabel(MEASURES[measure] + (" of 2D slices" if column not in MEASURES else ""))
         ax.grid(axis="y", color="0.92", lw=0.7)
     ax, labels = axes[0, 2], _in_order(registrations.resolution)
@@ -309,7 +321,7 @@ def ladder_figure(scores: pd.DataFrame, registrations: pd.DataFrame, region: str
     ax.set_ylim(0)
     ax.set_ylabel("registration error (mm)")
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False)
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, **_TIGHT)
     handles, names = axes[0, 0].get_legend_handles_labels()
     handles.append(plt.Line2D([], [], color=GREY))
     fig.legend(handles, [*names, "no harmonizer"], loc="outside lower center", ncols=4, frameon=False, **_TIGHT)
@@ -320,6 +332,7 @@ def ladder_figure(scores: pd.DataFrame, registrations: pd.DataFrame, region: str
 VERDICTS = {"supported": ("#0072B2", "✓"), "contradicted": ("#D55E00", "✗"), "undecided": ("0.45", "?")}
 
 
+@_printed
 def forest(verdicts: pd.DataFrame, comparisons: pd.DataFrame):
     """The claims at a glance: each comparison in units of its margin, the one that decides in colour with its 95 % interval.
 
@@ -336,8 +349,7 @@ def forest(verdicts: pd.DataFrame, comparisons: pd.DataFrame):
     fig, ax, DataFrame
         The last is what was drawn: the table of comparisons.
     """
-    with plt.rc_context(_STYLE):
-        fig, ax = plt.subplots(figsize=(7, 0.34 * len(verdicts) + 0.9), layout="constrained")
+    fig, ax = plt.subplots(figsize=(7, 0.31 * len(verdicts) + 0.9), layout="constrained")
     ax.axvspan(-1, 1, color="0.93", zorder=0)
     ax.axvline(0, color="0.6", lw=0.8, zorder=1)
     edge = 30
@@ -356,7 +368,7 @@ def forest(verdicts: pd.DataFrame, comparisons: pd.DataFrame):
             ax.plot(np.r_[scaled(deciding, "low"), scaled(deciding, "high")], [y, y], color=colour, lw=2, zorder=3)
             ax.plot(scaled(deciding, "estimate"), [y], ls="", marker="o", ms=5, color=colour, zorder=4)
         elif not len(rows):
-            ax.text(0, y, "not run", color="0.45", ha="center", va="center", fontsize=7)
+            ax.text(0, y, "not run" if "not run" in row.sentence else "too few subjects", color="0.45", ha="center", va="center", bbox={"color": "0.93", "pad": 1})
         ax.text(1.02, y, f"{sign} {row.verdict}", color=colour, transform=ax.get_yaxis_transform(), va="center")
     names = [f"{row.claim}  {textwrap.fill(row.statement, 46)}" for row in verdicts.itertuples(index=False)]
     ax.set_yticks(range(len(verdicts)), names, linespacing=0.95)

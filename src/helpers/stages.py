@@ -369,26 +369,30 @@ def cutoffs(curves: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, "cutoff_per_mm"])
 
 
-def all_attention(plan: Study) -> pd.DataFrame:
-    """How much each source weighed in each harmonized image, from the sidecars; written as ``tables/attention.csv``.
+def attention(plan: Study, subject: int, experiment: str) -> pd.DataFrame:
+    """How much each source weighed in each harmonized image of one experiment, from the sidecars.
 
     Returns
     -------
     DataFrame
-        One row per subject, experiment (the ground truth included), resolution, target contrast, reconstruction plane and source
-        contrast: ``weight`` (mean over the slices, by the area of the brain in each) and ``weight_sd`` (over the slices).
+        One row per resolution, target contrast, reconstruction plane and source contrast: ``weight`` (mean over the slices, by the
+        area of the brain in each) and ``weight_sd`` (over the slices).
     """
     rows = []
-    for subject in plan.subjects:
-        for experiment in (GROUND_TRUTH, *plan.experiments):
-            for resolution in [None] if experiment == GROUND_TRUTH else plan.resolutions:
-                for target, path in harmonized(plan, subject, experiment, resolution).items():
-                    for plane, weights in volumes.read_sidecar(path)["Attention"].items():
-                        for source in CONTRASTS:
-                            about = _about(subject, experiment, resolution, source)
-                            about |= {"target": target, "plane": plane, "source": about.pop("contrast")}
-                            rows.append({**about, "weight": weights[source]["Mean"], "weight_sd": weights[source]["SD"], **_how(plan)})
-    return _gather(plan, "attention", [pd.DataFrame(rows)])
+    for resolution in [None] if experiment == GROUND_TRUTH else plan.resolutions:
+        for target, path in harmonized(plan, subject, experiment, resolution).items():
+            for plane, weights in volumes.read_sidecar(path)["Attention"].items():
+                for source in CONTRASTS:
+                    about = _about(subject, experiment, resolution, source)
+                    about |= {"target": target, "plane": plane, "source": about.pop("contrast")}
+                    rows.append({**about, "weight": weights[source]["Mean"], "weight_sd": weights[source]["SD"], **_how(plan)})
+    return pd.DataFrame(rows)
+
+
+def all_attention(plan: Study) -> pd.DataFrame:
+    """`attention` of every subject in every experiment and in the ground truth; written as ``tables/attention.csv``."""
+    parts = [attention(plan, subject, experiment) for subject in plan.subjects for experiment in (GROUND_TRUTH, *plan.experiments)]
+    return _gather(plan, "attention", parts)
 
 
 def all_registrations(plan: Study) -> pd.DataFrame:
