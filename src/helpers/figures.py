@@ -311,7 +311,8 @@ def ladder_figure(scores: pd.DataFrame, registrations: pd.DataFrame, region: str
         ax.set_ylabel(MEASURES[measure] + (" of 2D slices" if column not in MEASURES else ""))
         ax.grid(axis="y", color="0.92", lw=0.7)
     ax, labels = axes[0, 2], _in_order(registrations.resolution)
-    for step, colour, marker in zip([step for step in steps if step != "known"], (VERMILLION, GREEN), "sD", strict=False):
+    estimated = [step for step in steps if step != "known" and step in set(registrations["transform"])]
+    for step, colour, marker in zip(estimated, (VERMILLION, GREEN), "sD", strict=False):
         rows = registrations[registrations["transform"] == step]
         x = rows.resolution.map(labels.index)
         ax.plot(x, rows.registration_error_mm, ls="", marker=marker, ms=2, mew=0, color=colour, alpha=0.5)
