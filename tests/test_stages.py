@@ -179,6 +179,7 @@ def test_frequencies_are_lost_by_the_stack_and_not_by_an_identity(plan, identity
     empty = stages.frequencies(plan, 1, "1a")
     assert empty.empty and list(empty.columns) == list(curves.columns)
     assert stages.cutoffs(empty).empty
+    assert stages.cutoffs(stages.all_frequencies(Study(**{**plan.literals(), "experiments": ["3"]}))).empty
     assert set(stages.frequencies(plan, 1, "4").contrast) == {"T2w", "FLAIR"}
 
 

@@ -130,7 +130,7 @@ class Data:
         """
         held = getattr(self, table)
         if not held:
-            raise NotRun({"weights": "no table of attention", "cutoffs": "no table of frequencies", "ladder": "no study with another transform"}.get(table, "no scores"))
+            raise NotRun(f"no table of {({'weights': 'attention', 'cutoffs': 'frequencies'}).get(table, table)}")
         if key not in held:
             raise NotRun(f"{table} without {', '.join(key)}")
         labels = list(labels)
@@ -142,8 +142,8 @@ class Data:
 
     @property
     def measures(self) -> list[str]:
-        """The scores that the table holds, PSNR first."""
-        return [measure for measure in _UNITS if any(key[0] == measure for key in self.scores)]
+        """The scores that the table holds, PSNR first; that one if it holds none, so that whoever asks for it learns so."""
+        return [measure for measure in _UNITS if any(key[0] == measure for key in self.scores)] or ["psnr_db"]
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class Claim:
 
 
 def _each(data: Data, contrasts: Iterable[str] = CONTRASTS):
-    return [(measure, contrast) for measure in data.measures or ["psnr_db"] for contrast in contrasts]
+    return [(measure, contrast) for measure in data.measures for contrast in contrasts]
 
 
 def _name(*parts: str) -> str:
@@ -203,7 +203,7 @@ def _name(*parts: str) -> str:
 def _differences(data: Data, kind: str, pairs: Iterable[tuple[str, str, str]]) -> list[Comparison]:
     """For (experiment, other experiment, contrast): mean over the resolutions of their paired difference."""
     made = []
-    for measure in data.measures or ["psnr_db"]:
+    for measure in data.measures:
         for first, second, contrast in pairs:
             d = (data.get("scores", measure, first, contrast) - data.get("scores", measure, second, contrast)).mean(axis=1)
             made.append(Comparison(_name(f"{first} - {second}", contrast, measure), kind, _UNITS[measure], d))
@@ -255,7 +255,7 @@ def _consistent(data):
 
 def _sagittal_varies_most(data):
     made = []
-    for measure in data.measures or ["psnr_db"]:
+    for measure in data.measures:
         spread = {(e, c): _deviations(data.get("scores", measure, e, c)) for e in ONE_ORIENTATION for c in CONTRASTS}
         pairs = [(("1b", c), (e, c), f"1b / {e}", c) for e in ("1a", "1c") for c in CONTRASTS]
         pairs += [(("1b", "T2w"), ("1b", c), f"T2w / {c}", "1b") for c in ("T1w", "FLAIR")]
@@ -271,7 +271,7 @@ def _mixing_against_alike(data):
 
 def _flair_as_before_and_t2w_more_variable(data):
     made = _differences(data, "similar", [("4", "3", "FLAIR")])
-    for measure in data.measures or ["psnr_db"]:
+    for measure in data.measures:
         spread = [_deviations(data.get("scores", measure, experiment, "T2w", labels=FINER)) for experiment in ("4", "3")]
         made.append(Comparison(_name("4 / 3", "T2w", "separation below 5 mm", measure), "more variable", "variance ratio", np.stack(spread)))
     return made
@@ -279,7 +279,7 @@ def _flair_as_before_and_t2w_more_variable(data):
 
 def _own_contrast_only(data):
     made = []
-    for measure in data.measures or ["psnr_db"]:
+    for measure in data.measures:
         for experiment, own in (("3", "T1w"), ("5", "FLAIR")):
             gain = {c: (data.get("scores", measure, experiment, c) - data.get("scores", measure, "1a", c)).mean(axis=1) for c in CONTRASTS}
             for other in (c for c in CONTRASTS if c != own):

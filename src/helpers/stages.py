@@ -364,6 +364,8 @@ def cutoffs(curves: pd.DataFrame) -> pd.DataFrame:
     from helpers import metrics
 
     columns = [column for column in curves.columns if column not in ("frequency_per_mm", "correlation")]
+    if curves.empty:
+        return pd.DataFrame(columns=[*columns, "cutoff_per_mm"])
     found = curves.groupby(columns, sort=False)[["frequency_per_mm", "correlation"]]
     rows = [(*names, metrics.cutoff(rows.frequency_per_mm.to_numpy(), rows.correlation.to_numpy())) for names, rows in found]
     return pd.DataFrame(rows, columns=[*columns, "cutoff_per_mm"])
