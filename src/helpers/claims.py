@@ -19,6 +19,7 @@ margin's multiple, while the test for a larger one failed; the standard deviatio
 comparisons times their number (Bonferroni), and Holm adjusts it over the family of 18 as well. Neither shown: undecided.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -237,7 +238,8 @@ def _same_separation(first, second):
         for measure, contrast in _each(data):
             for experiment in ONE_ORIENTATION:
                 pair = data.get("scores", measure, experiment, contrast, labels=(first, second))
-                made.append(Comparison(_name(f"{first} - {second}", experiment, contrast, measure), "similar", _UNITS[measure], pair[:, 0] - pair[:, 1]))
+                name = _name(f"{first} - {second}", experiment, contrast, measure)
+                made.append(Comparison(name, "similar", _UNITS[measure], pair[:, 0] - pair[:, 1]))
         return made
 
     return compare
@@ -269,11 +271,12 @@ def _mixing_against_alike(data):
     return _differences(data, "not above zero", [("2", "1a", contrast) for contrast in CONTRASTS] + matched)
 
 
-def _flair_as_before_and_t2w_more_variable(data):
+def _flair_stays_t2w_varies(data):
     made = _differences(data, "similar", [("4", "3", "FLAIR")])
     for measure in data.measures:
         spread = [_deviations(data.get("scores", measure, experiment, "T2w", labels=FINER)) for experiment in ("4", "3")]
-        made.append(Comparison(_name("4 / 3", "T2w", "separation below 5 mm", measure), "more variable", "variance ratio", np.stack(spread)))
+        name = _name("4 / 3", "T2w", "separation below 5 mm", measure)
+        made.append(Comparison(name, "more variable", "variance ratio", np.stack(spread)))
     return made
 
 
@@ -295,7 +298,8 @@ def _best_is_alike_and_fine(data):
         best = np.max([values[experiment][:, 0] for experiment in ONE_ORIENTATION], axis=0)
         rest = np.max([*values["2"].T, *(column for e in ONE_ORIENTATION for column in values[e].T[1:])], axis=0)
         with np.errstate(invalid="ignore"):
-            made.append(Comparison(_name("best alike at 3||0 - best of the rest", contrast, measure), "above zero", _UNITS[measure], best - rest))
+            d = best - rest
+        made.append(Comparison(_name("best alike at 3||0 - best of the rest", contrast, measure), "above zero", _UNITS[measure], d))
     return made
 
 
@@ -318,7 +322,8 @@ def _attention_sees_contrast_only(data):
         for experiment, source in sharp.items():
             # Were resolution seen, the weight of the 3D source would rise as the others get coarser.
             rise = -_fall(data.get("weights", experiment, target, source))
-            made.append(Comparison(_name(f"weight of 3D {source} from 3 to 6.5 mm", experiment, f"target {target}"), "similar", "weight", rise))
+            name = _name(f"rise of the weight of 3D {source} from 3 to 6.5 mm", experiment, f"target {target}")
+            made.append(Comparison(name, "similar", "weight", rise))
     return made
 
 
@@ -357,7 +362,7 @@ CLAIMS = (
     Claim("C8", "a 3D T1w improves the T1w output", "3, 1a", _pairs("above zero", ("3", "1a", "T1w"))),
     Claim("C9", "a 3D T1w does not change the T2w and FLAIR outputs", "3, 1a", _pairs("similar", ("3", "1a", "T2w"), ("3", "1a", "FLAIR"))),
     Claim("C10", "with a 3D T1w, mixing orientations does not help either", "4, 3", _pairs("not above zero", *_all("4", "3")), True),
-    Claim("C11", "mixed beside a 3D T1w, FLAIR stays and T2w varies more at the higher resolutions", "4, 3", _flair_as_before_and_t2w_more_variable),
+    Claim("C11", "mixed beside a 3D T1w, FLAIR stays and T2w varies more at the higher resolutions", "4, 3", _flair_stays_t2w_varies),
     Claim("C12", "a 3D FLAIR improves the FLAIR output", "5, 1a", _pairs("above zero", ("5", "1a", "FLAIR"))),
     Claim("C13", "with a 3D FLAIR, mixing orientations has no major impact", "6, 5", _pairs("similar", *_all("6", "5")), True),
     Claim("C14", "a 3D scan helps its own contrast only", "3, 5, 1a", _own_contrast_only),
@@ -429,7 +434,8 @@ def wilcoxon_above_zero(d: np.ndarray) -> np.ndarray:
 def _above_zero(d, margin, rules):
     p = wilcoxon_above_zero(d)
     against = np.where(p > rules.alpha, _t_p(d, margin, "less"), 1.0)
-    return {**_summary(d, rules.alpha), "p": p, "p_against": against, "power": _t_power(margin, d.std(axis=1, ddof=1), d.shape[1], rules.alpha)}
+    power = _t_power(margin, d.std(axis=1, ddof=1), d.shape[1], rules.alpha)
+    return {**_summary(d, rules.alpha), "p": p, "p_against": against, "power": power}
 
 
 def _similar(d, margin, rules):
@@ -584,13 +590,14 @@ def decide(data: Data, rules: Rules = Rules()) -> tuple[pd.DataFrame, pd.DataFra
         elif adjusted_against[claim.id] < rules.alpha:
             row["verdict"] = CONTRADICTED
         deciding = table.loc[table.p_against.idxmin() if row["verdict"] == CONTRADICTED else table.p.idxmax()]
-        numbers = {"p": p[claim.id], "p_holm": adjusted[claim.id], "p_against": against[claim.id], "p_against_holm": adjusted_against[claim.id]}
-        row |= {**deciding.to_dict(), **numbers}
+        row |= {**deciding.to_dict(), "p": p[claim.id], "p_holm": adjusted[claim.id]}
+        row |= {"p_against": against[claim.id], "p_against_holm": adjusted_against[claim.id]}
         rows.append({**row, "sentence": _sentence(row, len(table), int((table.p < rules.alpha).sum()))})
     columns = ["claim", "statement", "experiments", "verdict", "sentence", "comparison", "kind", "unit", "margin", "n"]
     columns += ["estimate", "low", "high", "d_z", "p", "p_holm", "p_against", "p_against_holm", "power"]
     parts = [table.assign(claim=name)[["claim", *table.columns]] for name, table in tested.items()]
-    return pd.DataFrame(rows, columns=columns), pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["claim", "comparison"])
+    empty = examine([], rules).assign(claim=[])
+    return pd.DataFrame(rows, columns=columns), pd.concat(parts, ignore_index=True) if parts else empty
 
 
 def _holm(p: dict[str, float], alpha: float) -> dict[str, float]:
@@ -618,8 +625,8 @@ def _sentence(row: dict, count: int, passed: int) -> str:
         margin = _FOUND[row["kind"]].format(margin=f"{row['margin']:g}{unit}")
         return f"Contradicted, it does not hold that {row['statement']}: {row['comparison']} is {numbers}, {margin}."
     power = f"; a single comparison like it had {100 * row['power']:.0f} % power" if np.isfinite(row["power"]) else ""
-    shown = f"{passed} of {count} comparisons show it before adjustment for the family" if passed < count else "shown, but not after adjustment for the family"
-    return f"Undecided whether {row['statement']}: {shown}; {row['comparison']} is {numbers}{power}."
+    shown = f"{passed} of {count} comparisons show it before" if passed < count else "shown before, but not after,"
+    return f"Undecided whether {row['statement']}: {shown} adjustment for the family; {row['comparison']} is {numbers}{power}."
 
 
 def verdicts(
@@ -717,7 +724,9 @@ def _check(table, what, keys, values, whole=True):
         counts = table[column].value_counts()
         if len(counts) > 1:
             odd = table[table[column] == counts.index[-1]]
-            raise ValueError(f"{what} mixes versions of the study: {column} is {counts.index[0]} in {counts.iloc[0]} rows and {counts.index[-1]} in {_rows(odd, keys)}")
+            usual, other = counts.index[0], counts.index[-1]
+            mixed = f"{column} is {usual} in {counts.iloc[0]} rows and {other} in {_rows(odd, keys)}"
+            raise ValueError(f"{what} mixes versions of the study: {mixed}")
     doubled = table[table.duplicated(list(keys))]
     if len(doubled):
         raise ValueError(f"{what} has rows twice: {_rows(doubled, keys)}")
@@ -807,8 +816,8 @@ def mixed_model(scores: pd.DataFrame, measure: str = "psnr_db", region: str = "b
     rows = rows.assign(separation=rows.separation_mm - rows.separation_mm.mean())
     model = "score ~ separation * C(orientation, Treatment('axial')) * C(contrast, Treatment('T1w'))"
     fit = formula.mixedlm(model, rows, groups=rows["subject"]).fit(reml=True)
-    names = [name.replace("C(orientation, Treatment('axial'))", "").replace("C(contrast, Treatment('T1w'))", "") for name in fit.fe_params.index]
-    names = [name.replace("[T.", "").replace("]", "").replace(":", " x ") for name in names]
+    # C(orientation, Treatment('axial'))[T.coronal]:separation -> coronal x separation
+    names = [re.sub(r"C\(.*?\)\)\[T\.(.*?)\]", r"\1", name).replace(":", " x ") for name in fit.fe_params.index]
     interval = fit.conf_int().loc[fit.fe_params.index].to_numpy()
     found = pd.DataFrame({"effect": names, "estimate": fit.fe_params.to_numpy(), "low": interval[:, 0], "high": interval[:, 1]})
     found["p"] = fit.pvalues[fit.fe_params.index].to_numpy()

@@ -138,7 +138,8 @@ def score_figure(table: pd.DataFrame, number: int, region: str = "brain"):
         ax.yaxis.set_tick_params(labelleft=True)
     handles, names = axes.flat[0].get_legend_handles_labels()
     handles += [plt.Line2D([], [], color=GREY, lw=0.9), plt.Line2D([], [], color="0.45", ls=":")]
-    fig.legend(handles, [*names, "no harmonizer", "self-noise ceiling"], loc="outside lower center", ncols=5 if len(panels) > 1 else 3, frameon=False, **_TIGHT)
+    names += ["no harmonizer", "self-noise ceiling"]
+    fig.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, **_TIGHT)
     return fig, axes, drawn
 
 
@@ -170,11 +171,11 @@ def _series(ax, rows: pd.DataFrame, column: str, offset: float, contrast: str):
     if many:
         line = {"color": colour, "lw": 0.8}
         ax.boxplot(
-            [groups[x] for x in many], positions=many, widths=0.24, whis=(0, 100), showfliers=False, manage_ticks=False, patch_artist=True, zorder=2,
-            boxprops={"facecolor": colour, "alpha": 0.4, "lw": 0}, medianprops=line, whiskerprops=line, capprops={"lw": 0},
+            [groups[x] for x in many], positions=many, widths=0.24, whis=(0, 100), showfliers=False, manage_ticks=False, patch_artist=True,
+            zorder=2, boxprops={"facecolor": colour, "alpha": 0.4, "lw": 0}, medianprops=line, whiskerprops=line, capprops={"lw": 0},
         )  # fmt: skip
-    few = {x: values for x, values in groups.items() if len(values) < 5}
-    ax.vlines(list(few), [values.min() for values in few.values()], [values.max() for values in few.values()], color=colour, lw=2, alpha=0.45)
+    few = np.array([(x, values.min(), values.max()) for x, values in groups.items() if len(values) < 5]).reshape(-1, 3)
+    ax.vlines(*few.T, color=colour, lw=2, alpha=0.45)
     ax.plot(rows.x + offset, rows[column], ls="", marker=marker, ms=1.8, mew=0, color=colour, alpha=0.7, zorder=3)
     means = [values.mean() for values in groups.values()]
     ax.plot(list(groups), means, color=colour, marker=marker, ms=3.6, mew=0.4, mec="white", lw=1, label=contrast, zorder=4)
@@ -196,8 +197,8 @@ def attention_figure(table: pd.DataFrame):
     fig, axes, DataFrame
         The last is what was drawn.
     """
-    drawn = table[table.experiment != GROUND_TRUTH].groupby(["experiment", "target", "source", "orientation", "resolution", "subject"], sort=False)
-    drawn = drawn.weight.mean().reset_index()
+    keys = ["experiment", "target", "source", "orientation", "resolution", "subject"]
+    drawn = table[table.experiment != GROUND_TRUTH].groupby(keys, sort=False).weight.mean().reset_index()
     experiments, labels = sorted(drawn.experiment.unique()), _in_order(drawn.resolution)
     with_3d = [each for each in experiments if "3D" in EXPERIMENTS[each].values()]
     experiments = with_3d or experiments
@@ -301,10 +302,12 @@ def ladder_figure(scores: pd.DataFrame, registrations: pd.DataFrame, region: str
     fig, axes = _panels(1, 3, height=2.9)
     for ax, measure, column in zip(axes.flat, MEASURES, columns, strict=False):
         for arm, contrast in ((arm, contrast) for arm in ("input", "harmonized") for contrast in CONTRASTS):
-            wide = drawn[(drawn.arm == arm) & (drawn.contrast == contrast)].pivot(index="subject", columns="transform", values=column)[steps]
+            rows = drawn[(drawn.arm == arm) & (drawn.contrast == contrast)]
+            wide = rows.pivot(index="subject", columns="transform", values=column)[steps]
             look = {"color": GREY if arm == "input" else COLOURS[contrast], "marker": MARKERS[contrast]}
             ax.plot(range(len(steps)), wide.T, **look, ms=1.5, lw=0.4, alpha=0.6)
-            ax.plot(range(len(steps)), wide.mean(), **look, ms=4.5, mew=0.5, mec="white", lw=1.3, label=contrast if arm == "harmonized" else None)
+            name = contrast if arm == "harmonized" else None
+            ax.plot(range(len(steps)), wide.mean(), **look, ms=4.5, mew=0.5, mec="white", lw=1.3, label=name)
         ax.set_xticks(range(len(steps)), steps)
         ax.set_xlim(-0.3, len(steps) - 0.7)
         ax.set_xlabel("transform")
@@ -361,15 +364,15 @@ def forest(verdicts: pd.DataFrame, comparisons: pd.DataFrame):
 
     for y, row in enumerate(verdicts.itertuples(index=False)):
         colour, sign = VERDICTS[row.verdict]
-        rows = comparisons[(comparisons.claim == row.claim)].dropna(subset=["estimate"]) if "estimate" in comparisons else comparisons.head(0)
-        if len(rows):
-            ax.plot(scaled(rows, "estimate"), np.full(len(rows), y), ls="", marker="|", ms=6, color="0.55", zorder=2)
-        deciding = rows[rows.comparison == row.comparison] if len(rows) else rows
+        rows = comparisons[comparisons.claim == row.claim].dropna(subset=["estimate"])
+        ax.plot(scaled(rows, "estimate"), np.full(len(rows), y), ls="", marker="|", ms=6, color="0.55", zorder=2)
+        deciding = rows[rows.comparison == row.comparison]
         if len(deciding):
             ax.plot(np.r_[scaled(deciding, "low"), scaled(deciding, "high")], [y, y], color=colour, lw=2, zorder=3)
             ax.plot(scaled(deciding, "estimate"), [y], ls="", marker="o", ms=5, color=colour, zorder=4)
         elif not len(rows):
-            ax.text(0, y, "not run" if "not run" in row.sentence else "too few subjects", color="0.45", ha="center", va="center", bbox={"color": "0.93", "pad": 1})
+            why = "not run" if "not run" in row.sentence else "too few subjects"
+            ax.text(0, y, why, color="0.45", ha="center", va="center", bbox={"color": "0.93", "pad": 1})
         ax.text(1.02, y, f"{sign} {row.verdict}", color=colour, transform=ax.get_yaxis_transform(), va="center")
     names = [f"{row.claim}  {textwrap.fill(row.statement, 46)}" for row in verdicts.itertuples(index=False)]
     ax.set_yticks(range(len(verdicts)), names, linespacing=0.95)

@@ -313,8 +313,9 @@ def frequencies(plan: Study, subject: int, experiment: str) -> pd.DataFrame:
 
     The ``input`` arm is compared with the 3D image, the ``harmonized`` arm with the harmonized 3D images, by
     `helpers.metrics.fourier_correlation` inside the brain. With ``anatomy="shared"`` an output and its ground truth have the noise of the
-    anatomy code in common, and what they share of it correlates as if it were anatomy, at high frequencies above all. Only stacks have a through-plane direction, so a contrast whose source is
-    3D has no rows, and neither has one whose direction a preview skips.
+    anatomy code in common, and what they share of it correlates as if it were anatomy, at high frequencies above all.
+    Only stacks have a through-plane direction, so a contrast whose source is 3D has no rows, and neither has one whose direction a
+    preview skips.
 
     Returns
     -------
