@@ -306,6 +306,7 @@ def test_with_few_subjects_the_verdict_is_undecided(n):
         assert set(got.values()) == {UNDECIDED}
     reasons = by_claim(verdicts, "sentence")
     assert f"{n} subjects with a finite value: accepted are 9 or more" in reasons["C8"]
+    assert by_claim(verdicts, "n")["C8"] == n
 
 
 def test_the_fewest_subjects_are_those_with_whom_holm_can_be_passed():
@@ -418,9 +419,15 @@ def test_the_mixed_model_finds_what_was_put_in(whole):
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda t: t.drop(t.index[(t.subject == 3) & (t.experiment == "1b") & (t.resolution == "4||0") & (t.arm == "input")][:1]), r"scores lacks 1 rows: subject 3 1b 4\|\|0 T1w input brain"),
+        (
+            lambda t: t.drop(t.index[(t.subject == 3) & (t.experiment == "1b") & (t.resolution == "4||0") & (t.arm == "input")][:1]),
+            r"scores lacks 1 rows: subject 3 1b 4\|\|0 T1w input brain",
+        ),
         (lambda t: pd.concat([t, t.iloc[[7]]]), "scores has rows twice: 1 rows: subject 1 1a"),
-        (lambda t: t.assign(transform=t["transform"].where(t.index > 1, "rigid")), "scores mixes versions of the study: transform is known in .* rows and rigid in 2 rows: subject 1 1a"),
+        (
+            lambda t: t.assign(transform=t["transform"].where(t.index > 1, "rigid")),
+            "scores mixes versions of the study: transform is known in .* rows and rigid in 2 rows: subject 1 1a",
+        ),
         (lambda t: t.assign(seed=t.seed.where(t.subject < 10, 5)), "seed is 0 in .* and 5 in .* rows: subject 10"),
         (lambda t: t.assign(psnr_db=t.psnr_db.where(t.index != 5)), "scores has no number for psnr_db.* in 1 rows: subject 1"),
         (lambda t: t.drop(columns="mask"), "scores has no column mask"),

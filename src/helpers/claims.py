@@ -582,7 +582,8 @@ def decide(data: Data, rules: Rules = Rules()) -> tuple[pd.DataFrame, pd.DataFra
     for claim in CLAIMS:
         row = {"claim": claim.id, "statement": claim.statement, "experiments": claim.experiments, "verdict": UNDECIDED}
         if claim.id in reasons:
-            rows.append({**row, "sentence": f"Undecided: {reasons[claim.id]}."})
+            seen = {"n": tested[claim.id].n.min()} if claim.id in tested else {}
+            rows.append({**row, **seen, "sentence": f"Undecided: {reasons[claim.id]}."})
             continue
         table = tested[claim.id]
         if adjusted[claim.id] < rules.alpha:
