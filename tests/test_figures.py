@@ -84,3 +84,79 @@ def test_figure_2_keeps_the_pixels_it_shows():
     assert axes.shape == (2, 3)
     assert len(drawn) == 6 * 5
     np.testing.assert_allclose(drawn[drawn.panel == "c"].iloc[:, 2:], panels["c"], atol=5e-4)
+
+
+def test_single_subjects_and_their_distribution_are_visible(table):
+    _, axes, _ = figures.score_figure(table, 5)
+    dots = [line for line in axes[0, 0].get_lines() if line.get_linestyle() == "None"]
+    assert sum(len(line.get_xdata()) for line in dots) == 2 * 3 * 8
+    assert not axes[0, 0].patches  # two subjects have no quartiles
+    ten = pd.concat([table[table.subject == 1].assign(subject=n, psnr_db=lambda rows, n=n: rows.psnr_db + n / 10) for n in range(10)])
+    _, axes, _ = figures.score_figure(ten, 5)
+    assert len(axes[0, 0].patches) == 3 * 8
+
+
+def test_the_arms_without_harmonizer_and_the_ceiling_lie_in_grey_behind(table):
+    _, axes, _ = figures.score_figure(table, 5)
+    lines = axes[0, 0].get_lines()
+    grey = [line for line in lines if line.get_color() in (figures.GREY, "0.45")]
+    assert len(grey) == 4
+    assert max(line.get_zorder() for line in grey) < min(line.get_zorder() for line in lines if line.get_color() in figures.COLOURS.values())
+
+
+@pytest.fixture
+def attention():
+    rows = [
+        (subject, experiment, each.label, target, "axial", source, orientation, 0.6 if source == target else 0.2)
+        for subject in (1, 2) for experiment, sources in EXPERIMENTS.items() for each in RESOLUTIONS
+        for target in CONTRASTS for source, orientation in sources.items()
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["subject", "experiment", "resolution", "target", "plane", "source", "orientation", "weight"])
+
+
+def test_the_attention_has_a_row_per_target_and_a_column_per_experiment_with_a_3d_source(attention):
+    _, axes, drawn = figures.attention_figure(attention)
+    assert axes.shape == (3, 4)
+    assert [ax.get_title() for ax in axes[0]] == [f"Experiment {n}" for n in "3456"]
+    solid = {line.get_label(): line.get_linestyle() for line in axes[0, 0].get_lines() if line.get_label() in CONTRASTS}
+    assert solid == {"T1w": "-", "T2w": "--", "FLAIR": "--"}
+    assert set(drawn.experiment) == set("3456")
+    _, axes, _ = figures.attention_figure(attention[attention.experiment == "1a"])
+    assert axes.shape == (3, 1)
+
+
+def test_the_frequencies_show_both_arms_and_the_nyquist_of_the_slices():
+    about = [(1, e, r.label, r.separation_mm, c, arm) for e in ("1b", "1c") for r in RESOLUTIONS for c in CONTRASTS for arm in ("input", "harmonized")]
+    cutoffs = pd.DataFrame(about, columns=["subject", "experiment", "resolution", "separation_mm", "contrast", "arm"])
+    cutoffs["cutoff_per_mm"] = 0.6 / cutoffs.separation_mm
+    curves = cutoffs.merge(pd.DataFrame({"frequency_per_mm": [0.1, 0.2], "correlation": [0.9, 0.1]}), how="cross")
+    _, axes, drawn = figures.frequency_figure(curves, cutoffs)
+    assert axes.shape == (2, 2)
+    assert len(axes[0, 0].get_lines()) == 5  # two resolutions in two arms, and the level
+    assert any(np.allclose(line.get_ydata(), [0.5 / each.separation_mm for each in RESOLUTIONS]) for line in axes[1, 0].get_lines())
+    assert drawn is cutoffs
+
+
+def test_the_ladder_joins_the_same_subjects_on_every_step(table):
+    steps = pd.concat([table.assign(transform=t, psnr_db=table.psnr_db - n) for n, t in enumerate(("rigid", "affine", "known"))])
+    errors = pd.DataFrame({"resolution": ["3||0", "5||1.5"] * 2, "transform": ["rigid"] * 2 + ["known"] * 2, "registration_error_mm": [0.1, 0.2, 0, 0]})
+    _, axes, drawn = figures.ladder_figure(steps, errors)
+    assert [label.get_text() for label in axes[0, 0].get_xticklabels()] == ["known", "rigid", "affine"]
+    (line,) = [line for line in axes[0, 0].get_lines() if line.get_label() == "T1w"]
+    np.testing.assert_allclose(np.diff(line.get_ydata()), [2, -1])
+    assert len(drawn) == 3 * 2 * 3 * 2
+    assert axes[0, 2].get_legend_handles_labels()[1] == ["rigid"]
+
+
+def test_the_forest_has_a_row_per_claim_with_its_verdict_and_is_in_margins():
+    verdicts = pd.DataFrame({"claim": ["C1", "C2", "C3"], "statement": ["a", "b", "c"], "verdict": ["supported", "contradicted", "undecided"],
+                             "sentence": ["", "", "Undecided: not run: x."], "comparison": ["p", "q", None]})  # fmt: skip
+    columns = ["claim", "comparison", "unit", "margin", "estimate", "low", "high"]
+    rows = [("C1", "p", "dB", 0.5, 1.0, 0.5, 1.5), ("C2", "q", "variance ratio", 1.5, 1.5**2, 1.5, 1.5**3), ("C2", "r", "variance ratio", 1.5, 1.0, 0.5, np.inf)]
+    _, ax, _ = figures.forest(verdicts, pd.DataFrame(rows, columns=columns))
+    assert [label.get_text().split()[0] for label in ax.get_yticklabels()] == ["C1", "C2", "C3"]
+    said = [text.get_text() for text in ax.texts]
+    assert [text for text in said if text.split()[-1] in figures.VERDICTS] == ["✓ supported", "✗ contradicted", "? undecided"]
+    assert "not run" in said
+    dots = [float(line.get_xdata()[0]) for line in ax.get_lines() if line.get_marker() == "o"]
+    assert dots == pytest.approx([2, 2])

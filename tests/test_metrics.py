@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy import ndimage
-from skimage.metrics import structural_similarity
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from helpers import metrics
 
@@ -210,3 +210,92 @@ def test_the_spectrum_is_flat_for_noise_and_empty_above_the_nyquist_of_interpola
     assert frequency[-1] == 0.5
     assert across[high].mean() < 0.02 * along[high].mean()
     assert metrics.axis_spectrum(volume, 1, voxel_mm=0.5)[0][-1] == 1.0
+
+
+# Frequencies
+
+
+def resolved(volume, axis, limit):
+    """The volume without what is beyond a frequency (cycles/mm) along one axis."""
+    spectrum = np.fft.rfft(volume, axis=axis)
+    keep = np.fft.rfftfreq(volume.shape[axis]) <= limit
+    return np.fft.irfft(spectrum * np.expand_dims(keep, [a for a in range(3) if a != axis]), volume.shape[axis], axis=axis)
+
+
+@pytest.fixture(scope="module")
+def texture():
+    volume = np.random.default_rng(5).normal(size=(104, 112, 108)) + 3
+    _, inside = ball(volume.shape, radius=50)
+    return volume, metrics.brain_window(inside)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("limit", [0.1, 0.2, 0.35])
+def test_the_cutoff_is_where_the_frequencies_end_and_only_along_their_axis(texture, axis, limit):
+    volume, window = texture
+    blurred = resolved(volume, axis, limit)
+    assert metrics.cutoff(*metrics.fourier_correlation(volume, blurred, window, axis)) == pytest.approx(limit, abs=0.03)
+    for other in {0, 1, 2} - {axis}:
+        assert metrics.cutoff(*metrics.fourier_correlation(volume, blurred, window, other)) > 0.4
+
+
+@pytest.mark.parametrize("slice_axis, axis", [(2, 0), (2, 1), (0, 2)])
+def test_a_preview_finds_the_cutoff_within_its_slices(texture, slice_axis, axis):
+    volume, window = texture
+    some = tuple(slice(5, None, 7) if a == slice_axis else slice(None) for a in range(3))
+    blurred = resolved(volume, axis, 0.2)
+    curve = metrics.fourier_correlation(volume[some], blurred[some], window[some], axis, slice_axis)
+    assert metrics.cutoff(*curve) == pytest.approx(0.2, abs=0.03)
+    with pytest.raises(ValueError, match="not the axis along which slices were skipped"):
+        metrics.fourier_correlation(volume[some], blurred[some], window[some], slice_axis, slice_axis)
+
+
+def test_a_volume_correlates_with_itself_at_every_frequency_and_with_another_at_none(texture):
+    volume, window = texture
+    frequency, same = metrics.fourier_correlation(volume, 7 * volume + 2, window, 0)
+    np.testing.assert_allclose(same, 1, atol=1e-6)
+    assert 0.005 < frequency[0] < 0.02 and 0.48 < frequency[-1] <= 0.5
+    other = np.random.default_rng(6).normal(size=volume.shape) + 3
+    assert np.abs(metrics.fourier_correlation(volume, other, window, 0)[1][15:]).max() < 0.25
+
+
+def test_an_edge_that_two_images_share_does_not_pass_for_resolution():
+    # Two brains of one outline whose insides have nothing in common.
+    _, inside = ball((66, 72, 70), radius=30)
+    a, b = (np.where(inside, 5 + np.random.default_rng(seed).normal(size=inside.shape), 0) for seed in (7, 8))
+    tapered = metrics.fourier_correlation(a, b, metrics.brain_window(inside), 2)[1]
+    cut = metrics.fourier_correlation(a, b, np.ones(inside.shape), 2)[1]
+    assert metrics.cutoff(np.arange(1, len(tapered) + 1) / 100, tapered) < 0.03
+    assert cut[:10].mean() > 0.9
+
+
+def test_the_window_is_1_inside_and_0_at_the_edge_and_outside():
+    _, inside = ball(radius=16)
+    window = metrics.brain_window(inside, taper_mm=6)
+    assert (window[~inside] == 0).all()
+    assert window.max() == 1
+    assert window[22, 24, 23] == 1
+    assert (window[inside] > 0).all()
+
+
+def test_a_dip_at_low_frequencies_is_no_cutoff():
+    frequency = np.array([0.1, 0.2, 0.3, 0.4])
+    assert metrics.cutoff(frequency, np.array([0.3, 0.8, 0.2, 0.1])) == pytest.approx(0.25)
+    assert metrics.cutoff(frequency, np.ones(4)) == 0.4
+    assert metrics.cutoff(frequency, np.zeros(4)) == pytest.approx(0.05)
+
+
+# scikit-image
+
+
+def test_psnr_and_ssim_are_those_of_scikit_image_to_1e_10():
+    volume, _ = ball()
+    worse = noisy(volume, 30)
+    peak = metrics.data_range(volume)
+    expected = peak_signal_noise_ratio(volume.astype(float), worse.astype(float), data_range=peak)
+    assert metrics.psnr(volume, worse, peak) == pytest.approx(expected, abs=1e-10)
+    # SSIM of images whose maximum is 1, as scikit-image gets them: it computes float32 images in float32, and so do we.
+    volume, worse = volume / volume.max(), worse / volume.max()
+    for axis in (None, 0, 1, 2):
+        expected = structural_similarity(volume, worse, data_range=1.0, channel_axis=axis, **SETTING)[1].mean(dtype=np.float64)
+        assert metrics.ssim(volume, worse, 1.0, axis=axis) == pytest.approx(expected, abs=1e-10)

@@ -3,12 +3,15 @@
 import hashlib
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
-from helpers import layout, stages, volumes
+from helpers import claims, layout, stages, volumes
 from helpers.study import CONTRASTS, GROUND_TRUTH, ORIENTATIONS, Resolution, Study
 
+AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
 FINE, COARSE = Resolution(3, 0), Resolution(5, 1.5)
 
 
@@ -18,10 +21,14 @@ def digest(path):
 
 
 class Identity:
-    """A harmonizer that returns its sources."""
+    """A harmonizer that returns its sources, each for the target of its own contrast."""
 
-    def harmonize(self, images, targets, **settings):
-        return dict(images)
+    def harmonize(self, images, targets, orientations, details, **settings):
+        assert details
+        own = np.eye(len(images))
+        attention = {name: {plane: np.tile(own[number], (images[name].shape[AXIS[plane]], 1)) for plane in orientations} for number, name in enumerate(images)}
+        unfused = {name: dict.fromkeys(orientations, image) for name, image in images.items()}
+        return {**images, "details": SimpleNamespace(sources=tuple(images), attention=attention, unfused=unfused)}
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +102,115 @@ def test_without_harmonizer_quality_falls_with_slice_separation(plan, contrast):
     assert (np.diff(psnr) < 0).all(), psnr
 
 
+def test_with_an_identity_harmonizer_experiments_3_and_4_agree_on_t1w(tables):
+    for region in ("full", "brain"):
+        for column in ("psnr_db", "ssim_axial"):
+            assert tables["3"].loc[("harmonized", "T1w", region)][column] == tables["4"].loc[("harmonized", "T1w", region)][column]
+
+
+@pytest.mark.slow
+def test_without_harmonizer_psnr_and_ssim_fall_with_separation_in_the_mean_of_1a_to_1c(plan, identity):
+    ladder = ["3||0", "4||0", "5||0", "5||1", "5||1.5"]
+    several = Study(**{**plan.literals(), "resolutions": ladder})
+    rows = pd.concat([stages.scores(several, 1, experiment) for experiment in ("1a", "1b", "1c")])
+    means = rows[(rows.arm == "input") & (rows.region == "brain")].groupby("separation_mm")[["psnr_db", "ssim_axial"]].mean()
+    assert list(means.index) == [3, 4, 5, 6, 6.5]
+    assert (np.diff(means, axis=0) < 0).all(), means
+
+
+@pytest.mark.slow
+def test_the_known_transform_is_at_least_as_good_as_the_estimated_one(plan):
+    known, rigid = ([input_psnr(plan, contrast, transform) for contrast in CONTRASTS] for transform in ("known", "rigid"))
+    assert np.mean(known) >= np.mean(rigid) - 0.1
+    estimated = Study(**{**plan.literals(), "experiments": ["1a"], "transform": "rigid"})
+    errors = stages.all_registrations(estimated)
+    assert len(errors) == 3
+    assert errors.registration_error_mm.between(1e-4, 0.5).all()
+    assert set(errors["transform"]) == {"rigid"}
+
+
+def input_psnr(plan, contrast, transform):
+    path = stages.registered(plan, 1, contrast, "axial", COARSE, transform)
+    return stages.input_scores(plan, 1, contrast, path).set_index("region").psnr_db["brain"]
+
+
+def test_the_attention_is_kept_beside_each_image_and_becomes_a_table(plan, tables):
+    found = stages.attention(plan, 1, "3")
+    assert len(found) == 3 * 3
+    assert set(found.plane) == {"axial"}
+    # The identity looks at the source of its own contrast alone.
+    np.testing.assert_array_equal(found.weight, (found.source == found.target).astype(float))
+    assert (found.weight_sd == 0).all()
+    assert found[found.source == "T1w"].orientation.eq("3D").all()
+    assert stages.attention(plan, 1, GROUND_TRUTH).resolution.eq("3D").all()
+
+
+def test_weights_of_attention_are_means_over_slices_by_the_area_of_the_brain(plan, monkeypatch):
+    class Uneven(Identity):
+        def harmonize(self, images, targets, **settings):
+            result = super().harmonize(images, targets, **settings)
+            for stack in result["details"].attention.values():
+                # One source before slice 96 of the axis, another after; nothing was computed at the rim.
+                stack["axial"][:] = np.nan
+                stack["axial"][40:96], stack["axial"][96:150] = (1, 0, 0), (0, 0, 1)
+            return result
+
+    monkeypatch.setattr(stages, "_harmonizer", lambda plan: Uneven())
+    monkeypatch.setattr(stages, "_digest", lambda path: "uneven")
+    monkeypatch.setattr(stages, "_targets", lambda plan: {})
+    monkeypatch.setattr(stages, "_encoding", lambda plan, image, shared: volumes.read(image)[0])
+    image = volumes.read(stages.registered(plan, 1, "T2w", "axial", COARSE))[0]
+    below, above = (np.count_nonzero(image[:, :, part]) for part in (slice(40, 96), slice(96, 150)))
+    found = stages.attention(plan, 1, "1a")
+    found = found[found.target == "T2w"].set_index("source").weight
+    np.testing.assert_allclose(found[["T1w", "T2w", "FLAIR"]], [below / (below + above), 0, above / (below + above)], atol=1e-6)
+
+
+def test_frequencies_are_lost_by_the_stack_and_not_by_an_identity(plan, identity):
+    curves = stages.frequencies(plan, 1, "1b")
+    found = stages.cutoffs(curves)
+    assert len(found) == 3 * 2
+    assert set(found.arm) == {"input", "harmonized"}
+    # Slices 6.5 mm apart hold frequencies up to 0.077 cycles/mm.
+    assert found.cutoff_per_mm.between(0.06, 0.11).all()
+    wide = found.pivot(index="contrast", columns="arm", values="cutoff_per_mm")
+    np.testing.assert_allclose(wide.input, wide.harmonized)
+    # An axial preview skips the direction in which axial stacks are coarse, and a 3D source has none.
+    empty = stages.frequencies(plan, 1, "1a")
+    assert empty.empty and list(empty.columns) == list(curves.columns)
+    assert stages.cutoffs(empty).empty
+    assert stages.cutoffs(stages.all_frequencies(Study(**{**plan.literals(), "experiments": ["3"]}))).empty
+    assert set(stages.frequencies(plan, 1, "4").contrast) == {"T2w", "FLAIR"}
+
+
+def test_tables_are_gathered_beside_the_scores_and_again_with_the_same_bytes(plan, identity):
+    study = Study(**{**plan.literals(), "experiments": ["1b", "3"]})
+    wanted = {"scores": stages.all_scores, "attention": stages.all_attention, "frequencies": stages.all_frequencies, "registrations": stages.all_registrations}
+    found = {name: make(study) for name, make in wanted.items()}
+    paths = [stages.root(study) / "tables" / f"{name}.csv" for name in wanted]
+    before = [digest(path) for path in paths]
+    for make in wanted.values():
+        make(study)
+    assert [digest(path) for path in paths] == before
+    assert len(found["attention"]) == 9 * 3
+    assert len(found["registrations"]) == len(study.acquisitions())
+    assert (found["registrations"].registration_error_mm < 1e-6).all()
+    assert set(found["frequencies"].experiment) == {"1b"}
+    claims.verdicts(found["scores"], found["attention"], stages.cutoffs(found["frequencies"]))
+
+
+def test_studies_of_a_ladder_are_put_one_below_the_other_and_a_missing_one_is_named(plan, tmp_path):
+    for transform in ("known", "rigid"):
+        table = pd.DataFrame({"experiment": ["2"], "resolution": ["3||0"], "transform": [transform]})
+        volumes.write_bytes(tmp_path / transform / "tables" / "scores.csv", table.to_csv(index=False).encode())
+    found = stages.other_studies([tmp_path / "known", tmp_path / "rigid"])
+    assert list(found["transform"]) == ["known", "rigid"]
+    assert list(found.experiment) == ["2", "2"]
+    assert stages.other_studies([]).empty
+    with pytest.raises(FileNotFoundError, match="nowhere/tables/scores.csv: no such table"):
+        stages.other_studies([tmp_path / "nowhere"])
+
+
 def test_what_is_done_is_not_done_again(plan):
     path = stages.registered(plan, 1, "T1w", "axial", COARSE)
     before = {each: each.stat().st_mtime_ns for each in path.parent.iterdir()}
@@ -150,6 +266,17 @@ def test_a_preview_keeps_every_eleventh_slice_where_it_belongs(plan):
 def test_a_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.pt: no such checkpoint"):
         stages.check_models(Study(weights=str(tmp_path / "nowhere.pt")))
+
+
+@pytest.mark.slow
+def test_with_noise_of_its_own_no_arm_is_better_than_the_noise_allows(results_dir, tmp_path):
+    for subject in (1, 11):
+        stages.cohort(Study(output_dir=str(results_dir)), subject)
+        shutil.copytree(results_dir / f"sub-{subject:02d}", tmp_path / f"sub-{subject:02d}")
+    plan = Study(subjects=[1], experiments=["1a", "3"], resolutions=[FINE], anatomy="independent", output_dir=str(tmp_path))
+    rows = stages.all_scores(plan)
+    means = rows[(rows.region == "brain") & (rows.arm != "input")].groupby(["arm", "experiment"]).psnr_db.mean()
+    assert means["ceiling", GROUND_TRUTH] > means["harmonized"].max()
 
 
 @pytest.mark.slow

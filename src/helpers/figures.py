@@ -10,8 +10,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from helpers.study import CONTRASTS, RESOLUTIONS, Resolution
+from helpers.metrics import score_column
+from helpers.study import CONTRASTS, EXPERIMENTS, GROUND_TRUTH, RESOLUTIONS, TRANSFORMS, Resolution
 
+BLUE, VERMILLION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
+GREY = "0.72"
 COLOURS = {"T1w": "#0072B2", "T2w": "#D55E00", "FLAIR": "#009E73"}
 MARKERS = {"T1w": "o", "T2w": "s", "FLAIR": "^"}
 
@@ -28,6 +31,16 @@ SCORE_FIGURES = {
     8: (("5",), ("psnr_db", "ssim")),
     9: (("6",), ("psnr_db", "ssim")),
 }
+
+
+_OFFSETS = (-0.22, 0, 0.22)
+_TIGHT = {"handlelength": 1.6, "columnspacing": 1.2, "handletextpad": 0.5}
+
+#: Look of the figures about scores, for a journal's page: letters of 8 points at the width that they are drawn at.
+_printed = plt.rc_context({
+    "font.size": 8, "axes.titlesize": 9, "axes.linewidth": 0.7, "axes.spines.top": False, "axes.spines.right": False, "legend.fontsize": 8,
+    "xtick.labelsize": 8, "ytick.labelsize": 8, "axes.labelsize": 8,
+})  # fmt: skip
 
 
 def slices(images: dict[str, np.ndarray], vmax: float, columns: int, unit: str = "", cmap: str = "gray", vmin: float = 0):
@@ -80,11 +93,13 @@ def upright(volume: np.ndarray, orientation: str, index: int) -> np.ndarray:
     return volume[index, :, :].T[::-1]
 
 
+@_printed
 def score_figure(table: pd.DataFrame, number: int, region: str = "brain"):
     """Figures 3 to 9: a score against the eight resolutions, one series per target contrast.
 
-    Small markers are single subjects, lines join the means, bars span from the lowest to the highest
-    subject. Grey is the arm without harmonizer, the dotted line the self-noise ceiling (mean over contrasts).
+    Small markers are single subjects, lines join the means. Boxes hold the middle half of the subjects and whiskers all of them; with
+    fewer than five there is a bar from the lowest to the highest instead. Grey, behind: the arm without harmonizer; the dotted line is
+    the self-noise ceiling (mean over contrasts).
 
     Parameters
     ----------
@@ -101,46 +116,275 @@ def score_figure(table: pd.DataFrame, number: int, region: str = "brain"):
         The last is what was drawn: the rows of the table behind the figure.
     """
     experiments, measures = SCORE_FIGURES[number]
-    known = [each.label for each in RESOLUTIONS]
     drawn = table[(table.experiment.isin(experiments) | (table.arm == "ceiling")) & (table.region == region)]
-    present = [label for label in table.resolution.unique() if label != "3D"]
-    labels = sorted(present, key=lambda label: (known.index(label) if label in known else len(known), label))
+    labels = _in_order(table.resolution)
     panels = [(experiment, measure) for measure in measures for experiment in experiments]
-    fig, axes = plt.subplots(1, len(panels), figsize=(3.7 * len(panels), 3.6), sharey=len(measures) == 1, squeeze=False, layout="constrained")
+    fig, axes = _panels(1, len(panels), height=2.9, sharey=len(measures) == 1)
     for ax, (experiment, measure) in zip(axes.flat, panels, strict=True):
         column = score_column(table, measure)
         arm = drawn[drawn.experiment == experiment]
         finite = arm.assign(x=arm.resolution.map(labels.index)).replace(np.inf, np.nan).dropna(subset=column)
-        for offset, contrast in zip((-0.18, 0, 0.18), CONTRASTS, strict=True):
+        for offset, contrast in zip(_OFFSETS, CONTRASTS, strict=True):
             rows = finite[finite.contrast == contrast]
             bare = rows[rows.arm == "input"].groupby("x")[column].mean()
-            ax.plot(bare.index + offset, bare, color="0.72", marker=MARKERS[contrast], ms=3, lw=1, zorder=1)
-            rows = rows[rows.arm == "harmonized"]
-            spread = rows.groupby("x")[column].agg(["mean", "min", "max"])
-            ax.vlines(spread.index + offset, spread["min"], spread["max"], color=COLOURS[contrast], lw=2.5, alpha=0.45)
-            ax.plot(rows.x + offset, rows[column], ls="", marker=MARKERS[contrast], ms=3, color=COLOURS[contrast], alpha=0.7)
-            ax.plot(spread.index + offset, spread["mean"], color=COLOURS[contrast], marker=MARKERS[contrast], ms=6, lw=1.2, label=contrast)
-        ceiling = drawn[drawn.arm == "ceiling"][column].mean()
+            ax.plot(bare.index + offset, bare, color=GREY, marker=MARKERS[contrast], ms=2.5, lw=0.9, zorder=1)
+            _series(ax, rows[rows.arm == "harmonized"], column, offset, contrast)
+        ceiling = drawn[drawn.arm == "ceiling"][column].replace(np.inf, np.nan).mean()
         if np.isfinite(ceiling):
-            ax.axhline(ceiling, color="0.45", ls=":", lw=1.2)
-        ax.set_xticks(range(len(labels)), labels, rotation=45)
-        ax.set_xlabel("thickness || gap (mm)")
-        ax.set_title(f"Experiment {experiment}", fontsize=11)
+            ax.axhline(ceiling, color="0.45", ls=":", lw=1.1, zorder=1)
+        _resolution_axis(ax, labels)
+        ax.set_title(f"Experiment {experiment}")
         ax.set_ylabel(MEASURES[measure] + (" of 2D slices" if column not in MEASURES else ""))
         ax.yaxis.set_tick_params(labelleft=True)
-        ax.grid(axis="y", color="0.92")
-        ax.spines[["top", "right"]].set_visible(False)
     handles, names = axes.flat[0].get_legend_handles_labels()
-    handles += [plt.Line2D([], [], color="0.72"), plt.Line2D([], [], color="0.45", ls=":")]
-    fig.legend(handles, [*names, "no harmonizer", "self-noise ceiling"], loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    handles += [plt.Line2D([], [], color=GREY, lw=0.9), plt.Line2D([], [], color="0.45", ls=":")]
+    names += ["no harmonizer", "self-noise ceiling"]
+    fig.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, **_TIGHT)
     return fig, axes, drawn
 
 
-def score_column(table: pd.DataFrame, measure: str) -> str:
-    """The column of the table that holds a measure: 3D SSIM, or in a preview that of the plane it visited."""
-    if measure != "ssim" or table["ssim"].notna().any():
-        return measure
-    return next(column for column in ("ssim_axial", "ssim_coronal", "ssim_sagittal") if table[column].notna().any())
+def _panels(rows: int, columns: int, height: float, **shared):
+    """Panels of a figure for a journal's page: two side by side are as wide as its column (12 cm), three or four as the page."""
+    width = {1: 3.4, 2: 4.8}.get(columns, 7.0)
+    return plt.subplots(rows, columns, figsize=(width, height * rows), squeeze=False, layout="constrained", **shared)
+
+
+def _in_order(resolutions: pd.Series) -> list[str]:
+    """The resolutions of a table in the paper's order, others after them."""
+    known = [each.label for each in RESOLUTIONS]
+    present = [label for label in resolutions.unique() if label != GROUND_TRUTH]
+    return sorted(present, key=lambda label: (known.index(label) if label in known else len(known), label))
+
+
+def _resolution_axis(ax, labels: list[str]):
+    ax.set_xticks(range(len(labels)), labels, rotation=60)
+    ax.set_xlabel("thickness || gap (mm)")
+    ax.grid(axis="y", color="0.92", lw=0.7)
+    ax.set_axisbelow(True)
+
+
+def _series(ax, rows: pd.DataFrame, column: str, offset: float, contrast: str):
+    """Single subjects, their distribution and their mean at each x of `rows`, in the colour of a contrast."""
+    colour, marker = COLOURS[contrast], MARKERS[contrast]
+    groups = {x + offset: part.to_numpy() for x, part in rows.groupby("x")[column]}
+    many = [x for x, values in groups.items() if len(values) >= 5]
+    if many:
+        line = {"color": colour, "lw": 0.8}
+        ax.boxplot(
+            [groups[x] for x in many], positions=many, widths=0.24, whis=(0, 100), showfliers=False, manage_ticks=False, patch_artist=True,
+            zorder=2, boxprops={"facecolor": colour, "alpha": 0.4, "lw": 0}, medianprops=line, whiskerprops=line, capprops={"lw": 0},
+        )  # fmt: skip
+    few = np.array([(x, values.min(), values.max()) for x, values in groups.items() if len(values) < 5]).reshape(-1, 3)
+    ax.vlines(*few.T, color=colour, lw=2, alpha=0.45)
+    ax.plot(rows.x + offset, rows[column], ls="", marker=marker, ms=1.8, mew=0, color=colour, alpha=0.7, zorder=3)
+    means = [values.mean() for values in groups.values()]
+    ax.plot(list(groups), means, color=colour, marker=marker, ms=3.6, mew=0.4, mec="white", lw=1, label=contrast, zorder=4)
+
+
+@_printed
+def attention_figure(table: pd.DataFrame):
+    """How much each source weighs: a row per target contrast, a column per experiment, a series per source contrast.
+
+    Means over subjects and reconstruction planes; small markers are subjects. Solid: the source is 3D; dashed: it is cut into slices.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `helpers.stages.all_attention` gives it.
+
+    Returns
+    -------
+    fig, axes, DataFrame
+        The last is what was drawn.
+    """
+    keys = ["experiment", "target", "source", "orientation", "resolution", "subject"]
+    drawn = table[table.experiment != GROUND_TRUTH].groupby(keys, sort=False).weight.mean().reset_index()
+    experiments, labels = sorted(drawn.experiment.unique()), _in_order(drawn.resolution)
+    with_3d = [each for each in experiments if "3D" in EXPERIMENTS[each].values()]
+    experiments = with_3d or experiments
+    drawn = drawn[drawn.experiment.isin(experiments)]
+    fig, axes = _panels(3, len(experiments), height=1.75, sharex=True, sharey=True)
+    for (target, experiment), ax in zip(((t, e) for t in CONTRASTS for e in experiments), axes.flat, strict=True):
+        for source in CONTRASTS:
+            rows = drawn[(drawn.target == target) & (drawn.experiment == experiment) & (drawn.source == source)]
+            x, style = rows.resolution.map(labels.index), "-" if EXPERIMENTS[experiment][source] == "3D" else "--"
+            ax.plot(x, rows.weight, ls="", marker=MARKERS[source], ms=2, mew=0, color=COLOURS[source], alpha=0.5)
+            mean = rows.weight.groupby(x).mean()
+            ax.plot(mean.index, mean, style, color=COLOURS[source], marker=MARKERS[source], ms=3.5, lw=1.1, label=source)
+        _resolution_axis(ax, labels)
+        ax.label_outer()
+        if target == CONTRASTS[0]:
+            ax.set_title(f"Experiment {experiment}")
+        if experiment == experiments[0]:
+            ax.set_ylabel(f"weight, target {target}")
+    axes[0, 0].set_ylim(0, 1)
+    handles = [plt.Line2D([], [], color=COLOURS[c], marker=MARKERS[c], ms=3.5, lw=0) for c in CONTRASTS]
+    handles += [plt.Line2D([], [], color="0.3", ls=style, lw=1.1) for style in ("-", "--")]
+    fig.legend(handles, [*(f"source {c}" for c in CONTRASTS), "3D", "2D"], loc="outside lower center", ncols=5, frameon=False, **_TIGHT)
+    return fig, axes, drawn
+
+
+@_printed
+def frequency_figure(curves: pd.DataFrame, cutoffs: pd.DataFrame):
+    """What is left of each through-plane frequency: above, correlation at the finest and the coarsest resolution; below, all cut-offs.
+
+    Grey is the input of the harmonizer against the 3D image, colour its output against the harmonized 3D images.
+
+    Parameters
+    ----------
+    curves, cutoffs : DataFrame
+        As `helpers.stages.all_frequencies` and `helpers.stages.cutoffs` give them.
+
+    Returns
+    -------
+    fig, axes, DataFrame
+        The last is the table of cut-offs.
+    """
+    experiments, labels = sorted(cutoffs.experiment.unique()), _in_order(cutoffs.resolution)
+    separation = cutoffs.drop_duplicates("resolution").set_index("resolution").separation_mm[labels]
+    ends = {separation.idxmin(): "-", separation.idxmax(): "--"}
+    fig, axes = _panels(2, len(experiments), height=2.4, sharey="row")
+    for column, experiment in enumerate(experiments):
+        top, bottom = axes[:, column]
+        for label, style in ends.items():
+            rows = curves[(curves.experiment == experiment) & (curves.resolution == label)]
+            rows = rows.assign(ring=(rows.frequency_per_mm / 0.01).round())
+            for arm, colour in (("input", GREY), ("harmonized", BLUE)):
+                mean = rows[rows.arm == arm].groupby("ring")[["frequency_per_mm", "correlation"]].mean()
+                top.plot(mean.frequency_per_mm, mean.correlation, style, color=colour, lw=1.3)
+        top.axhline(0.5, color="0.45", ls=":", lw=1)
+        top.set_xlabel("frequency (cycles/mm)")
+        top.set_xticks([0, 0.1, 0.2, 0.3, 0.4, 0.5])
+        top.set_title(f"Experiment {experiment}")
+        top.set_xlim(0, 0.5)
+        rows = cutoffs[cutoffs.experiment == experiment]
+        rows = rows.assign(x=rows.resolution.map(labels.index))
+        for offset, contrast in zip(_OFFSETS, CONTRASTS, strict=True):
+            one = rows[rows.contrast == contrast]
+            bare = one[one.arm == "input"].groupby("x").cutoff_per_mm.mean()
+            bottom.plot(bare.index + offset, bare, color=GREY, marker=MARKERS[contrast], ms=2.5, lw=0.9, zorder=1)
+            _series(bottom, one[one.arm == "harmonized"], "cutoff_per_mm", offset, contrast)
+        bottom.plot(range(len(labels)), 0.5 / separation, color="0.2", ls=":", marker="_", ms=7, lw=0.8, zorder=1)
+        _resolution_axis(bottom, labels)
+    axes[0, 0].set_ylabel("Fourier correlation, through-plane")
+    axes[1, 0].set_ylabel("cut-off (cycles/mm)")
+    axes[1, 0].set_ylim(0)
+    handles = [plt.Line2D([], [], color="0.3", ls=style) for style in ends.values()]
+    handles += [plt.Line2D([], [], color=BLUE)]
+    handles += [plt.Line2D([], [], color=COLOURS[c], marker=MARKERS[c], ms=4, lw=1) for c in CONTRASTS]
+    handles += [plt.Line2D([], [], color=GREY), plt.Line2D([], [], color="0.2", ls=":", marker="_", ms=7)]
+    names = [*ends, "output, mean", *CONTRASTS, "input", "Nyquist of the slices"]
+    fig.legend(handles, names, loc="outside lower center", ncols=4 if len(experiments) > 1 else 2, frameon=False, **_TIGHT)
+    return fig, axes, cutoffs
+
+
+@_printed
+def ladder_figure(scores: pd.DataFrame, registrations: pd.DataFrame, region: str = "brain"):
+    """The registration ladder: scores with the known, a rigid and an affine transform, and the error of each in mm.
+
+    Scores are means over experiments and resolutions, in the harmonized arm (colour) and without harmonizer (grey); thin lines are
+    single subjects. The error is that of every stack, by resolution.
+
+    Parameters
+    ----------
+    scores, registrations : DataFrame
+        Those of several studies, as `helpers.stages.other_studies` gives them.
+
+    Returns
+    -------
+    fig, axes, DataFrame
+        The last is what was drawn: mean scores.
+    """
+    steps = [each for each in TRANSFORMS if each in set(scores["transform"])]
+    columns = [score_column(scores, measure) for measure in MEASURES]
+    rows = scores[scores.arm.isin(["harmonized", "input"]) & (scores.region == region)].replace(np.inf, np.nan)
+    drawn = rows.groupby(["transform", "arm", "contrast", "subject"])[columns].mean().reset_index()
+    fig, axes = _panels(1, 3, height=2.9)
+    for ax, measure, column in zip(axes.flat, MEASURES, columns, strict=False):
+        for arm, contrast in ((arm, contrast) for arm in ("input", "harmonized") for contrast in CONTRASTS):
+            rows = drawn[(drawn.arm == arm) & (drawn.contrast == contrast)]
+            wide = rows.pivot(index="subject", columns="transform", values=column)[steps]
+            look = {"color": GREY if arm == "input" else COLOURS[contrast], "marker": MARKERS[contrast]}
+            ax.plot(range(len(steps)), wide.T, **look, ms=1.5, lw=0.4, alpha=0.6)
+            name = contrast if arm == "harmonized" else None
+            ax.plot(range(len(steps)), wide.mean(), **look, ms=4.5, mew=0.5, mec="white", lw=1.3, label=name)
+        ax.set_xticks(range(len(steps)), steps)
+        ax.set_xlim(-0.3, len(steps) - 0.7)
+        ax.set_xlabel("transform")
+        ax.set_ylabel(MEASURES[measure] + (" of 2D slices" if column not in MEASURES else ""))
+        ax.grid(axis="y", color="0.92", lw=0.7)
+    ax, labels = axes[0, 2], _in_order(registrations.resolution)
+    estimated = [step for step in steps if step != "known" and step in set(registrations["transform"])]
+    for step, colour, marker in zip(estimated, (VERMILLION, GREEN), "sD", strict=False):
+        rows = registrations[registrations["transform"] == step]
+        x = rows.resolution.map(labels.index)
+        ax.plot(x, rows.registration_error_mm, ls="", marker=marker, ms=2, mew=0, color=colour, alpha=0.5)
+        mean = rows.registration_error_mm.groupby(x).mean()
+        ax.plot(mean.index, mean, color=colour, marker=marker, ms=4, lw=1.2, label=step)
+    _resolution_axis(ax, labels)
+    ax.set_ylim(0)
+    ax.set_ylabel("registration error (mm)")
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, **_TIGHT)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    handles.append(plt.Line2D([], [], color=GREY))
+    fig.legend(handles, [*names, "no harmonizer"], loc="outside lower center", ncols=4, frameon=False, **_TIGHT)
+    return fig, axes, drawn
+
+
+#: Verdict -> colour and sign.
+VERDICTS = {"supported": ("#0072B2", "✓"), "contradicted": ("#D55E00", "✗"), "undecided": ("0.45", "?")}
+
+
+@_printed
+def forest(verdicts: pd.DataFrame, comparisons: pd.DataFrame):
+    """The claims at a glance: each comparison in units of its margin, the one that decides in colour with its 95 % interval.
+
+    Grey band: what does not matter. Ratios of variances are shown as their logarithm over that of the margin, a spread against a fall
+    as it is, so that there 1 is the margin as well. The axis is linear up to the margin and logarithmic beyond.
+
+    Parameters
+    ----------
+    verdicts, comparisons : DataFrame
+        As `helpers.claims.verdicts` gives them.
+
+    Returns
+    -------
+    fig, ax, DataFrame
+        The last is what was drawn: the table of comparisons.
+    """
+    fig, ax = plt.subplots(figsize=(7, 0.31 * len(verdicts) + 0.9), layout="constrained")
+    ax.axvspan(-1, 1, color="0.93", zorder=0)
+    ax.axvline(0, color="0.6", lw=0.8, zorder=1)
+    edge = 30
+
+    def scaled(rows, column):
+        logarithm = np.log(rows[column].clip(lower=1e-9)) / np.log(rows.margin.where(rows.margin > 1, np.e))
+        return logarithm.where(rows.unit == "variance ratio", rows[column] / rows.margin).clip(-edge, edge)
+
+    for y, row in enumerate(verdicts.itertuples(index=False)):
+        colour, sign = VERDICTS[row.verdict]
+        rows = comparisons[comparisons.claim == row.claim].dropna(subset=["estimate"])
+        ax.plot(scaled(rows, "estimate"), np.full(len(rows), y), ls="", marker="|", ms=6, color="0.55", zorder=2)
+        deciding = rows[rows.comparison == row.comparison]
+        if len(deciding):
+            ax.plot(np.r_[scaled(deciding, "low"), scaled(deciding, "high")], [y, y], color=colour, lw=2, zorder=3)
+            ax.plot(scaled(deciding, "estimate"), [y], ls="", marker="o", ms=5, color=colour, zorder=4)
+        elif not len(rows):
+            why = "not run" if "not run" in row.sentence else "too few subjects"
+            ax.text(0, y, why, color="0.45", ha="center", va="center", bbox={"color": "0.93", "pad": 1})
+        ax.text(1.02, y, f"{sign} {row.verdict}", color=colour, transform=ax.get_yaxis_transform(), va="center")
+    names = [f"{row.claim}  {textwrap.fill(row.statement, 46)}" for row in verdicts.itertuples(index=False)]
+    ax.set_yticks(range(len(verdicts)), names, linespacing=0.95)
+    ax.set_ylim(len(verdicts) - 0.4, -0.6)
+    ax.set_xscale("symlog", linthresh=1, linscale=1)
+    ticks = [-30, -10, -3, -1, 0, 1, 3, 10, 30]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
+    ax.set_xlim(-1.15 * edge, 1.15 * edge)
+    ax.tick_params(axis="y", length=0)
+    ax.set_xlabel("difference in margins; grey: does not matter")
+    return fig, ax, comparisons
 
 
 def figure_2(panels: dict[str, np.ndarray]):
@@ -240,8 +484,6 @@ def spectra(curves: dict[str, tuple[np.ndarray, np.ndarray]]):
 
 
 # Slice profiles (notebook 01).
-
-BLUE, VERMILLION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 
 
 def pulse(rf: np.ndarray):

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import figures, layout, phantom, volumes
-from helpers.study import CONTRASTS, GROUND_TRUTH, Resolution, Study, sources, visited_slices
+from helpers.study import CONTRASTS, GROUND_TRUTH, ONE_ORIENTATION, Resolution, Study, sources, visited_slices
 
 SEMI_SYNTHETIC = "Semi-synthetic: simulated from tissue maps of one real brain; not an acquisition of a person"
 
@@ -177,6 +177,8 @@ def harmonized(plan: Study, subject: int, experiment: str, resolution: Resolutio
     dict
         Target contrast -> path. A preview holds the visited slices only, with the affine that says so.
     """
+    from helpers import metrics
+
     inputs = source_images(plan, subject, experiment, resolution)
     aims = [cohort(plan, phantom.TARGET_SEED)[contrast] for contrast in CONTRASTS]
     desc, res = "harmonizedAgain" if again else "harmonized", resolution.slug if resolution else None
@@ -197,7 +199,22 @@ def harmonized(plan: Study, subject: int, experiment: str, resolution: Resolutio
     def work():
         shared = [contrast for contrast, orientation in sources(experiment).items() if orientation == "3D" and resolution]
         images = {contrast: _encoding(plan, path, contrast in shared) for contrast, path in inputs.items()}
-        results = harmonizer(plan).harmonize(images, targets(plan), **settings)
+        results = harmonizer(plan).harmonize(images, targets(plan), **settings, details=True)
+        details = results["details"]
+
+        def attention(target: str) -> dict:
+            # Mean and spread over the slices, each with the weight of the brain that it shows: nearly empty ones say little.
+            summary = {}
+            for plane, weights in details.attention[target].items():
+                known = np.isfinite(weights).all(axis=1)
+                stack = np.moveaxis(details.unfused[target][plane], metrics.PLANES.index(plane), 0)
+                shown = np.count_nonzero(stack[known], axis=(1, 2))
+                mean = np.average(weights[known], axis=0, weights=shown)
+                sd = np.sqrt(np.average((weights[known] - mean) ** 2, axis=0, weights=shown))
+                found = zip(details.sources, mean.astype(float).round(6), sd.astype(float).round(6), strict=True)
+                summary[plane] = {source: {"Mean": m, "SD": d} for source, m, d in found}
+            return summary
+
         facts = {
             "Experiment": experiment,
             "SourceOrientations": sources(experiment),
@@ -207,7 +224,7 @@ def harmonized(plan: Study, subject: int, experiment: str, resolution: Resolutio
         }
         for contrast in CONTRASTS:
             volume, affine = visited(plan, results[contrast], phantom.AFFINE)
-            yield volume, affine, facts
+            yield volume, affine, {**facts, "Attention": attention(contrast)}
 
     _make(paths.values(), key, parents, work)
     return paths
@@ -291,6 +308,149 @@ def input_scores(plan: Study, subject: int, contrast: str, image: Path) -> pd.Da
     return _read_table(path)
 
 
+def frequencies(plan: Study, subject: int, experiment: str) -> pd.DataFrame:
+    """What is left of each through-plane frequency in the sources of HACA3 and in what it makes of them; a CSV per resolution is kept.
+
+    The ``input`` arm is compared with the 3D image, the ``harmonized`` arm with the harmonized 3D images, by
+    `helpers.metrics.fourier_correlation` inside the brain. With ``anatomy="shared"`` an output and its ground truth have the noise of the
+    anatomy code in common, and what they share of it correlates as if it were anatomy, at high frequencies above all.
+    Only stacks have a through-plane direction, so a contrast whose source is 3D has no rows, and neither has one whose direction a
+    preview skips.
+
+    Returns
+    -------
+    DataFrame
+        One row per resolution, contrast, arm and frequency.
+    """
+    parts = [_frequencies(plan, subject, experiment, each) for each in plan.resolutions]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _frequencies(plan: Study, subject: int, experiment: str, resolution: Resolution) -> pd.DataFrame:
+    from helpers import metrics
+
+    path = root(plan) / "tables" / f"sub-{subject:02d}_exp-{experiment}_res-{resolution.slug}_frequencies.csv"
+    mask, truth = cohort(plan, subject)["mask"], harmonized(plan, subject, GROUND_TRUTH, None)
+    made, inputs = harmonized(plan, subject, experiment, resolution), source_images(plan, subject, experiment, resolution)
+    key = _key(_code(_frequencies, ("metrics.py",)), [mask, *truth.values(), *made.values(), *inputs.values()], _how(plan))
+    if not _done(path, key):
+        window, affine = metrics.brain_window(_read(mask)[0] > 0), _read(mask)[1]
+        parts = []
+        for contrast, orientation in sources(experiment).items():
+            if orientation == "3D" or (axis := metrics.PLANES.index(orientation)) == preview_axis(plan):
+                continue
+            pairs = {
+                "input": [visited(plan, *each)[0] for each in (_read(cohort(plan, subject)[contrast]), volumes.read(inputs[contrast]))],
+                "harmonized": [_read(truth[contrast])[0], volumes.read(made[contrast])[0]],
+            }
+            for arm, pair in pairs.items():
+                weight = visited(plan, window, affine)[0]
+                frequency, correlation = metrics.fourier_correlation(*pair, weight, axis, preview_axis(plan))
+                rows = {"arm": arm, "frequency_per_mm": frequency, "correlation": correlation}
+                parts.append(pd.DataFrame({**_about(subject, experiment, resolution, contrast), **rows, **_how(plan)}))
+        columns = [*_about(subject, experiment, resolution, CONTRASTS[0]), "arm", "frequency_per_mm", "correlation", *_how(plan)]
+        _write_table(path, pd.concat(parts) if parts else pd.DataFrame(columns=columns), key)
+    return _read_table(path)
+
+
+def all_frequencies(plan: Study) -> pd.DataFrame:
+    """`frequencies` of every subject in the experiments with one orientation (1a to 1c); written as ``tables/frequencies.csv``."""
+    experiments = [each for each in plan.experiments if each in ONE_ORIENTATION]
+    parts = [frequencies(plan, subject, experiment) for subject in plan.subjects for experiment in experiments]
+    return _gather(plan, "frequencies", parts)
+
+
+def cutoffs(curves: pd.DataFrame) -> pd.DataFrame:
+    """The frequency at which each curve of `all_frequencies` falls below 0.5: ``cutoff_per_mm``, a row per curve."""
+    from helpers import metrics
+
+    columns = [column for column in curves.columns if column not in ("frequency_per_mm", "correlation")]
+    if curves.empty:
+        return pd.DataFrame(columns=[*columns, "cutoff_per_mm"])
+    found = curves.groupby(columns, sort=False)[["frequency_per_mm", "correlation"]]
+    rows = [(*names, metrics.cutoff(rows.frequency_per_mm.to_numpy(), rows.correlation.to_numpy())) for names, rows in found]
+    return pd.DataFrame(rows, columns=[*columns, "cutoff_per_mm"])
+
+
+def attention(plan: Study, subject: int, experiment: str) -> pd.DataFrame:
+    """How much each source weighed in each harmonized image of one experiment, from the sidecars.
+
+    Returns
+    -------
+    DataFrame
+        One row per resolution, target contrast, reconstruction plane and source contrast: ``weight`` (mean over the slices, by the
+        area of the brain in each) and ``weight_sd`` (over the slices).
+    """
+    rows = []
+    for resolution in [None] if experiment == GROUND_TRUTH else plan.resolutions:
+        for target, path in harmonized(plan, subject, experiment, resolution).items():
+            for plane, weights in volumes.read_sidecar(path)["Attention"].items():
+                for source in CONTRASTS:
+                    about = _about(subject, experiment, resolution, source)
+                    about |= {"target": target, "plane": plane, "source": about.pop("contrast")}
+                    rows.append({**about, "weight": weights[source]["Mean"], "weight_sd": weights[source]["SD"], **_how(plan)})
+    return pd.DataFrame(rows)
+
+
+def all_attention(plan: Study) -> pd.DataFrame:
+    """`attention` of every subject in every experiment and in the ground truth; written as ``tables/attention.csv``."""
+    parts = [attention(plan, subject, experiment) for subject in plan.subjects for experiment in (GROUND_TRUTH, *plan.experiments)]
+    return _gather(plan, "attention", parts)
+
+
+def all_registrations(plan: Study) -> pd.DataFrame:
+    """The registration error of every stack, from the sidecars; written as ``tables/registrations.csv``.
+
+    Returns
+    -------
+    DataFrame
+        One row per subject, contrast, orientation and resolution: ``registration_error_mm``, the mean displacement over the brain.
+    """
+    rows = []
+    for subject in plan.subjects:
+        for contrast, orientation in plan.acquisitions():
+            for resolution in plan.resolutions:
+                sidecar = volumes.read_sidecar(registered(plan, subject, contrast, orientation, resolution))
+                about = {"subject": subject, "contrast": contrast, "orientation": orientation, "resolution": resolution.label}
+                about |= {"separation_mm": resolution.separation_mm, "registration_error_mm": sidecar["RegistrationErrorMm"]}
+                rows.append({**about, "transform": plan.transform, "seed": plan.seed})
+    columns = ["subject", "contrast", "orientation", "resolution", "separation_mm", "registration_error_mm", "transform", "seed"]
+    return _gather(plan, "registrations", [pd.DataFrame(rows, columns=columns)])
+
+
+def other_studies(folders: Iterable[str | Path], table: str = "scores") -> pd.DataFrame:
+    """A table of several studies, one below the other: for the registration ladder, of studies that differ in `transform`.
+
+    Parameters
+    ----------
+    folders : iterable of str or Path
+        Folders of results, or names of studies in ``data/derivatives``. Each must have been run to its end.
+    table : str
+        ``scores`` or ``registrations``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If one of them has no such table.
+    """
+    parts = []
+    for folder in folders:
+        # An absolute path stays what it is.
+        path = layout.DERIVATIVES / folder / "tables" / f"{table}.csv"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such table: accepted are folders of studies that were run to the end")
+        parts.append(_read_table(path))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _gather(plan: Study, name: str, parts: list[pd.DataFrame]) -> pd.DataFrame:
+    """Parts of a table that have rows, as one, written beside the study's other tables."""
+    filled = [part for part in parts if len(part)]
+    table = pd.concat(filled or parts[:1], ignore_index=True) if parts else pd.DataFrame()
+    volumes.write_bytes(root(plan) / "tables" / f"{name}.csv", table.to_csv(index=False, float_format="%.6f").encode())
+    return table
+
+
 def _about(subject: int, experiment: str, resolution: Resolution | None, contrast: str) -> dict:
     return {
         "subject": subject,
@@ -321,9 +481,7 @@ def _read_table(path: Path) -> pd.DataFrame:
 def all_scores(plan: Study) -> pd.DataFrame:
     """The tidy score table of the whole study, made where it is missing; written as ``tables/scores.csv``."""
     parts = [scores(plan, subject, experiment) for subject in plan.subjects for experiment in (GROUND_TRUTH, *plan.experiments)]
-    table = pd.concat(parts, ignore_index=True)
-    volumes.write_bytes(root(plan) / "tables" / "scores.csv", table.to_csv(index=False, float_format="%.6f").encode())
-    return table
+    return _gather(plan, "scores", parts)
 
 
 def last_scores(plan: Study) -> tuple[str, pd.DataFrame] | None:
@@ -378,12 +536,12 @@ def figures_folder(plan: Study) -> Path:
     return layout.FIGURES if root(plan) == layout.DERIVATIVES / "demo" else root(plan) / "figures"
 
 
-def save_figure(plan: Study, number: int | str, fig, drawn: pd.DataFrame) -> Path:
-    """Write a figure as PNG and PDF, beside the CSV of what was drawn; return the PNG's path."""
-    stem = figures_folder(plan) / f"figure_{number}"
+def save_figure(plan: Study, name: int | str, fig, drawn: pd.DataFrame) -> Path:
+    """Write a figure, the paper's by its number, ours by a name, as PNG and PDF beside the CSV of what was drawn; return the PNG's path."""
+    stem = figures_folder(plan) / f"figure_{name}"
     for suffix, facts in ((".png", {}), (".pdf", {"CreationDate": None})):  # Without a date: same figure, same bytes.
         buffer = io.BytesIO()
-        fig.savefig(buffer, format=suffix[1:], dpi=150, metadata=facts)
+        fig.savefig(buffer, format=suffix[1:], dpi=200, metadata=facts)
         volumes.write_bytes(stem.with_suffix(suffix), buffer.getvalue())
     volumes.write_bytes(stem.with_suffix(".csv"), drawn.to_csv(index=False, float_format="%.6g").encode())
     return stem.with_suffix(".png")

@@ -103,6 +103,9 @@ EXPERIMENTS = {
     "6": {"T1w": "sagittal", "T2w": "coronal", "FLAIR": "3D"},
 }
 
+#: The experiments whose three sources are cut alike.
+ONE_ORIENTATION = ("1a", "1b", "1c")
+
 
 def check(name: str, value, accepted: Iterable):
     """Return `value` if it is one of `accepted`, else raise one line that says what is.
