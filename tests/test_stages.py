@@ -39,7 +39,7 @@ def plan(results_dir, tmp_path_factory):
 def identity(monkeypatch):
     monkeypatch.setattr(stages, "_harmonizer", lambda plan: Identity())
     monkeypatch.setattr(stages, "_digest", lambda path: "identity")
-    monkeypatch.setattr(stages, "_targets", lambda plan: {})
+    monkeypatch.setattr(stages, "_targets", lambda plan: dict.fromkeys(CONTRASTS))
     monkeypatch.setattr(stages, "_encoding", lambda plan, image, shared: volumes.read(image)[0])
 
 
