@@ -2,8 +2,9 @@ import hashlib
 
 import nbformat
 import pytest
-from helpers import batch, cli
+from helpers import batch, cli, layout
 from helpers.batch import Task
+from helpers.cluster import Cluster
 from helpers.study import EXPERIMENTS, Study
 
 
@@ -51,8 +52,8 @@ def test_a_failing_notebook_stops_only_those_that_need_it(tmp_path):
         Task("after-fails", good, {"x": 4}, ("fails",)),
         Task("after-that", good, {}, ("after-fails", "first")),
     ]
-    errors = batch.execute_all(wanted, tmp_path / "report", workers=2)
-    assert errors == {"first": None, "after-first": None, "fails": "failed with 2"}
+    results = batch.execute_all(wanted, tmp_path / "report", Cluster(workers=2))
+    assert {name: each.error for name, each in results.items()} == {"first": None, "after-first": None, "fails": "failed with 2"}
     assert "<html" in (tmp_path / "report" / "fails.html").read_text()
     assert (tmp_path / "report" / "after-first.ipynb").is_file()
 
