@@ -36,7 +36,8 @@ class Cluster:
     jobs : int
         Jobs at a time.
     cores : int
-        Cores of a job, which are the threads of its notebook.
+        Cores of a job, which are the threads of its notebook. Sites of SGE name them as they like: ask for them, and for
+        memory, in `directives`, such as ``-pe smp 2``.
     memory : str
         Of a job, with a unit.
     walltime : str
@@ -174,9 +175,11 @@ def start(cluster: Cluster, folder: Path) -> Iterator:
             if shutil.which(command) is None:
                 raise FileNotFoundError(f"kind is {cluster.kind!r}: there is no {command} on this machine: accepted is kind local, or a login node")
             with _jobqueue(cluster, folder) as jobs, Client(jobs) as client:
-                jobs.scale(jobs=cluster.jobs)
+                # What scale(jobs=...) does; but that submits in the background, and would only log a refusal.
+                while len(jobs.worker_spec) < cluster.jobs:
+                    jobs.worker_spec.update(jobs.new_worker_spec())
                 try:
-                    jobs.sync(jobs._correct_state)  # `scale` submits in the background, and would only log a refusal.
+                    jobs.sync(jobs._correct_state)
                 except RuntimeError as error:
                     said = [line for line in str(error).splitlines() if line.strip()][-1]
                     raise RuntimeError(f"{command} refused the job: {said.strip()}") from None
@@ -185,6 +188,7 @@ def start(cluster: Cluster, folder: Path) -> Iterator:
 
 def _configured():
     import dask
+    import distributed  # noqa: F401  brings its own settings, which must be there before some are changed for a while
 
     return dask.config.set(
         {
