@@ -615,7 +615,8 @@ def results(plan: Study) -> Results:
     files = []
     for top in (*(folder / each for each in _WRITTEN), *sorted(folder.glob("sub-*"))):
         if top.is_dir() and not top.is_symlink():
-            files += [Path(where) / file for where, _, names in os.walk(top) for file in names]
+            for where, folders, names in os.walk(top):  # A link to a folder goes as the link that it is.
+                files += [Path(where) / each for each in (*names, *folders) if each in names or (Path(where) / each).is_symlink()]
         elif top.is_symlink() or top.exists():
             files.append(top)
     # Last, so that a clean that was interrupted can be run again.

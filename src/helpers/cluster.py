@@ -181,6 +181,7 @@ def start(cluster: Cluster, folder: Path) -> Iterator:
                 try:
                     jobs.sync(jobs._correct_state)
                 except RuntimeError as error:
+                    jobs._created.clear()  # distributed would stumble over the jobs that never came to be.
                     said = [line for line in str(error).splitlines() if line.strip()][-1]
                     raise RuntimeError(f"{command} refused the job: {said.strip()}") from None
                 yield client, lambda: jobs.scale(jobs=cluster.jobs)
