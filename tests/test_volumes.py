@@ -1,3 +1,7 @@
+import errno
+import json
+import os
+
 import nibabel as nib
 import numpy as np
 import pytest
