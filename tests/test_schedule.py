@@ -39,3 +39,17 @@ def test_what_is_needed_from_elsewhere_is_there():
     assert schedule.makespan({"b": ["a"]}, {"b": 2}, 1) == 2
     assert schedule.makespan({}, {}, 3) == 0
     assert schedule.critical_path({}, {}) == []
+
+
+@given(graphs())
+def test_the_urgent_come_first_and_all_come_after_their_needs(graph):
+    needs, seconds = graph
+    order = schedule.urgent_first(needs, seconds)
+    assert sorted(order) == sorted(needs)
+    assert all(order.index(need) < order.index(task) for task in needs for need in needs[task])
+
+
+def test_what_others_wait_for_is_not_left_until_last():
+    needs, seconds = {"a": [], "b": [], "c": [], "d": ["c"]}, {"a": 3, "b": 3, "c": 3, "d": 3}
+    assert schedule.makespan(needs, seconds, 2) == 9
+    assert schedule.makespan({task: needs[task] for task in schedule.urgent_first(needs, seconds)}, seconds, 2) == 6

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fnmatch
 import html
+import importlib.util
 import json
 import logging
 import os
@@ -337,8 +338,8 @@ def _states(wanted: list[Task], folder: Path, repair: bool = False) -> pd.DataFr
 def expected_hours(plan: Study, states: pd.DataFrame, workers: int) -> float:
     """Hours that the tasks of `states` that are not done will take on some workers."""
     left = states[states.expected_s > 0]
-    needs = {task.name: (*task.needs, *task.after) for task in tasks(plan) if task.name in set(left.task)}
-    return schedule.makespan(needs, dict(zip(left.task, left.expected_s, strict=True)), workers) / 3600
+    needs, seconds = _graph([task for task in tasks(plan) if task.name in set(left.task)]), dict(zip(left.task, left.expected_s, strict=True))
+    return schedule.makespan({name: needs[name] for name in schedule.urgent_first(needs, seconds)}, seconds, workers) / 3600
 
 
 @dataclass(frozen=True)
@@ -430,11 +431,18 @@ def execute_all(wanted: list[Task], folder: Path, where: Cluster) -> dict[str, E
     dict
         Task -> what became of its execution; None if it was done before. Tasks that could not start are not in it.
     """
+    # In the order of the method, the first subject would be finished before the last is begun, and cores would lie idle at the end.
+    named = {task.name: task for task in wanted}
+    wanted = [named[name] for name in schedule.urgent_first(_graph(wanted), expected_s(wanted, folder))]
     ledger.log(folder, event="run", kind=where.kind, workers=where.size(), threads=where.threads())
     with clusters.start(where, folder / "jobs") as (client, again):
-        if client.dashboard_link and client.scheduler_info(n_workers=0)["services"].get("dashboard"):
+        if importlib.util.find_spec("bokeh"):  # Without it the address shows nothing but that it is missing.
             print(f"dashboard: {client.dashboard_link}", file=sys.stderr)
         return _gather(client, again, wanted, folder, where)
+
+
+def _graph(wanted: list[Task]) -> dict[str, tuple[str, ...]]:
+    return {task.name: (*task.needs, *task.after) for task in wanted}
 
 
 def _is_done(task: Task, folder: Path, repair: bool = False) -> bool:
@@ -458,7 +466,7 @@ def _gather(client, again, wanted: list[Task], folder: Path, where: Cluster) -> 
                     blocked.add(task.name)
             waiting = [task for task in waiting if task.name not in blocked]
             over = blocked | set(results)
-            # No more than there are workers: so what was submitted is what runs, in the order of the method.
+            # No more than there are workers: so what was submitted is what runs, in this order.
             free = max(len(client.nthreads()) - len(running), 0)
             skipped = False
             for task in [task for task in waiting if all(name in over or name not in named for name in (*task.needs, *task.after))]:
@@ -505,7 +513,7 @@ class _Progress:
 
     def __init__(self, wanted: list[Task], expected: dict[str, float], workers: int):
         self.wanted, self.expected, self.workers = wanted, dict(expected), workers
-        self.needs = {task.name: (*task.needs, *task.after) for task in wanted}
+        self.needs = _graph(wanted)
         self.began, self.ended, self.pace = {}, 0, []
         self.terminal = sys.stderr.isatty()
 
@@ -665,7 +673,8 @@ def scaling(plan: Study, seconds: dict[str, float], workers: Iterable[int]) -> p
         ``workers``, ``hours``, ``speed_up`` over one worker, ``bound`` (the lesser of the workers and of the total over the
         critical path: no order of the tasks does better), ``critical_path_h``.
     """
-    needs = {task.name: (*task.needs, *task.after) for task in tasks(plan)}
+    needs = _graph(tasks(plan))
+    needs = {name: needs[name] for name in schedule.urgent_first(needs, seconds)}
     total = sum(seconds[name] for name in needs)
     longest = sum(seconds[name] for name in schedule.critical_path(needs, seconds))
     rows = []

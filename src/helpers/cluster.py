@@ -1,7 +1,6 @@
 """Where the notebooks of a study run: on this machine, or as jobs of a batch system. It has no part in the results."""
 
 import contextlib
-import importlib.util
 import re
 import shutil
 import tomllib
@@ -165,9 +164,8 @@ def start(cluster: Cluster, folder: Path) -> Iterator:
 
     with _configured():
         if cluster.kind == "local":
-            # No memory limit of dask's: it would count the worker, not the kernel that does the work. The dashboard needs bokeh.
-            board = "127.0.0.1:0" if importlib.util.find_spec("bokeh") else None
-            pool = LocalCluster(n_workers=cluster.size(), threads_per_worker=1, dashboard_address=board, memory_limit=0)
+            # No memory limit of dask's: it would count the worker, not the kernel that does the work.
+            pool = LocalCluster(n_workers=cluster.size(), threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0)
             with pool, Client(pool) as client:
                 yield client, lambda: None
         else:
@@ -217,6 +215,6 @@ def _jobqueue(cluster: Cluster, folder: Path):
         job_script_prologue=list(cluster.prologue),
         log_directory=str(folder),
         job_name="resolution-matters",
-        scheduler_options={"dashboard_address": ":0" if importlib.util.find_spec("bokeh") else None},
+        scheduler_options={"dashboard_address": ":0"},
         **{key: value for key, value in chosen.items() if value},
     )

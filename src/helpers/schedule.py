@@ -61,3 +61,21 @@ def critical_path(needs: Mapping[str, Sequence[str]], seconds: Mapping[str, floa
         chain.append(task)
         task = before[task]
     return chain[::-1]
+
+
+def urgent_first(needs: Mapping[str, Sequence[str]], seconds: Mapping[str, float]) -> list[str]:
+    """The tasks, first those from which it is longest to the end: what others wait for is not left until last.
+
+    Tasks are listed after their needs, as in `makespan`, and still are in the result.
+
+    Examples
+    --------
+    >>> urgent_first({"a": [], "b": [], "c": ["b"]}, {"a": 2, "b": 1, "c": 2})
+    ['b', 'a', 'c']
+    """
+    after = dict.fromkeys(needs, 0.0)  # task -> seconds from its end to the end of all
+    for task in reversed(list(needs)):
+        for need in needs[task]:
+            if need in after:
+                after[need] = max(after[need], seconds[task] + after[task])
+    return sorted(needs, key=lambda task: -(seconds[task] + after[task]))
