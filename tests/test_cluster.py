@@ -87,8 +87,9 @@ def test_workers_times_threads_are_the_cores(monkeypatch):
 
 def test_a_batch_system_that_is_not_there_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="kind is 'lsf': there is no bsub on this machine"), cluster.start(Cluster(kind="lsf"), tmp_path):
-        pass
+    with pytest.raises(FileNotFoundError, match="kind is 'lsf': there is no bsub on this machine"):
+        with cluster.start(Cluster(kind="lsf"), tmp_path):
+            pass
 
 
 def test_a_job_that_the_batch_system_refuses_is_one_line(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ missing = [command for command in COMMANDS if shutil.which(command, path=PLACES)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="SLURM's daemons want to be started by root"),
-    pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}; on Debian: apt install slurmctld slurmd slurm-client munge"),
+    pytest.mark.skipif(bool(missing), reason=f"missing: {', '.join(missing)}; on Debian: apt install slurmctld slurmd slurm-client munge"),
 ]
 
 

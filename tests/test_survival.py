@@ -42,7 +42,8 @@ def complete(folder):
     found = {}
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):
-            if path.suffix in (".gz", ".csv", ".npz") and (sidecar := volumes.read_sidecar(path)) and path.stat().st_size == sidecar["ContentBytes"]:
+            sidecar = volumes.read_sidecar(path) if path.suffix in (".gz", ".csv", ".npz") else None
+            if sidecar and path.stat().st_size == sidecar["ContentBytes"]:
                 found[path] = path.stat().st_mtime_ns
     return found
 

@@ -163,7 +163,8 @@ def choose(wanted: list[Task], patterns: Iterable[str]) -> list[Task]:
     for pattern in patterns:
         found = fnmatch.filter(named, pattern)
         if not found:
-            raise ValueError(f"--only is {pattern!r}, which matches no task: accepted are patterns of names such as {', '.join(list(named)[-3:])}")
+            some = ", ".join(list(named)[-3:])
+            raise ValueError(f"--only is {pattern!r}, which matches no task: accepted are patterns of names such as {some}")
         for name in found:
             take(name)
     return [task for task in wanted if task.name in chosen]
@@ -338,7 +339,8 @@ def _states(wanted: list[Task], folder: Path, repair: bool = False) -> pd.DataFr
 def expected_hours(plan: Study, states: pd.DataFrame, workers: int) -> float:
     """Hours that the tasks of `states` that are not done will take on some workers."""
     left = states[states.expected_s > 0]
-    needs, seconds = _graph([task for task in tasks(plan) if task.name in set(left.task)]), dict(zip(left.task, left.expected_s, strict=True))
+    needs = _graph([task for task in tasks(plan) if task.name in set(left.task)])
+    seconds = dict(zip(left.task, left.expected_s, strict=True))
     return schedule.makespan({name: needs[name] for name in schedule.urgent_first(needs, seconds)}, seconds, workers) / 3600
 
 
@@ -413,7 +415,9 @@ def check_space(plan: Study, states: pd.DataFrame) -> None:
     folder = stages.folder(plan)
     free, wanted = free_mb(folder), states.expected_mb.sum()
     if free < _PLAINLY * wanted:
-        raise OSError(f"{folder}: the study needs about {wanted / 1000:.1f} GB more, and {free / 1000:.1f} GB are free: make space, or set output_dir")
+        raise OSError(
+            f"{folder}: the study needs about {wanted / 1000:.1f} GB more, and {free / 1000:.1f} GB are free: make space, or set output_dir"
+        )
 
 
 def free_mb(folder: Path) -> float:
@@ -561,7 +565,10 @@ class _Progress:
     def show(self) -> None:
         if self.terminal:
             self.bar.set_postfix_str(self._left())
-            lines = [f"  {name}  {(time.monotonic() - began) / 60:.1f} of about {self.expected[name] / 60:.1f} min" for name, began in self.began.items()]
+            lines = [
+                f"  {name}  {(time.monotonic() - began) / 60:.1f} of about {self.expected[name] / 60:.1f} min"
+                for name, began in self.began.items()
+            ]
             if len(lines) > len(self.rows):
                 lines[len(self.rows) - 1 :] = [f"  … and {len(lines) - len(self.rows) + 1} more"]
             for row, line in zip(self.rows, [*lines, *[""] * len(self.rows)], strict=False):
@@ -576,7 +583,8 @@ def _index(plan: Study, states: pd.DataFrame, folder: Path) -> str:
         there = (folder / f"{task.task}.html").exists()
         name = f'<a href="{task.task}.html">{task.task}</a>' if there else task.task
         took = "" if pd.isna(task.seconds) else f"{int(task.seconds) // 60}:{int(task.seconds) % 60:02d}"
-        return f'<tr class="{task.state}"><td>{name}</td><td>{task.state}</td><td class="time">{took}</td><td>{html.escape(task.error)}</td></tr>'
+        cells = f'<td>{name}</td><td>{task.state}</td><td class="time">{took}</td><td>{html.escape(task.error)}</td>'
+        return f'<tr class="{task.state}">{cells}</tr>'
 
     counts = ", ".join(f"{number} {state}" for state, number in states.state.value_counts().items())
     spent_h = states.seconds.sum() / 3600
@@ -588,8 +596,8 @@ def _index(plan: Study, states: pd.DataFrame, folder: Path) -> str:
     body = "\n".join(map(row, states.itertuples()))
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{plan.name}</title><style>{style}</style>\n'
-        f"<h1>Study “{plan.name}”</h1><p>{stages.SEMI_SYNTHETIC}.</p><p>{counts}; {spent_h:.1f} h of computing in the last execution of each. "
-        f"Executed notebooks, in the order of the method:</p>\n"
+        f"<h1>Study “{plan.name}”</h1><p>{stages.SEMI_SYNTHETIC}.</p><p>{counts}; {spent_h:.1f} h of computing in the last "
+        f"execution of each. Executed notebooks, in the order of the method:</p>\n"
         f'<table><tr><th>notebook</th><th>state</th><th class="time">min:s</th><th>error</th></tr>\n{body}</table></html>\n'
     )
 

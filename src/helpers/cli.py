@@ -15,8 +15,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=version("resolution-matters"))
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run a study: its notebooks, as far as they are not done yet")
-    run.add_argument("--workers", type=int, help="notebooks at a time, or jobs of a cluster (default: the study's; on this machine one per core)")
-    run.add_argument("--only", action="append", default=[], metavar="PATTERN", help="only tasks of such names and what they need, e.g. '04*sub-01*exp-3'; may be repeated")
+    workers = "notebooks at a time, or jobs of a cluster (default: the study's; on this machine one per core, as far as memory allows)"
+    run.add_argument("--workers", type=int, help=workers)
+    only = "only tasks of such names and what they need, e.g. '04*sub-01*exp-3'; may be repeated"
+    run.add_argument("--only", action="append", default=[], metavar="PATTERN", help=only)
     run.add_argument("--dry-run", action="store_true", help="say what would be done, how long it takes and how much disk, and do nothing")
     run.set_defaults(action=_run)
     commands.add_parser("status", help="what is done, running, failed and missing").set_defaults(action=_status)
@@ -57,7 +59,8 @@ def _run(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
     if not outcome.failed and not options.only:
         print(stages.headline(plan))
     executed = f"{outcome.executed} notebooks executed" if outcome.executed else "Everything was done already"
-    print(f"\n{executed}, {outcome.seconds / 60:.1f} min. Figures: {stages.figures_folder(plan)}\nReport of the executed notebooks: {outcome.report}")
+    print(f"\n{executed}, {outcome.seconds / 60:.1f} min. Figures: {stages.figures_folder(plan)}")
+    print(f"Report of the executed notebooks: {outcome.report}")
     return 1 if outcome.failed or outcome.skipped else 0
 
 

@@ -171,7 +171,9 @@ def start(cluster: Cluster, folder: Path) -> Iterator:
         else:
             command = KINDS[cluster.kind][1]
             if shutil.which(command) is None:
-                raise FileNotFoundError(f"kind is {cluster.kind!r}: there is no {command} on this machine: accepted is kind local, or a login node")
+                raise FileNotFoundError(
+                    f"kind is {cluster.kind!r}: there is no {command} on this machine: accepted is kind local, or a login node"
+                )
             with _jobqueue(cluster, folder) as jobs, Client(jobs) as client:
                 # What scale(jobs=...) does; but that submits in the background, and would only log a refusal.
                 while len(jobs.worker_spec) < cluster.jobs:
