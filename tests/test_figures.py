@@ -84,3 +84,11 @@ def test_figure_2_keeps_the_pixels_it_shows():
     assert axes.shape == (2, 3)
     assert len(drawn) == 6 * 5
     np.testing.assert_allclose(drawn[drawn.panel == "c"].iloc[:, 2:], panels["c"], atol=5e-4)
+
+
+def test_a_scaling_says_that_it_is_simulated_and_how_long_one_worker_and_all_take():
+    table = pd.DataFrame({"workers": [1, 2, 4], "hours": [3.0, 1.5, 0.8], "speed_up": [1, 2, 3.75], "bound": [1, 2, 4], "study": "preview"})
+    fig, ax = figures.scaling(table)
+    assert "simulated" in ax.get_title()
+    assert [text.get_text() for text in ax.texts] == ["3.0 h", "48 min"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2", "4"]
