@@ -119,6 +119,15 @@ def test_what_is_half_done_is_done_again_with_the_same_bytes(plan, damage):
     assert (digest(path), sidecar.read_text()) == (before, said)
 
 
+def test_of_several_images_only_the_one_that_is_missing_is_made(plan, identity):
+    for paths, name in ((stages.harmonized(plan, 1, "1a", COARSE), "T2w"), (stages.cohort(plan, 1), "FLAIR")):
+        before, times = digest(paths[name]), {path: path.stat().st_mtime_ns for path in paths.values()}
+        volumes.sidecar_path(paths[name]).unlink()
+        stages.harmonized(plan, 1, "1a", COARSE)
+        assert digest(paths[name]) == before
+        assert [path for path in paths.values() if path.stat().st_mtime_ns != times[path]] == [paths[name]]
+
+
 def test_another_seed_is_another_key_and_the_known_transform_gives_the_same_image(plan):
     path = stages.registered(plan, 1, "T2w", "axial", COARSE)
     first, key = volumes.read(path)[0], volumes.read_sidecar(path)["Key"]
