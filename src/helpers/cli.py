@@ -55,7 +55,7 @@ def _run(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
     for name, error in outcome.failed.items():
         print(f"failed: {name}: {error}\n        {outcome.report.parent / name}.ipynb", file=sys.stderr)
     for name in outcome.skipped:
-        print(f"not started: {name}: it needs a notebook that failed", file=sys.stderr)
+        print(f"not started: {name}: it needs a notebook that failed, or the disk was full", file=sys.stderr)
     if not outcome.failed and not options.only:
         print(stages.headline(plan))
     executed = f"{outcome.executed} notebooks executed" if outcome.executed else "Everything was done already"
