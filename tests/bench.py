@@ -1,16 +1,23 @@
 """Speed, as ratios measured in one process, so that they mean the same on any machine: ``python tests/bench.py``.
 
 Each bench is a function that yields lines ``(what, ratios, demanded)``: how many times faster than the
-reference in each repeat, and the median that is the goal. To add one, write it and name it in BENCHES.
+reference in each repeat, and the median that is the goal. To add one, write it and name it in BENCHES. Names of
+benches as arguments run only those.
 """
 
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+import tempfile
 import time
 
 import numpy as np
 import torch
 from scipy import ndimage
 
-from helpers import degradation, slice_profile, study
+from helpers import batch, degradation, figures, layout, ledger, slice_profile, stages, study
 
 REPEATS = 3
 
@@ -141,12 +148,74 @@ def harmonize():
     print(f"HACA3: compiled against plain, most probable labels: {10 * np.log10(max(want.max() for want, _ in pairs) ** 2 / error):.0f} dB")
 
 
-BENCHES = (degrade, harmonize)
+PREVIEW = {"name": "bench", "subjects": [1], "experiments": ["1a", "3"]}
+
+
+def machinery():
+    """A study's notebooks in kernels on Dask, with report and records, against the same helpers called in a plain loop.
+
+    One worker, one thread, one subject: a preview as in the demo, then whole volumes of one experiment at one resolution.
+    """
+    whole = {**PREVIEW, "experiments": ["3"], "resolutions": ["5||1.5"], "slice_step": 1, "reconstruction": list(study.ORIENTATIONS)}
+    for what, settings, goal in (("the demo's preview", PREVIEW, 1 / 1.3), ("whole volumes", whole, 1 / 1.1)):
+        with tempfile.TemporaryDirectory() as folder:
+            took = {}
+            for way, script in (("loop", LOOP), ("study", STUDY)):
+                start = time.perf_counter()
+                code = f"from helpers.study import Study\nplan = Study(output_dir={folder + '/' + way!r}, **{settings!r})\n{script}"
+                environment = {**os.environ, "OMP_NUM_THREADS": "1", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1"}
+                subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True)
+                took[way] = time.perf_counter() - start
+        yield f"plain loop / study with one worker, {what}: {took['loop']:.0f} s / {took['study']:.0f} s", [took["loop"] / took["study"]], goal
+
+
+LOOP = """
+from helpers import stages
+for subject in plan.subjects:
+    for acquisition in plan.acquisitions():
+        for resolution in plan.resolutions:
+            stages.registered(plan, subject, *acquisition, resolution)
+    for experiment in ("3D", *plan.experiments):
+        stages.scores(plan, subject, experiment)
+"""
+
+# What a loop makes, and no figures: notebooks 01 and 05 draw, which is no overhead.
+STUDY = """
+from helpers import batch
+from helpers.cluster import Cluster
+if __name__ == "__main__":
+    outcome = batch.run(plan, Cluster(workers=1), ["04*"])
+    assert not outcome.failed and not outcome.skipped, outcome
+"""
+
+
+def scaling():
+    """Ten subjects on 1 to 64 workers: a simulation with the real graph and measured durations; draws ``figures/scaling``.
+
+    The durations are those of the demo's own log (`make demo` first). Each execution of another subject takes as long as one
+    of the two that were measured, drawn at random.
+    """
+    plan = study.Study.from_toml(layout.ROOT / "studies" / "demo.toml")
+    measured = {}
+    for event in ledger.events(stages.folder(plan) / "report"):
+        if event["event"] == "done":
+            measured.setdefault(re.sub(r"sub-\d+|target", "sub", event["task"]), []).append(event["seconds"])
+    ten, rng = dataclasses.replace(plan, subjects=tuple(range(1, 11))), np.random.default_rng(0)
+    seconds = {task.name: float(rng.choice(measured[re.sub(r"sub-\d+|target", "sub", task.name)])) for task in batch.tasks(ten)}
+    table = batch.scaling(ten, seconds, [2**power for power in range(7)]).assign(study="preview, as in the demo")
+    fig, _ = figures.scaling(table)
+    fig.savefig(layout.FIGURES / "scaling.png", dpi=150)
+    table.to_csv(layout.FIGURES / "scaling.csv", index=False, float_format="%.6g")
+    for row in table.itertuples():
+        yield f"simulated: {row.workers} workers, {row.hours:.2f} h; bound {row.bound:.1f}", [row.speed_up], 0.8 * row.bound
+
+
+BENCHES = (degrade, harmonize, machinery, scaling)
 
 
 def main():
     print(f"{'times faster than the reference':60} {'min':>7} {'median':>7} {'goal':>7}")
-    for bench in BENCHES:
+    for bench in [each for each in BENCHES if each.__name__ in sys.argv[1:]] or BENCHES:
         for what, measured, goal in bench():
             median = float(np.median(measured))
             print(f"{what:60} {min(measured):7.1f} {median:7.1f} {goal:7g}{'' if median >= goal else '  below the goal'}", flush=True)

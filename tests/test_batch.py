@@ -1,10 +1,16 @@
 import hashlib
+import json
+import re
+import resource
+import subprocess
+import sys
 
 import nbformat
 import pytest
-from helpers import batch, cli
+from helpers import batch, cli, ledger, stages, volumes
 from helpers.batch import Task
-from helpers.study import EXPERIMENTS, Study
+from helpers.cluster import Cluster
+from helpers.study import EXPERIMENTS, Study, sources
 
 
 def test_the_demo_executes_every_notebook_of_the_method_after_what_it_needs():
@@ -26,6 +32,9 @@ def test_a_parameter_that_the_notebook_does_not_know_is_refused():
     bad = Task(task.name, task.notebook, {**task.parameters, "experimnt": 3})
     with pytest.raises(ValueError, match=r"05_analysis.ipynb: parameter experimnt=3 is unknown: accepted are name, subjects"):
         batch.check_parameters([bad])
+
+
+TEN = tuple(range(1, 11))
 
 
 def digest(path):
@@ -51,8 +60,8 @@ def test_a_failing_notebook_stops_only_those_that_need_it(tmp_path):
         Task("after-fails", good, {"x": 4}, ("fails",)),
         Task("after-that", good, {}, ("after-fails", "first")),
     ]
-    errors = batch.execute_all(wanted, tmp_path / "report", workers=2)
-    assert errors == {"first": None, "after-first": None, "fails": "failed with 2"}
+    results = batch.execute_all(wanted, tmp_path / "report", Cluster(workers=2))
+    assert {name: each.error for name, each in results.items()} == {"first": None, "after-first": None, "fails": "failed with 2"}
     assert "<html" in (tmp_path / "report" / "fails.html").read_text()
     assert (tmp_path / "report" / "after-first.ipynb").is_file()
 
@@ -94,6 +103,192 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_starts(tmp_pa
     assert "odd.pt" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "results").exists()
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A study of two subjects that looks finished."""
+    return finish(tmp_path, (1, 2))
+
+
+def finish(tmp_path, subjects):
+    """As many files as the study has, all of them recorded as done: small files in place of volumes."""
+    plan = Study(name="finished", subjects=subjects, output_dir=str(tmp_path / "results"))
+    stages.root(plan)
+    report = tmp_path / "results" / "report"
+    everything = []
+
+    def make(folder, stem, number):
+        made = []
+        for each in range(number):
+            path = tmp_path / "results" / folder / f"{stem}_{each}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"volume")
+            sidecar = volumes.sidecar_path(path)
+            sidecar.write_text(json.dumps({"ContentSha256": hashlib.sha256(b"volume").hexdigest(), "ContentBytes": 6}))
+            made += [path, sidecar]
+        everything.extend(made)
+        return made
+
+    for task in batch.tasks(plan):
+        for suffix in (".ipynb", ".html"):
+            (report / task.name).with_suffix(suffix).parent.mkdir(parents=True, exist_ok=True)
+            (report / (task.name + suffix)).write_text("executed")
+        # As measured on the demo: a harmonization depends on some 250 files, the analysis on all.
+        if task.name == "05_analysis":
+            files = list(everything)
+        else:
+            files = [*make(task.name, task.notebook.stem, 3 * max(task.images, 1)), *everything[-250:]]
+        files += [report / f"{task.name}.ipynb", report / f"{task.name}.html"]
+        ledger.record(report, task.name, ledger.stamp(task.notebook, task.parameters), files)
+        ledger.log(report, event="done", task=task.name, seconds=60.0, images=99)
+    row = "1,1a,5||1.5,6.5,T1w,harmonized,brain,20.0\n1,1a,3||0,3.0,T1w,harmonized,brain,22.0\n"
+    (tmp_path / "results" / "tables").mkdir()
+    header = "subject,experiment,resolution,separation_mm,contrast,arm,region,psnr_db\n"
+    (tmp_path / "results" / "tables" / "scores.csv").write_text(header + row)
+    study = tmp_path / "finished.toml"
+    study.write_text(f'name = "finished"\nsubjects = {list(plan.subjects)}\noutput_dir = "{plan.output_dir}"\n')
+    return plan, study, everything
+
+
+def test_a_finished_study_of_ten_subjects_is_found_done_within_ten_seconds(tmp_path):
+    plan, study, everything = finish(tmp_path, TEN)
+    assert len(everything) > 10_000
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-m", "helpers.cli", "run", str(study)], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert "Everything was done already" in done.stdout
+    # Of the processor, so that a busy machine fails no test.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
+
+
+def test_status_and_dry_run_count_what_is_done_and_estimate_the_rest_and_change_nothing(finished, capsys):
+    plan, study, everything = finished
+    (volume,) = [path for path in everything if path.parent.name == "04_harmonization_sub-02_exp-6" and path.name.endswith("_0.nii.gz")]
+    volume.unlink()
+    before = sorted(volume.parents[1].rglob("*"))
+    states = batch.status(plan).set_index("task")
+    assert set(states[states.state == "missing"].index) == {"04_harmonization_sub-02_exp-6", "05_analysis"}
+    # The log says that each took a minute; without it, it would be the rough costs.
+    assert states.expected_s["05_analysis"] == pytest.approx(60)
+    assert states.expected_s["00_cohort_target"] == 0
+    assert batch.expected_hours(plan, states.reset_index(), 4) * 3600 == pytest.approx(states.expected_s.sum())  # one after the other
+    for command in (["status", str(study)], ["run", "--dry-run", str(study)]):
+        assert cli.main(command) == 0
+        said = capsys.readouterr().out
+        assert re.search(r"04_harmonization\s+17\s+0\s+0\s+1 ", said)
+        assert re.search(r"Left: about 0\.0 h on \d+ workers, and 0\.0 GB of disk \([\d.]+ GB free\)", said)
+    assert sorted(volume.parents[1].rglob("*")) == before
+
+
+def test_an_untouched_study_has_no_folder_after_status_and_dry_run(tmp_path, capsys):
+    (tmp_path / "new.toml").write_text(f'output_dir = "{tmp_path / "results"}"\n')
+    for command in (["status"], ["run", "--dry-run"], ["clean", "--yes"]):
+        assert cli.main([*command, str(tmp_path / "new.toml")]) == 0
+    assert "nothing there" in capsys.readouterr().out
+    assert not (tmp_path / "results").exists()
+
+
+def test_what_failed_is_told_with_its_error_until_it_is_done(finished, capsys):
+    plan, study, _ = finished
+    report = stages.folder(plan) / "report"
+    name = "02_degradation_sub-02"
+    ledger.forget(report, name)
+    ledger.log(report, event="failed", task=name, seconds=3.0, images=0, error="ValueError: <so>")
+    assert cli.main(["status", str(study)]) == 0
+    assert f"failed: {name}: ValueError: <so>" in capsys.readouterr().out
+    page = batch._index(plan, batch.status(plan), report)
+    row = f'<td><a href="{name}.html">{name}</a></td><td>failed</td><td class="time">0:03</td><td>ValueError: &lt;so&gt;</td>'
+    assert f'<tr class="failed">{row}</tr>' in page
+    assert page.count('class="done"') == len(batch.tasks(plan)) - 1
+
+
+def test_what_runs_now_is_running_as_long_as_its_run_lives(finished):
+    plan, _, _ = finished
+    report = stages.folder(plan) / "report"
+    ledger.log(report, event="run")
+    ledger.log(report, event="started", task="05_analysis")
+    with ledger.locked(report):
+        assert batch.status(plan).set_index("task").state["05_analysis"] == "running"
+    assert batch.status(plan).set_index("task").state["05_analysis"] == "done"
+
+
+def test_only_takes_what_it_needs_along():
+    wanted = batch.tasks(Study(subjects=[1, 2]))
+    names = [task.name for task in batch.choose(wanted, ["04*sub-02*exp-3"])]
+    made = ["00_cohort_sub-02", "02_degradation_sub-02", "03_registration_sub-02", "04_harmonization_sub-02_exp-3D"]
+    assert names == ["00_cohort_target", *made, "04_harmonization_sub-02_exp-3"]
+    assert [task.name for task in batch.choose(wanted, ["01*", "00*sub-01"])] == ["00_cohort_sub-01", "01_slice_profiles"]
+    with pytest.raises(ValueError, match=r"--only is '4\*', which matches no task: accepted are patterns of names such as"):
+        batch.choose(wanted, ["4*"])
+
+
+def test_in_a_preview_two_experiments_never_encode_the_same_stack_at_once():
+    for plan in (Study(), Study(experiments=["6", "4", "1b"])):
+        before, encoders = {}, {}
+        for task in batch.tasks(plan):
+            before[task.name] = set(task.needs) | set(task.after) | set().union(*(before[each] for each in (*task.needs, *task.after)))
+            if task.name.startswith("04") and task.parameters["experiment"] != "3D":
+                for pair in sources(task.parameters["experiment"]).items():
+                    if pair[1] != "3D":
+                        assert encoders.get(pair, task.name) in before[task.name] | {task.name}
+                        encoders.setdefault(pair, task.name)
+    assert not any(task.after for task in batch.tasks(Study(slice_step=1)))
+
+
+def test_a_disk_that_is_plainly_too_small_is_refused_before_anything_starts(tmp_path, monkeypatch, capsys):
+    (tmp_path / "big.toml").write_text(f'output_dir = "{tmp_path / "results"}"\nsubjects = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]\n')
+    monkeypatch.setattr(batch, "free_mb", lambda folder: 3000.0)
+    assert cli.main(["run", str(tmp_path / "big.toml")]) == 2
+    error = capsys.readouterr().err
+    assert re.search(r"the study needs about 2\d\.\d GB more, and 3\.0 GB are free", error)
+    assert error.count("\n") == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_clean_removes_what_the_study_wrote_and_nothing_else(finished, tmp_path, monkeypatch, capsys):
+    plan, study, everything = finished
+    results = stages.folder(plan)
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("x")
+    (results / "sub-01").mkdir()
+    (results / "sub-01" / "link").symlink_to(tmp_path / "precious")
+    (results / "notes.txt").write_text("mine")
+    for path in everything:  # Not where a study would put them, hence not its own.
+        path.unlink()
+    for folder in {path.parent for path in everything}:
+        folder.rmdir()
+    monkeypatch.setattr("builtins.input", lambda _: "")
+    assert cli.main(["clean", str(study)]) == 0
+    assert "Nothing was removed" in capsys.readouterr().out
+    assert (results / "report" / "log.jsonl").exists()
+    with ledger.locked(results / "report"):
+        assert cli.main(["clean", "--yes", str(study)]) == 2
+        assert "is being run by process" in capsys.readouterr().err
+    assert cli.main(["clean", "--yes", str(study)]) == 0
+    assert re.search(r"results: \d+ files, 0\.\d\d GB", capsys.readouterr().out)
+    assert [path.name for path in results.iterdir()] == ["notes.txt"]
+    assert (tmp_path / "precious" / "file").read_text() == "x"
+
+
+@pytest.mark.parametrize("description", [None, "{", '{"Name": "somebody else\'s"}', '{"Name": "resolution-matters: another"}'])
+def test_clean_keeps_off_a_folder_that_this_study_did_not_write(tmp_path, capsys, description):
+    (tmp_path / "mine.toml").write_text(f'output_dir = "{tmp_path / "home"}"\n')
+    (tmp_path / "home" / "tables").mkdir(parents=True)
+    if description:
+        (tmp_path / "home" / "dataset_description.json").write_text(description)
+    assert cli.main(["clean", "--yes", str(tmp_path / "mine.toml")]) == 2
+    assert "accepted is a folder that the study mine wrote" in capsys.readouterr().err
+    assert (tmp_path / "home" / "tables").exists()
+
+
+def test_a_scaling_is_bounded_by_workers_and_critical_path():
+    plan = Study(subjects=TEN)
+    table = batch.scaling(plan, {task.name: task.cost_s for task in batch.tasks(plan)}, [1, 2, 4, 64])
+    assert table.speed_up[0] == 1
+    assert (table.speed_up <= table.bound + 1e-9).all()
+    assert table.speed_up.is_monotonic_increasing
+    assert (table.hours >= table.critical_path_h - 1e-9).all()
 
 
 @pytest.mark.slow

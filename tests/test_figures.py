@@ -160,3 +160,11 @@ def test_the_forest_has_a_row_per_claim_with_its_verdict_and_is_in_margins():
     assert "not run" in said
     dots = [float(line.get_xdata()[0]) for line in ax.get_lines() if line.get_marker() == "o"]
     assert dots == pytest.approx([2, 2])
+
+
+def test_a_scaling_says_that_it_is_simulated_and_how_long_one_worker_and_all_take():
+    table = pd.DataFrame({"workers": [1, 2, 4], "hours": [3.0, 1.5, 0.8], "speed_up": [1, 2, 3.75], "bound": [1, 2, 4], "study": "preview"})
+    fig, ax = figures.scaling(table)
+    assert "simulated" in ax.get_title()
+    assert [text.get_text() for text in ax.texts] == ["3.0 h", "48 min"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2", "4"]

@@ -46,7 +46,7 @@ def plan(results_dir, tmp_path_factory):
 def identity(monkeypatch):
     monkeypatch.setattr(stages, "harmonizer", lambda plan: Identity())
     monkeypatch.setattr(stages, "_digest", lambda path: "identity")
-    monkeypatch.setattr(stages, "targets", lambda plan: {})
+    monkeypatch.setattr(stages, "targets", lambda plan: dict.fromkeys(CONTRASTS))
     monkeypatch.setattr(stages, "_encoding", lambda plan, image, shared: volumes.read(image)[0])
 
 
@@ -233,6 +233,15 @@ def test_what_is_half_done_is_done_again_with_the_same_bytes(plan, damage):
         sidecar.write_text(json.dumps({**json.loads(said), "Key": "another"}))
     stages.registered(plan, 1, "T1w", "axial", COARSE)
     assert (digest(path), sidecar.read_text()) == (before, said)
+
+
+def test_of_several_images_only_the_one_that_is_missing_is_made(plan, identity):
+    for paths, name in ((stages.harmonized(plan, 1, "1a", COARSE), "T2w"), (stages.cohort(plan, 1), "FLAIR")):
+        before, times = digest(paths[name]), {path: path.stat().st_mtime_ns for path in paths.values()}
+        volumes.sidecar_path(paths[name]).unlink()
+        stages.harmonized(plan, 1, "1a", COARSE)
+        assert digest(paths[name]) == before
+        assert [path for path in paths.values() if path.stat().st_mtime_ns != times[path]] == [paths[name]]
 
 
 def test_another_seed_is_another_key_and_the_known_transform_gives_the_same_image(plan):

@@ -1,3 +1,7 @@
+import errno
+import json
+import os
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -111,3 +115,44 @@ def test_names_follow_bids():
     assert path.as_posix() == (
         "root/sub-02/anat/sub-02_rec-1a_space-MNI152NLin2009aSym_res-5skip1p5_desc-harmonized_FLAIR.nii.gz"
     )
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_a_full_disk_is_one_line_that_names_the_file_and_leaves_nothing_half_done(tmp_path, volume, monkeypatch, fails_at):
+    path, calls, fsync = tmp_path / "x.nii.gz", [], os.fsync
+    before = volumes.write(path, volume, AFFINE, {"Key": "old"})
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) == fails_at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"\[Errno 28\] No space left on device: '.*x\.(nii\.gz|json)'") as error:
+        volumes.write(path, volume + 1, AFFINE, {"Key": "new"})
+    assert "\n" not in str(error.value)
+    # Whatever is there, nothing vouches for it; no temporary file takes up the space that is missing.
+    assert volumes.read_sidecar(path) is None
+    assert [each.name for each in tmp_path.iterdir()] == ["x.nii.gz"]
+    volumes.read(path)
+    assert volumes.write(path, volume, AFFINE, {"Key": "old"}) == before
+
+
+def test_what_a_killed_write_left_is_removed_and_nothing_else(tmp_path):
+    for name in (".abc.tmp", "deep/.x1y2.tmp", "deep/kept.tmp", ".kept"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    volumes.remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [".kept", "kept.tmp"]
+
+
+def test_files_are_noted_once_and_only_for_a_study(tmp_path, volume, monkeypatch):
+    monkeypatch.delenv(volumes.TRACE, raising=False)
+    volumes.write(tmp_path / "x.nii.gz", volume, AFFINE)
+    monkeypatch.setenv(volumes.TRACE, str(tmp_path / "trace"))
+    for _ in range(2):
+        volumes.read(tmp_path / "x.nii.gz")
+    volumes.write(tmp_path / "y.nii.gz", volume, AFFINE)
+    lines = [json.loads(line) for line in (tmp_path / "trace").read_text().splitlines()]
+    assert lines == [[str(tmp_path / "x.nii.gz"), False], [str(tmp_path / "y.nii.gz"), True], [str(tmp_path / "y.json"), True]]

@@ -1,30 +1,49 @@
 """A study as a graph of notebook executions: papermill on dask.distributed.
 
-One execution is one task in one worker process. What a notebook already finds done it does not do
-again (`helpers.stages`), so running a study twice, or after it was killed, costs only what is missing.
+One execution is one task in one worker process. A task that is recorded as done (`helpers.ledger`) is not executed, and
+what an executed notebook finds done it does not do again (`helpers.stages`). So running a study twice, or after it was
+killed, costs only what is missing.
 """
 
+import contextlib
+import errno
+import fnmatch
 import html
+import importlib.util
+import json
 import logging
 import os
+import shutil
+import statistics
 import sys
+import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import layout, phantom, stages, volumes
-from helpers.study import GROUND_TRUTH, Study
+import pandas as pd
 
-#: Seconds that a notebook took in the demo (2 cores), for the estimate of the time left: fixed part, and per image
-#: or harmonized volume that it makes.
-_COST_S = {"00": (8, 5), "01": (12, 0), "02": (10, 1), "03": (12, 1.5), "04": (10, 6), "05": (25, 0)}
+from helpers import cluster as clusters
+from helpers import layout, ledger, phantom, schedule, stages, volumes
+from helpers.cluster import Cluster
+from helpers.study import GROUND_TRUTH, Study, sources
 
-#: A worker that harmonizes whole volumes needs about this much memory, its kernel included.
-WORKER_MEMORY_GIB = 3
+#: Seconds that a notebook took alone on a core (EPYC, Zen 5) until a study has measured its own: fixed part, and for each
+#: image that it makes. Harmonizing depends on how much of a volume is wanted, registering on the transform.
+_COST_S = {"00": (9, 3), "01": (6, 0), "02": (7, 0.06), "03": (12, 0.65), "04": (10, 1.4), "05": (8, 0)}
+_ESTIMATED_TRANSFORM_S = 6.5
+_ENCODING_S = 1.35
+_WHOLE_PLANE_S = 24
 
+#: Megabytes of an image, as measured; fused and registered volumes hold noise and hardly shrink.
+_COHORT_MB, _STACK_MB, _REGISTERED_MB, _HARMONIZED_MB, _ENCODING_MB, _REPORT_MB = 3.5, 2.75, 13, 5.3, 13.9, 1.2
 
-#: What kernels inherit: as many processes as cores, and one thread in each.
-KERNEL_ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"), "1")
+#: What a study writes into its folder, subjects' folders apart.
+_WRITTEN = ("tables", "report", "figures", "encodings", ".bidsignore")
+
+#: Free space below this part of the estimate is plainly too little: the estimate may be a little high.
+_PLAINLY = 0.8
 
 
 @dataclass(frozen=True)
@@ -41,49 +60,114 @@ class Task:
         For papermill; plain literals.
     needs : tuple of str
         Names of the tasks whose files it reads.
-    cost_s : float
-        Rough duration, for the estimate of the time left.
+    after : tuple of str
+        Names of tasks that it waits for, but does not need: they make something that it would make itself.
+    images : int
+        How many images it makes.
+    cost_s, size_mb : float
+        Rough duration and size of its results, for the estimates.
     """
 
     name: str
     notebook: Path
     parameters: dict
     needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    images: int = 0
     cost_s: float = 10
+    size_mb: float = _REPORT_MB
 
 
 def tasks(plan: Study) -> list[Task]:
     """The notebook executions that make up a study, in an order in which each comes after its needs."""
     made = []
 
-    def add(notebook, who, parameters, needs=(), images=0):
+    def add(notebook, who, parameters, needs=(), after=(), images=0, mb=0.0, more_s=0.0):
         fixed, each = _COST_S[notebook[:2]]
         name = "_".join((notebook, *who))
-        made.append(Task(name, layout.NOTEBOOKS / f"{notebook}.ipynb", parameters, tuple(needs), fixed + each * images))
+        path = layout.NOTEBOOKS / f"{notebook}.ipynb"
+        made.append(Task(name, path, parameters, tuple(needs), tuple(after), images, fixed + each * images + more_s, _REPORT_MB + mb))
         return name
 
     shared = {key: value for key, value in plan.literals().items() if key != "subjects"}
     common = {key: shared[key] for key in ("name", "output_dir")}
     acquired = {**common, **{key: shared[key] for key in ("experiments", "resolutions")}}
     preview = {key: shared[key] for key in ("reconstruction", "slice_step")}
-    images = len(plan.acquisitions()) * len(plan.resolutions)
-    target = add("00_cohort", ["target"], {**common, "subject": phantom.TARGET_SEED}, images=3)
+    whole = plan.slice_step == 1
+    levels = len(plan.resolutions)
+    images = len(plan.acquisitions()) * levels
+    estimated_s = 0 if plan.transform == "known" else images * _ESTIMATED_TRANSFORM_S
+    # Per resolution, or ground truth: three images harmonized.
+    plane_s = len(plan.reconstruction) * _WHOLE_PLANE_S if whole else 0
+    harmonized_mb = 3 * _HARMONIZED_MB / plan.slice_step
+    encode_s, encode_mb = (0, 0) if whole else (_ENCODING_S, _ENCODING_MB)
+    target = add("00_cohort", ["target"], {**common, "subject": phantom.TARGET_SEED}, images=3, mb=3 * _COHORT_MB)
     last = []
     for subject in plan.subjects:
         who = [f"sub-{subject:02d}"]
         person = {"subject": subject}
-        start = add("00_cohort", who, {**common, **person}, images=3)
+        start = add("00_cohort", who, {**common, **person}, images=3, mb=3 * _COHORT_MB)
         if subject == plan.subjects[0]:
             add("01_slice_profiles", [], {**common, **person, "interactive": False}, [start])
-        sliced = add("02_degradation", who, {**acquired, **person, "interactive": False}, [start], images)
-        back = add("03_registration", who, {**acquired, **person, **preview, "transform": plan.transform, "seed": plan.seed}, [sliced], images)
+        sliced = add("02_degradation", who, {**acquired, **person, "interactive": False}, [start], images=images, mb=images * _STACK_MB)
+        settings = {**acquired, **person, **preview, "transform": plan.transform, "seed": plan.seed}
+        back = add("03_registration", who, settings, [sliced], images=images, mb=images * _REGISTERED_MB, more_s=estimated_s)
         settings = {**{key: value for key, value in shared.items() if key != "experiments"}, **person}
-        truth = add("04_harmonization", [*who, f"exp-{GROUND_TRUTH}"], {**settings, "experiment": GROUND_TRUTH}, [back, target], 2)
+        truth = add(
+            "04_harmonization",
+            [*who, f"exp-{GROUND_TRUTH}"],
+            {**settings, "experiment": GROUND_TRUTH},
+            [back, target],
+            images=2,
+            mb=2 * harmonized_mb + 3 * encode_mb,
+            more_s=2 * plane_s + 3 * encode_s,
+        )
+        encoded = {}
         for experiment in plan.experiments:
-            parameters = {**settings, "experiment": experiment}
-            last.append(add("04_harmonization", [*who, f"exp-{experiment}"], parameters, [truth], len(plan.resolutions)))
+            acquisitions = [pair for pair in sources(experiment).items() if pair[1] != "3D"]
+            # In a preview experiments share encoded sources: the second waits for the first, instead of doing its work again.
+            after = {encoded[pair] for pair in acquisitions if pair in encoded} if not whole else ()
+            new = [pair for pair in acquisitions if pair not in encoded]
+            name = add(
+                "04_harmonization",
+                [*who, f"exp-{experiment}"],
+                {**settings, "experiment": experiment},
+                [truth],
+                sorted(after),
+                images=levels,
+                mb=levels * (harmonized_mb + len(new) * encode_mb),
+                more_s=levels * (plane_s + len(new) * encode_s),
+            )
+            encoded |= dict.fromkeys(new, name)
+            last.append(name)
     add("05_analysis", [], plan.literals(), last)
     return made
+
+
+def choose(wanted: list[Task], patterns: Iterable[str]) -> list[Task]:
+    """The tasks whose names match one of some shell patterns, such as ``04*sub-01*exp-3*``, and what they need.
+
+    Raises
+    ------
+    ValueError
+        If a pattern matches no task.
+    """
+    named, chosen = {task.name: task for task in wanted}, set()
+
+    def take(name):
+        if name not in chosen:
+            chosen.add(name)
+            for need in named[name].needs:
+                take(need)
+
+    for pattern in patterns:
+        found = fnmatch.filter(named, pattern)
+        if not found:
+            some = ", ".join(list(named)[-3:])
+            raise ValueError(f"--only is {pattern!r}, which matches no task: accepted are patterns of names such as {some}")
+        for name in found:
+            take(name)
+    return [task for task in wanted if task.name in chosen]
 
 
 def check_subjects(plan: Study) -> None:
@@ -118,18 +202,49 @@ def check_parameters(wanted: list[Task]) -> None:
                 raise ValueError(f"{task.notebook.name}: parameter {parameter}={value!r} is unknown: accepted are {accepted}")
 
 
-def execute(task: Task, folder: Path) -> str | None:
-    """Execute one notebook, keep it and its HTML page in `folder`, and return the error's last line or None."""
-    os.environ.update(KERNEL_ENVIRONMENT)
-    import nbformat
+@dataclass(frozen=True)
+class Execution:
+    """What became of one execution: the error's last line or None, how long it took, how many images it wrote."""
+
+    error: str | None
+    seconds: float = 0
+    images: int = 0
+
+
+def execute(task: Task, folder: Path, threads: int = 1) -> Execution:
+    """Execute one notebook, keep it and its HTML page in `folder`, and record it as done unless it failed."""
+    # ITK takes one thread whatever is said here: its sums depend on their number (helpers.registration).
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+    os.environ.update(dict.fromkeys(names, str(threads)), ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS="1")
+    started = time.monotonic()
+    executed = folder / f"{task.name}.ipynb"
+    page = executed.with_suffix(".html")
+    with tempfile.TemporaryDirectory(prefix="resolution-matters-") as scratch:
+        trace = Path(scratch) / "files"
+        trace.touch()
+        try:
+            executed.parent.mkdir(parents=True, exist_ok=True)
+            ledger.forget(folder, task.name)
+            page.unlink(missing_ok=True)
+            version = ledger.stamp(task.notebook, task.parameters)
+            error = _papermill(task, executed, trace)
+            files, written = ledger.read_trace(trace)
+            if executed.exists():
+                _render(executed, page)
+            # Should a module have changed meanwhile, nobody knows which the kernel had.
+            if error is None and ledger.stamp(task.notebook, task.parameters) == version:
+                ledger.record(folder, task.name, version, {*files, str(executed), str(page)})
+        except Exception as failure:  # A kernel that died, a full disk: the study goes on, and says so.
+            error, written = _last_line(f"{type(failure).__name__}: {failure}"), ()
+    return Execution(error, round(time.monotonic() - started, 3), sum(path.endswith(".nii.gz") for path in written))
+
+
+def _papermill(task: Task, executed: Path, trace: Path) -> str | None:
     import papermill
-    from nbconvert import HTMLExporter
     from papermill.exceptions import PapermillExecutionError
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    executed = folder / f"{task.name}.ipynb"
-    executed.parent.mkdir(parents=True, exist_ok=True)
-    error = None
+    os.environ[volumes.TRACE] = str(trace)
     try:
         papermill.execute_notebook(
             str(task.notebook),
@@ -137,136 +252,441 @@ def execute(task: Task, folder: Path) -> str | None:
             task.parameters,
             progress_bar=False,
             kernel_name="python3",
-            cwd=str(folder),
+            cwd=str(executed.parent),
             # A kernel warns at every start that it listens on this machine; the progress bar is what should be seen.
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
         )
     except PapermillExecutionError as failure:
-        error = f"{failure.ename}: {failure.evalue}".strip().splitlines()[-1]
-    page, _ = HTMLExporter(template_name="lab").from_notebook_node(nbformat.read(executed, as_version=4))
-    volumes.write_bytes(executed.with_suffix(".html"), page.encode())
-    return error
+        return _last_line(f"{failure.ename}: {failure.evalue}")
+    finally:
+        del os.environ[volumes.TRACE]
+    return None
+
+
+def _render(executed: Path, page: Path) -> None:
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    text, _ = HTMLExporter(template_name="lab").from_notebook_node(nbformat.read(executed, as_version=4))
+    volumes.write_bytes(page, text.encode())
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1]
+
+
+def _report_folder(plan: Study) -> Path:
+    return stages.folder(plan) / "report"
+
+
+def expected_s(wanted: list[Task], folder: Path) -> dict[str, float]:
+    """Task -> the seconds that it will take if all of its images are to be made.
+
+    By the study's own log, where it has such executions of the same notebook: the rough costs, times the median of what they
+    were off by. Without, the rough costs.
+    """
+    named = {task.name: task for task in wanted}
+    off = {}
+    for event in ledger.events(folder):
+        task = named.get(event.get("task"))
+        # One that found its images there says nothing about how long they take.
+        if task and event.get("event") == "done" and event.get("images", 0) >= task.images:
+            off.setdefault(task.notebook, []).append(event["seconds"] / task.cost_s)
+    return {task.name: task.cost_s * statistics.median(off.get(task.notebook, [1])) for task in wanted}
+
+
+def status(plan: Study) -> pd.DataFrame:
+    """Where a study stands. Nothing is changed.
+
+    Returns
+    -------
+    DataFrame
+        One row per task: ``task``, ``stage`` (its notebook), ``state`` (done, running, failed or missing), ``seconds`` of its
+        last execution (NaN if there was none), ``expected_s`` and ``expected_mb`` of what is yet to be done, ``error``.
+    """
+    return _states(tasks(plan), _report_folder(plan))
+
+
+def _states(wanted: list[Task], folder: Path, repair: bool = False) -> pd.DataFrame:
+    running, last = set(), {}
+    for event in ledger.events(folder):
+        name = event.get("task")
+        if event.get("event") == "run":
+            running = set()
+        elif event.get("event") == "started":
+            running.add(name)
+        elif event.get("event") in ("done", "failed"):
+            running.discard(name)
+            last[name] = event
+    if repair or ledger.holder(folder) is None:  # Whoever repairs holds the study itself, and has started nothing yet.
+        running = set()
+    cost, rows = expected_s(wanted, folder), []
+    for task in wanted:
+        before = last.get(task.name, {})
+        if task.name in running:
+            state = "running"
+        elif _is_done(task, folder, repair):
+            state = "done"
+        else:
+            state = "failed" if before.get("event") == "failed" else "missing"
+        left = state != "done"
+        error = before.get("error", "") if state == "failed" else ""
+        rows.append((task.name, task.notebook.stem, state, before.get("seconds"), left * cost[task.name], left * task.size_mb, error))
+    table = pd.DataFrame(rows, columns=["task", "stage", "state", "seconds", "expected_s", "expected_mb", "error"])
+    return table.astype({"seconds": float})
+
+
+def expected_hours(plan: Study, states: pd.DataFrame, workers: int) -> float:
+    """Hours that the tasks of `states` that are not done will take on some workers."""
+    left = states[states.expected_s > 0]
+    needs = _graph([task for task in tasks(plan) if task.name in set(left.task)])
+    seconds = dict(zip(left.task, left.expected_s, strict=True))
+    return schedule.makespan({name: needs[name] for name in schedule.urgent_first(needs, seconds)}, seconds, workers) / 3600
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a study: task name -> error line; tasks that could not start; the report's index page; seconds."""
+    """What became of a study: task -> error line; tasks that could not start; how many were executed; index page; seconds."""
 
     failed: dict[str, str]
     skipped: list[str]
+    executed: int
     report: Path
     seconds: float
 
 
-def run(plan: Study, workers: int | None = None) -> Outcome:
-    """Run a study: check it whole, execute its notebooks, write the report.
+def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> Outcome:
+    """Run a study: check it whole, execute its notebooks as far as they are not done, write the report.
 
     Parameters
     ----------
     plan : Study
         What to compute.
-    workers : int, optional
-        Notebooks at a time; by default one per core, as far as memory allows.
+    where : Cluster, optional
+        Where; by default on this machine.
+    only : iterable of str
+        Patterns of task names, as `choose` takes them; by default all tasks.
 
     Raises
     ------
     ValueError, FileNotFoundError
         Before anything starts, if a notebook does not know a parameter or a checkpoint is missing or does not fit.
+    RuntimeError
+        Before anything starts, if somebody else runs the study.
+    OSError
+        Before anything starts, if the disk is plainly too small; later, if the report cannot be written.
     """
+    started, where = time.monotonic(), where or Cluster()
     check_subjects(plan)
-    wanted = tasks(plan)
+    everything = tasks(plan)
+    wanted = choose(everything, only) if only else everything
+    folder = _report_folder(plan)
+    report = folder / "index.html"
+    if not folder.exists():  # What is refused leaves nothing behind.
+        _check(plan, wanted, _states(wanted, folder))
+    with ledger.locked(folder):
+        states = _states(wanted, folder, repair=True)
+        results = dict.fromkeys(states.task)
+        if not all(states.state == "done"):
+            _check(plan, wanted, states)
+            volumes.remove_leftovers(stages.root(plan))
+            results = execute_all(wanted, folder, where)
+        if any(results.values()) or len(results) < len(wanted) or not report.exists():
+            volumes.write_bytes(report, _index(plan, _states(everything, folder), folder).encode())
+    failed = {name: each.error for name, each in results.items() if _failed(each)}
+    skipped = [task.name for task in wanted if task.name not in results]
+    return Outcome(failed, skipped, sum(each is not None for each in results.values()), report, time.monotonic() - started)
+
+
+def _check(plan: Study, wanted: list[Task], states: pd.DataFrame) -> None:
     check_parameters(wanted)
     stages.check_models(plan)
-    report = stages.root(plan) / "report" / "index.html"
-    started = time.monotonic()
-    errors = execute_all(wanted, report.parent, workers or default_workers())
-    volumes.write_bytes(report, _index(plan, wanted, errors, report.parent).encode())
-    failed = {name: error for name, error in errors.items() if error}
-    skipped = [task.name for task in wanted if task.name not in errors]
-    return Outcome(failed, skipped, report, time.monotonic() - started)
+    check_space(plan, states)
 
 
-def execute_all(wanted: list[Task], folder: Path, workers: int) -> dict[str, str | None]:
-    """Execute notebooks on a `LocalCluster`, each after those it needs, with a progress bar on the terminal.
+def check_space(plan: Study, states: pd.DataFrame) -> None:
+    """Refuse to start where the disk is plainly too small for what is missing.
 
-    A notebook that fails does not stop those that do not need it.
+    Raises
+    ------
+    OSError
+        Stating both numbers.
+    """
+    folder = stages.folder(plan)
+    free, wanted = free_mb(folder), states.expected_mb.sum()
+    if free < _PLAINLY * wanted:
+        raise OSError(
+            f"{folder}: the study needs about {wanted / 1000:.1f} GB more, and {free / 1000:.1f} GB are free: make space, or set output_dir"
+        )
+
+
+def free_mb(folder: Path) -> float:
+    """Free space of the disk on which a folder is, or will be, in MB."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free / 1e6
+
+
+def execute_all(wanted: list[Task], folder: Path, where: Cluster) -> dict[str, Execution | None]:
+    """Execute the notebooks that are not done, each after those it needs. One that fails does not stop those that do not need it.
 
     Returns
     -------
     dict
-        Name of each task that was executed -> last line of its error, or None.
+        Task -> what became of its execution; None if it was done before. Tasks that could not start are not in it.
     """
-    from dask.distributed import Client, LocalCluster
-
-    # No memory limit of dask's: it would count the worker, not the kernel that does the work.
-    cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, memory_limit=0)
-    with cluster, Client(cluster) as client:
-        return _gather(client, wanted, folder)
-
-
-def default_workers() -> int:
-    """One worker per core that this process may use, as long as each has `WORKER_MEMORY_GIB`."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return max(1, min(cores, int(memory_gib / WORKER_MEMORY_GIB)))
+    # In the order of the method, the first subject would be finished before the last is begun, and cores would lie idle at the end.
+    named = {task.name: task for task in wanted}
+    wanted = [named[name] for name in schedule.urgent_first(_graph(wanted), expected_s(wanted, folder))]
+    ledger.log(folder, event="run", kind=where.kind, workers=where.size(), threads=where.threads())
+    with clusters.start(where, folder / "jobs") as (client, again):
+        if importlib.util.find_spec("bokeh"):  # Without it the address shows nothing but that it is missing.
+            print(f"dashboard: {client.dashboard_link}", file=sys.stderr)
+        return _gather(client, again, wanted, folder, where)
 
 
-def _gather(client, wanted: list[Task], folder: Path) -> dict[str, str | None]:
+def _graph(wanted: list[Task]) -> dict[str, tuple[str, ...]]:
+    return {task.name: (*task.needs, *task.after) for task in wanted}
+
+
+def _is_done(task: Task, folder: Path, repair: bool = False) -> bool:
+    return ledger.done(folder, task.name, ledger.stamp(task.notebook, task.parameters), repair)
+
+
+def _failed(result: Execution | None) -> bool:
+    return result is not None and result.error is not None
+
+
+def _gather(client, again, wanted: list[Task], folder: Path, where: Cluster) -> dict[str, Execution | None]:
     """Submit tasks as soon as their needs are met, until none is left that can start."""
     from dask.distributed import wait
-    from tqdm import tqdm
 
-    waiting, running, errors = list(wanted), {}, {}
-    total, started = sum(task.cost_s for task in wanted), time.monotonic()
-
-    def progress():
-        # Expected seconds of work become seconds on the clock at the pace so far, at first that of the workers.
-        done_s = sum(task.cost_s for task in wanted if task.name in errors)
-        pace = (time.monotonic() - started) / done_s if done_s else 1 / max(len(client.nthreads()), 1)
-        return f"about {(total - done_s) * pace / 60:.0f} min left, {len(errors)}/{len(wanted)} notebooks done"
-
-    form = "{percentage:3.0f}% |{bar:24}| {elapsed}{postfix}"
-    # Away from a terminal a bar would be noise: a line for each finished notebook instead.
-    terminal = sys.stderr.isatty()
-    with tqdm(total=round(total), bar_format=form, disable=not terminal) as bar:
-        while waiting or running:
-            ready = [task for task in waiting if all(errors.get(need, "") is None for need in task.needs)]
-            # No more than there are workers: so what was submitted is what runs, in the order of the method.
-            for task in ready[: max(len(client.nthreads()) - len(running), 0)]:
-                waiting.remove(task)
-                # A notebook that failed would fail again; dask itself restarts what a lost worker had.
-                running[client.submit(execute, task, folder, key=task.name, pure=False)] = task
+    waiting, running, results, blocked = list(wanted), {}, {}, set()
+    named, renewed = {task.name for task in wanted}, time.monotonic()
+    with _Progress(wanted, expected_s(wanted, folder), where.size()) as progress:
+        while True:
+            for task in waiting:  # Each comes after its needs.
+                if any(need in blocked or _failed(results.get(need)) for need in task.needs):
+                    blocked.add(task.name)
+            waiting = [task for task in waiting if task.name not in blocked]
+            over = blocked | set(results)
+            # No more than there are workers: so what was submitted is what runs, in this order.
+            free = max(len(client.nthreads()) - len(running), 0)
+            skipped = False
+            for task in [task for task in waiting if all(name in over or name not in named for name in (*task.needs, *task.after))]:
+                # Only now: what it reads may just have been made again, with the same content.
+                if _is_done(task, folder, repair=True):
+                    waiting.remove(task)
+                    results[task.name], skipped = None, True
+                    progress.skip(task)
+                elif free:
+                    waiting.remove(task)
+                    free -= 1
+                    ledger.log(folder, event="started", task=task.name)
+                    # Dask runs again what a lost worker had. A notebook that failed would fail again: its error is a result.
+                    running[client.submit(execute, task, folder, where.threads(), key=task.name, pure=False)] = task
+                    progress.start(task)
+            if not waiting and not running:
+                return results
+            if time.monotonic() - renewed > 20:
+                again()
+                renewed = time.monotonic()
+            progress.show()
             if not running:
-                if not ready:
-                    break
-                time.sleep(1)  # Every worker is lost; dask's nanny is starting another.
+                time.sleep(0 if skipped else 0.5)  # Workers are yet to come, or all are lost and others on their way.
                 continue
-            bar.set_postfix_str(f"{progress()}; now {', '.join(task.name for task in running.values())}")
             try:
-                done = wait(list(running), timeout=1, return_when="FIRST_COMPLETED").done
+                ended = wait(list(running), timeout=1, return_when="FIRST_COMPLETED").done
             except TimeoutError:
                 continue
-            for future in done:
-                task = running.pop(future)
-                failure = future.exception()
-                errors[task.name] = f"{type(failure).__name__}: {failure}" if failure else future.result()
-                bar.update(round(task.cost_s))
-                if not terminal:
-                    print(f"{task.name}: {errors[task.name] or 'done'}; {progress()}", file=sys.stderr, flush=True)
-    return errors
+            for future in ended:
+                task, failure = running.pop(future), future.exception()
+                result = Execution(_last_line(f"{type(failure).__name__}: {failure}")) if failure else future.result()
+                results[task.name] = result
+                facts = {"seconds": result.seconds, "images": result.images, **({"error": result.error} if result.error else {})}
+                ledger.log(folder, event="failed" if result.error else "done", task=task.name, **facts)
+                progress.end(task, result)
+                if f"[Errno {errno.ENOSPC}]" in (result.error or ""):
+                    waiting = []  # One full disk is enough: the others would fail of it as well, one after the other.
 
 
-def _index(plan: Study, wanted: list[Task], errors: dict[str, str | None], folder: Path) -> str:
+class _Progress:
+    """A bar for the study, and below it a line for each notebook that runs. Away from a terminal a line per finished notebook."""
+
+    LINES = 8
+
+    def __init__(self, wanted: list[Task], expected: dict[str, float], workers: int):
+        self.wanted, self.expected, self.workers = wanted, dict(expected), workers
+        self.needs = _graph(wanted)
+        self.began, self.ended, self.pace = {}, 0, []
+        self.terminal = sys.stderr.isatty()
+
+    def __enter__(self):
+        from tqdm import tqdm
+
+        form = "{percentage:3.0f}% |{bar:24}| {elapsed}{postfix}"
+        self.bar = tqdm(total=sum(self.expected.values()), bar_format=form, disable=not self.terminal)
+        rows = min(self.LINES, self.workers)
+        self.rows = [tqdm(bar_format="{desc}", position=row + 1, leave=False, disable=not self.terminal) for row in range(rows)]
+        return self
+
+    def __exit__(self, *_):
+        for row in self.rows[::-1]:
+            row.close()
+        self.bar.close()
+
+    def start(self, task: Task) -> None:
+        self.began[task.name] = time.monotonic()
+
+    def skip(self, task: Task) -> None:
+        self._over(task)
+
+    def end(self, task: Task, result: Execution) -> None:
+        del self.began[task.name]
+        if not result.error and result.images >= task.images:
+            self.pace.append(result.seconds / self.expected[task.name])
+        self._over(task)
+        if not self.terminal:
+            minutes = f"{result.seconds / 60:.1f} min"
+            print(f"{task.name}: {result.error or f'done in {minutes}'}; {self._left()}", file=sys.stderr, flush=True)
+
+    def _over(self, task: Task) -> None:
+        self.ended += 1
+        self.bar.update(self.expected[task.name])
+        del self.needs[task.name]
+
+    def _left(self) -> str:
+        pace, now = statistics.median(self.pace or [1]), time.monotonic()
+        # What runs has at least a little left, whatever was expected of it.
+        left = {name: max(self.expected[name] * pace - (now - self.began.get(name, now)), 1) for name in self.needs}
+        minutes = schedule.makespan(self.needs, left, self.workers) / 60
+        return f"{self.ended}/{len(self.wanted)} notebooks, about {minutes:.0f} min left"
+
+    def show(self) -> None:
+        if self.terminal:
+            self.bar.set_postfix_str(self._left())
+            lines = [
+                f"  {name}  {(time.monotonic() - began) / 60:.1f} of about {self.expected[name] / 60:.1f} min"
+                for name, began in self.began.items()
+            ]
+            if len(lines) > len(self.rows):
+                lines[len(self.rows) - 1 :] = [f"  … and {len(lines) - len(self.rows) + 1} more"]
+            for row, line in zip(self.rows, [*lines, *[""] * len(self.rows)], strict=False):
+                row.set_description_str(line)
+
+
+def _index(plan: Study, states: pd.DataFrame, folder: Path) -> str:
+    """The report's first page: every task with its state, duration, page, and error."""
+
     def row(task):
-        if task.name not in errors:
-            return f"<tr><td>{task.name}</td><td>not started: it needs a notebook that failed</td></tr>"
         # A kernel that died leaves no page.
-        name = f'<a href="{task.name}.html">{task.name}</a>' if (folder / f"{task.name}.html").exists() else task.name
-        return f"<tr><td>{name}</td><td>{html.escape(errors[task.name] or 'done')}</td></tr>"
+        there = (folder / f"{task.task}.html").exists()
+        name = f'<a href="{task.task}.html">{task.task}</a>' if there else task.task
+        took = "" if pd.isna(task.seconds) else f"{int(task.seconds) // 60}:{int(task.seconds) % 60:02d}"
+        cells = f'<td>{name}</td><td>{task.state}</td><td class="time">{took}</td><td>{html.escape(task.error)}</td>'
+        return f'<tr class="{task.state}">{cells}</tr>'
 
-    rows = "\n".join(map(row, wanted))
-    style = "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}td{padding:.2em 1.5em .2em 0}"
+    counts = ", ".join(f"{number} {state}" for state, number in states.state.value_counts().items())
+    spent_h = states.seconds.sum() / 3600
+    style = (
+        "body{font:16px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
+        "th{text-align:left;border-bottom:1px solid #999}td,th{padding:.15em 1.5em .15em 0;vertical-align:top}.time{text-align:right}"
+        ".failed td:nth-child(2),.failed td:nth-child(4){color:#b0413e;font-weight:bold}.missing td{color:#777}"
+    )
+    body = "\n".join(map(row, states.itertuples()))
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{plan.name}</title><style>{style}</style>\n'
-        f"<h1>Study “{plan.name}”</h1><p>{stages.SEMI_SYNTHETIC}. Executed notebooks, in the order of the method:</p>\n<table>{rows}</table></html>\n"
+        f"<h1>Study “{plan.name}”</h1><p>{stages.SEMI_SYNTHETIC}.</p><p>{counts}; {spent_h:.1f} h of computing in the last "
+        f"execution of each. Executed notebooks, in the order of the method:</p>\n"
+        f'<table><tr><th>notebook</th><th>state</th><th class="time">min:s</th><th>error</th></tr>\n{body}</table></html>\n'
     )
+
+
+@dataclass(frozen=True)
+class Results:
+    """What `clean` would remove: the study's folder, its files, their size in MB."""
+
+    folder: Path
+    files: tuple[Path, ...]
+    size_mb: float
+
+
+def results(plan: Study) -> Results:
+    """What a study has written, below its own folder. Files of others there, and what links point to, are not among it.
+
+    Raises
+    ------
+    ValueError
+        If the folder does not say that this study wrote it, or holds the repository.
+    """
+    folder = stages.folder(plan)
+    if not folder.exists():
+        return Results(folder, (), 0)
+    try:
+        name = json.loads((folder / "dataset_description.json").read_text())["Name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        name = None
+    if name != stages.title(plan) or layout.ROOT.is_relative_to(folder.resolve()):
+        raise ValueError(f"{folder}: accepted is a folder that the study {plan.name} wrote and describes in dataset_description.json")
+    files = []
+    for top in (*(folder / each for each in _WRITTEN), *sorted(folder.glob("sub-*"))):
+        if top.is_dir() and not top.is_symlink():
+            for where, folders, names in os.walk(top):  # A link to a folder goes as the link that it is.
+                files += [Path(where) / each for each in (*names, *folders) if each in names or (Path(where) / each).is_symlink()]
+        elif top.is_symlink() or top.exists():
+            files.append(top)
+    # Last, so that a clean that was interrupted can be run again.
+    files.append(folder / "dataset_description.json")
+    return Results(folder, tuple(files), sum(path.lstat().st_size for path in files) / 1e6)
+
+
+def clean(plan: Study) -> Results:
+    """Remove what a study has written (`results`), and the folders that this leaves empty; return what it was.
+
+    Raises
+    ------
+    ValueError
+        As `results`.
+    RuntimeError
+        If the study is being run.
+    """
+    found = results(plan)
+    if not found.files:
+        return found
+    with ledger.locked(_report_folder(plan)):
+        for path in found.files:
+            path.unlink(missing_ok=True)
+    (_report_folder(plan) / ".lock").unlink(missing_ok=True)
+    for where, _, _ in os.walk(found.folder, topdown=False):
+        with contextlib.suppress(OSError):
+            Path(where).rmdir()  # Only if it is empty.
+    return found
+
+
+def scaling(plan: Study, seconds: dict[str, float], workers: Iterable[int]) -> pd.DataFrame:
+    """How a study would scale: a simulation of its real graph with given durations, not a measurement.
+
+    Parameters
+    ----------
+    plan : Study
+        Its tasks and what they wait for.
+    seconds : dict
+        Task -> duration.
+    workers : iterable of int
+        Numbers of workers.
+
+    Returns
+    -------
+    DataFrame
+        ``workers``, ``hours``, ``speed_up`` over one worker, ``bound`` (the lesser of the workers and of the total over the
+        critical path: no order of the tasks does better), ``critical_path_h``.
+    """
+    needs = _graph(tasks(plan))
+    needs = {name: needs[name] for name in schedule.urgent_first(needs, seconds)}
+    total = sum(seconds[name] for name in needs)
+    longest = sum(seconds[name] for name in schedule.critical_path(needs, seconds))
+    rows = []
+    for number in workers:
+        span = schedule.makespan(needs, seconds, number)
+        rows.append((number, span / 3600, total / span, min(number, total / longest), longest / 3600))
+    return pd.DataFrame(rows, columns=["workers", "hours", "speed_up", "bound", "critical_path_h"])

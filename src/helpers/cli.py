@@ -1,45 +1,110 @@
 """The command line: ``resolution-matters run studies/demo.toml``."""
 
 import argparse
+import dataclasses
 import sys
 from importlib.metadata import version
 
+from helpers.cluster import Cluster
 from helpers.study import Study
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; return 0 if all went well, 1 if a notebook failed, 2 if the input was refused."""
+    """Run a command; return 0 if all went well, 1 if a notebook failed, 2 if the input was refused, 130 if interrupted."""
     parser = argparse.ArgumentParser(prog="resolution-matters", description="What thick slices do to MR image harmonization.")
     parser.add_argument("--version", action="version", version=version("resolution-matters"))
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run a study: its notebooks, as far as they are not done yet")
-    run.add_argument("study", help="a study file, e.g. studies/demo.toml")
-    run.add_argument("--workers", type=int, help="notebooks at a time (default: one per core, as far as memory allows)")
+    workers = "notebooks at a time, or jobs of a cluster (default: the study's; on this machine one per core, as far as memory allows)"
+    run.add_argument("--workers", type=int, help=workers)
+    only = "only tasks of such names and what they need, e.g. '04*sub-01*exp-3'; may be repeated"
+    run.add_argument("--only", action="append", default=[], metavar="PATTERN", help=only)
+    run.add_argument("--dry-run", action="store_true", help="say what would be done, how long it takes and how much disk, and do nothing")
+    run.set_defaults(action=_run)
+    commands.add_parser("status", help="what is done, running, failed and missing").set_defaults(action=_status)
+    clean = commands.add_parser("clean", help="remove a study's results")
+    clean.add_argument("--yes", action="store_true", help="do not ask")
+    clean.set_defaults(action=_clean)
+    for command in commands.choices.values():
+        command.add_argument("study", help="a study file, e.g. studies/demo.toml")
     options = parser.parse_args(arguments)
     try:
-        return _run(options)
-    except (ValueError, OSError) as error:
+        return options.action(options, Study.from_toml(options.study), Cluster.from_toml(options.study))
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"resolution-matters: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nresolution-matters: interrupted; the same command goes on where it was", file=sys.stderr)
+        return 130
 
 
-def _run(options: argparse.Namespace) -> int:
-    if options.workers is not None and options.workers < 1:
-        raise ValueError(f"--workers is {options.workers}: accepted are whole numbers from 1")
-    plan = Study.from_toml(options.study)
-
+def _run(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
     from helpers import batch, stages
 
-    outcome = batch.run(plan, options.workers)
+    if options.workers is not None:
+        if options.workers < 1:
+            raise ValueError(f"--workers is {options.workers}: accepted are whole numbers from 1")
+        where = dataclasses.replace(where, **{"workers" if where.kind == "local" else "jobs": options.workers})
+    if options.dry_run:
+        batch.check_subjects(plan)
+        wanted = {task.name for task in batch.choose(batch.tasks(plan), options.only or ["*"])}
+        states = batch.status(plan)
+        _tell(plan, states[states.task.isin(wanted)], where)
+        return 0
+    outcome = batch.run(plan, where, options.only)
     for name, error in outcome.failed.items():
         print(f"failed: {name}: {error}\n        {outcome.report.parent / name}.ipynb", file=sys.stderr)
     for name in outcome.skipped:
-        print(f"not started: {name}: it needs a notebook that failed", file=sys.stderr)
-    if not outcome.failed:
+        print(f"not started: {name}: it needs a notebook that failed, or the disk was full", file=sys.stderr)
+    if not outcome.failed and not options.only:
         print(stages.headline(plan))
-    minutes = outcome.seconds / 60
-    print(f"\n{minutes:.1f} min. Figures: {stages.figures_folder(plan)}\nReport of the executed notebooks: {outcome.report}")
-    return 1 if outcome.failed else 0
+    executed = f"{outcome.executed} notebooks executed" if outcome.executed else "Everything was done already"
+    print(f"\n{executed}, {outcome.seconds / 60:.1f} min. Figures: {stages.figures_folder(plan)}")
+    print(f"Report of the executed notebooks: {outcome.report}")
+    return 1 if outcome.failed or outcome.skipped else 0
+
+
+def _status(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
+    from helpers import batch
+
+    states = batch.status(plan)
+    _tell(plan, states, where)
+    for task in states[states.state == "failed"].itertuples():
+        print(f"failed: {task.task}: {task.error}")
+    return 0
+
+
+def _tell(plan: Study, states, where: Cluster) -> None:
+    """Print the table of stages, what it took and what is left."""
+    from helpers import batch, stages
+
+    kinds = ["done", "running", "failed", "missing"]
+    table = states.groupby("stage").state.value_counts().unstack(fill_value=0).reindex(columns=kinds, fill_value=0)
+    times = states.groupby("stage")[["seconds", "expected_s"]].sum() / 60
+    table = table.join(times.rename(columns={"seconds": "took, min", "expected_s": "left, min"}).round(1))
+    table.loc["together"] = table.sum()
+    counts = {kind: "{:.0f}".format for kind in kinds}
+    print(f"Study {plan.name}, {stages.folder(plan)}\n{table.rename_axis(None).to_string(formatters=counts)}\n")
+    if (states.state != "done").any():
+        hours, free = batch.expected_hours(plan, states, where.size()), batch.free_mb(stages.folder(plan)) / 1000
+        at = f"{where.size()} {'workers' if where.kind == 'local' else f'{where.kind} jobs'}"
+        print(f"Left: about {hours:.1f} h on {at}, and {states.expected_mb.sum() / 1000:.1f} GB of disk ({free:.1f} GB free).")
+
+
+def _clean(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
+    from helpers import batch
+
+    found = batch.results(plan)
+    if not found.files:
+        print(f"{found.folder}: nothing there")
+        return 0
+    print(f"{found.folder}: {len(found.files)} files, {found.size_mb / 1000:.2f} GB")
+    if not options.yes and input("Remove them? [y/N] ").strip().lower() not in ("y", "yes"):
+        print("Nothing was removed.")
+        return 0
+    batch.clean(plan)
+    print("Removed.")
+    return 0
 
 
 if __name__ == "__main__":

@@ -757,3 +757,37 @@ def advice(protocols: pd.DataFrame, run: dict[str, np.ndarray], minutes: float, 
     fig.suptitle(textwrap.fill(note, 150), fontsize=9)
     fig.legend(handles, ["was run", *names], loc="outside lower center", ncols=len(names) + 1, frameon=False, fontsize=9)
     return fig, axes, protocols
+
+
+# The study at scale (tests/bench.py).
+
+
+def scaling(table: pd.DataFrame):
+    """Speed-up against the number of workers: a simulation, and the bound that no order of the tasks exceeds.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `helpers.batch.scaling` gives it, with a column ``study``.
+    """
+    fig, ax = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    workers = sorted(table.workers.unique())
+    ax.plot(workers, workers, color="0.7", lw=1, ls="--", label="as many times faster as workers")
+    for (study, rows), colour, marker in zip(table.groupby("study", sort=False), (BLUE, VERMILLION, GREEN), ("o", "s", "^"), strict=False):
+        ax.plot(rows.workers, rows.bound, color=colour, lw=1, ls=":")
+        ax.plot(rows.workers, rows.speed_up, color=colour, marker=marker, lw=1.8, label=study)
+        for row in rows.iloc[[0, -1]].itertuples():
+            took = f"{row.hours:.1f} h" if row.hours >= 1.5 else f"{60 * row.hours:.0f} min"
+            ax.annotate(took, (row.workers, row.speed_up), (9, -4), textcoords="offset points", color=colour, fontsize=9)
+    ax.plot([], [], color="0.3", lw=1, ls=":", label="bound: workers, critical path")
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log", base=2)
+    ax.set_xticks(workers, [str(each) for each in workers])
+    ax.set_yticks(workers, [str(each) for each in workers])
+    ax.set_xlim(0.85, workers[-1] * 1.9)
+    ax.set_xlabel("workers")
+    ax.set_ylabel("speed-up over one worker")
+    ax.set_title("Ten subjects: simulated from measured durations", fontsize=11)
+    ax.legend(frameon=False, fontsize=9, loc="upper left")
+    ax.spines[["top", "right"]].set_visible(False)
+    return fig, ax

@@ -30,19 +30,29 @@ HACA3_SOURCES = ("haca3/networks.py", "haca3/checkpoint.py", "haca3/harmonizer.p
 Output = tuple[np.ndarray, np.ndarray, dict]  # volume, affine, what else the sidecar should say
 
 
+def folder(plan: Study) -> Path:
+    """Where the study's results are, or will be."""
+    return Path(plan.output_dir) if plan.output_dir else layout.DERIVATIVES / plan.name
+
+
+def title(plan: Study) -> str:
+    """What the folder of the results calls itself."""
+    return f"resolution-matters: {plan.name}"
+
+
 def root(plan: Study) -> Path:
-    """Folder of the study's results, described as a BIDS derivative."""
-    folder = Path(plan.output_dir) if plan.output_dir else layout.DERIVATIVES / plan.name
-    if not (folder / "dataset_description.json").exists():
+    """Folder of the study's results, made and described as a BIDS derivative."""
+    results = folder(plan)
+    if not (results / "dataset_description.json").exists():
         description = {
-            "Name": f"resolution-matters: {plan.name}",
+            "Name": title(plan),
             "BIDSVersion": "1.10.0",
             "DatasetType": "derivative",
             "GeneratedBy": [{"Name": "resolution-matters", "Version": version("resolution-matters"), "Description": SEMI_SYNTHETIC}],
         }
-        volumes.write_bytes(folder / ".bidsignore", b"tables/\nreport/\nfigures/\nencodings/\n")
-        volumes.write_bytes(folder / "dataset_description.json", json.dumps(description, indent=2).encode() + b"\n")
-    return folder
+        volumes.write_bytes(results / ".bidsignore", b"tables/\nreport/\nfigures/\nencodings/\n")
+        volumes.write_bytes(results / "dataset_description.json", json.dumps(description, indent=2).encode() + b"\n")
+    return results
 
 
 @functools.cache
@@ -63,15 +73,15 @@ def _done(path: Path, key: str) -> bool:
     return sidecar.get("Key") == key and path.is_file() and path.stat().st_size == sidecar.get("ContentBytes")
 
 
-def _make(outputs: Iterable[Path], key: str, inputs: Iterable[Path], work: Callable[[], Iterable[Output]]) -> None:
-    """Do `work` and write its results, unless all of `outputs` are there already under this key."""
-    outputs = list(outputs)
-    if all(_done(path, key) for path in outputs):
+def _make(outputs: Mapping[str, Path], key: str, inputs: Iterable[Path], work: Callable[[list[str]], Iterable[Output]]) -> None:
+    """Write those of `outputs` that are not there already under this key: `work` gets their names, and yields one after the other."""
+    missing = [name for name, path in outputs.items() if not _done(path, key)]
+    if not missing:
         return
-    for path, (volume, affine, facts) in zip(outputs, work(), strict=True):
+    for name, (volume, affine, facts) in zip(missing, work(missing), strict=True):
         made_from = [f"bids::{source.parent.parent.name}/anat/{source.name}" for source in inputs]
         record = {"Key": key, "Sources": made_from, "SpatialReference": layout.SPACE, "Note": SEMI_SYNTHETIC}
-        volumes.write(path, volume, affine, {**record, **facts})
+        volumes.write(outputs[name], volume, affine, {**record, **facts})
 
 
 def cohort(plan: Study, subject: int) -> dict[str, Path]:
@@ -91,14 +101,16 @@ def cohort(plan: Study, subject: int) -> dict[str, Path]:
     anatomy = {path.name: volumes.read_sidecar(path)["ContentSha256"] for path in sorted(layout.ANATOMY.glob("*.nii.gz"))}
     key = _key(_code(cohort, ("phantom.py",)), [], {"subject": subject, "scanner": scanner, "anatomy": anatomy})
 
-    def work():
+    def work(missing):
         person, machine = phantom.subject(subject), phantom.scanner(scanner)
-        for number, contrast in enumerate(CONTRASTS):
-            image = phantom.render(person, machine, contrast, noise_seed=1000 * subject + number)
-            yield image, person.affine, {"Scanner": scanner, "MRAcquisitionType": "3D"}
-        yield person.brain, person.affine, {"Type": "Brain"}
+        for name in missing:
+            if name == "mask":
+                yield person.brain, person.affine, {"Type": "Brain"}
+            else:
+                image = phantom.render(person, machine, name, noise_seed=1000 * subject + CONTRASTS.index(name))
+                yield image, person.affine, {"Scanner": scanner, "MRAcquisitionType": "3D"}
 
-    _make(paths.values(), key, [], work)
+    _make(paths, key, [], work)
     return paths
 
 
@@ -110,11 +122,11 @@ def degraded(plan: Study, subject: int, contrast: str, orientation: str, resolut
     path = layout.image(root(plan), subject, contrast, desc="degraded", acq=orientation, res=resolution.slug)
     key = _key(_code(degraded, ("slice_profile.py", "degradation.py", "linear.py")), [source], {"orientation": orientation, "resolution": resolution.label})
 
-    def work():
+    def work(_):
         lr_volume, lr_affine = degradation.degrade(*_read(source), orientation, resolution)
         yield lr_volume, lr_affine, {**_acquisition(orientation, resolution), "SliceProfile": slice_profile.parameters()}
 
-    _make([path], key, [source], work)
+    _make({contrast: path}, key, [source], work)
     return path
 
 
@@ -133,7 +145,7 @@ def registered(plan: Study, subject: int, contrast: str, orientation: str, resol
     path = layout.image(root(plan), subject, contrast, desc=f"registered{transform.capitalize()}", acq=orientation, res=resolution.slug)
     key = _key(_code(registered, ("registration.py", "linear.py")), inputs, {"transform": transform, "seed": plan.seed})
 
-    def work():
+    def work(_):
         lr_volume, lr_affine = volumes.read(stack)
         brain, affine = _read(images["mask"])
         true = registration.motion(plan.seed, subject, contrast, orientation)
@@ -150,7 +162,7 @@ def registered(plan: Study, subject: int, contrast: str, orientation: str, resol
         }
         yield registration.resample(lr_volume, moved, brain.shape, affine, estimated), affine, facts
 
-    _make([path], key, inputs, work)
+    _make({contrast: path}, key, inputs, work)
     return path
 
 
@@ -196,10 +208,10 @@ def harmonized(plan: Study, subject: int, experiment: str, resolution: Resolutio
     parents = [*inputs.values(), *aims]
     key = _key(code, parents, {"settings": settings, "models": models, "how": _network_options(plan)})
 
-    def work():
+    def work(missing):
         shared = [contrast for contrast, orientation in sources(experiment).items() if orientation == "3D" and resolution]
         images = {contrast: _encoding(plan, path, contrast in shared) for contrast, path in inputs.items()}
-        results = harmonizer(plan).harmonize(images, targets(plan), **settings, details=True)
+        results = harmonizer(plan).harmonize(images, {contrast: targets(plan)[contrast] for contrast in missing}, **settings, details=True)
         details = results["details"]
 
         def attention(target: str) -> dict:
@@ -222,11 +234,11 @@ def harmonized(plan: Study, subject: int, experiment: str, resolution: Resolutio
             "Harmonization": {**settings, **_network_options(plan), "weights": models, "weights_file": Path(plan.weights).name},
             **(_resolution(resolution) if resolution else {}),
         }
-        for contrast in CONTRASTS:
+        for contrast in missing:
             volume, affine = visited(plan, results[contrast], phantom.AFFINE)
             yield volume, affine, {**facts, "Attention": attention(contrast)}
 
-    _make(paths.values(), key, parents, work)
+    _make(paths, key, parents, work)
     return paths
 
 
@@ -474,6 +486,7 @@ def _write_table(path: Path, table: pd.DataFrame, key: str) -> None:
 
 
 def _read_table(path: Path) -> pd.DataFrame:
+    volumes.note(path)
     # Experiment 2 is a name, not a number.
     return pd.read_csv(path, dtype={"experiment": str, "resolution": str})
 
@@ -592,6 +605,7 @@ def check_models(plan: Study) -> None:
 def _digest(path: Path) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
+    volumes.note(path)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -664,5 +678,6 @@ def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray], key: str) -> Non
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    volumes.note(path)
     with np.load(path, allow_pickle=False) as file:
         return dict(file)

@@ -130,6 +130,22 @@ def check(name: str, value, accepted: Iterable):
     raise ValueError(f"{name} is {value!r}: accepted are {', '.join(map(str, accepted))}")
 
 
+def check_keys(where: str, values: Iterable[str], known: Iterable[str]) -> None:
+    """Raise one line that names the nearest known key if one of `values` is none of them.
+
+    Raises
+    ------
+    ValueError
+        Naming where the key stands, the key, and what is accepted.
+    """
+    known = list(known)
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"accepted are {', '.join(known)}"
+            raise ValueError(f"{where}: unknown key {key!r}: {hint}")
+
+
 #: All three sources are the 3D images: harmonized, they are the ground truth of the eight experiments.
 GROUND_TRUTH = "3D"
 
@@ -278,11 +294,9 @@ class Study:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: not TOML ({error})") from None
         known = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, 1)
-                hint = f"did you mean {near[0]}?" if near else f"accepted are {', '.join(known)}"
-                raise ValueError(f"{path}: unknown key {key!r}: {hint}")
+        # Where it is computed is for `helpers.cluster` to read: it does not decide what is computed.
+        check_keys(str(path), values, [*known, "cluster"])
+        values.pop("cluster", None)
         try:
             return cls(**{"name": path.stem, **values})
         except (ValueError, TypeError) as error:

@@ -2,6 +2,9 @@
 
 A volume that was written is complete: data and sidecar are written under temporary names, synced and
 renamed, and the sidecar, which is renamed last, is what says that a volume is there.
+
+A notebook that runs as part of a study notes every file that it reads or writes here (`note`), so that the
+study knows what its result depends on.
 """
 
 import gzip
@@ -15,6 +18,22 @@ from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
+
+#: Environment variable with the path of the file in which `note` keeps its list.
+TRACE = "RESOLUTION_MATTERS_TRACE"
+
+_noted = set()
+
+
+def note(path: str | Path, written: bool = False) -> None:
+    """Note that a file was read or written, if this process is a study's notebook (`TRACE` is set); else do nothing."""
+    trace = os.environ.get(TRACE)
+    entry = [os.path.abspath(path), bool(written)]
+    if trace and (trace, *entry) not in _noted:
+        # One line a time: what a killed process noted is there as far as it came.
+        with open(trace, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        _noted.add((trace, *entry))
 
 
 def check(volume: np.ndarray, what: str = "volume") -> np.ndarray:
@@ -77,6 +96,7 @@ def read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    note(path)
     try:
         image = nib.load(path)
         volume = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
@@ -154,6 +174,8 @@ def sidecar_path(path: str | Path) -> Path:
 
 def read_sidecar(path: str | Path) -> dict | None:
     """The sidecar of the volume at `path`, or None if there is none that can be read."""
+    note(path)
+    note(sidecar_path(path))
     try:
         sidecar = json.loads(sidecar_path(path).read_text())
     except (OSError, ValueError):
@@ -212,7 +234,13 @@ def write_with_sidecar(path: str | Path, content: bytes, sidecar: dict) -> dict:
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all: temporary name, fsync, rename."""
+    """Write a file so that it is there whole or not at all: temporary name, fsync, rename.
+
+    Raises
+    ------
+    OSError
+        Naming the file, if it could not be written: a full disk, a missing permission. What was there before is kept.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
@@ -223,6 +251,15 @@ def write_bytes(path: str | Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # A full disk does not say which file it had no room for.
+            raise type(error)(error.errno, error.strerror or str(error), str(path)) from None
         raise
+    note(path, written=True)
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove the temporary files that a killed `write_bytes` left in a folder and those below it."""
+    for temporary in Path(folder).rglob(".*.tmp"):
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,222 @@
+"""Where the notebooks of a study run: on this machine, or as jobs of a batch system. It has no part in the results."""
+
+import contextlib
+import re
+import shutil
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from helpers.study import check, check_keys
+
+#: Kind -> dask-jobqueue's class, the command that must be there, and what that class calls an account.
+KINDS = {
+    "slurm": ("SLURMCluster", "sbatch", "account"),
+    "pbs": ("PBSCluster", "qsub", "account"),
+    "lsf": ("LSFCluster", "bsub", "project"),
+    "sge": ("SGECluster", "qsub", "project"),
+}
+
+#: A worker that harmonizes whole volumes needs about this much memory, its kernel included.
+WORKER_MEMORY_GIB = 3
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The ``[cluster]`` table of a study file. One worker runs one notebook at a time; a job is one worker.
+
+    Parameters
+    ----------
+    kind : str
+        ``local``, or the batch system: ``slurm``, ``pbs``, ``lsf``, ``sge``.
+    workers : int
+        Notebooks at a time on this machine; 0: one per core, as far as memory allows. Only for ``local``.
+    jobs : int
+        Jobs at a time.
+    cores : int
+        Cores of a job, which are the threads of its notebook. Sites of SGE name them as they like: ask for them, and for
+        memory, in `directives`, such as ``-pe smp 2``.
+    memory : str
+        Of a job, with a unit.
+    walltime : str
+        Of a job, as the batch system writes it: ``02:00:00``, for LSF ``02:00``. A notebook that a job's end cuts short
+        is begun again in another, so it should be longer than any notebook takes.
+    queue, account : str
+        Where jobs are queued and who pays; empty: as the batch system decides.
+    directives : tuple of str
+        More of the batch system's options, as they stand behind ``#SBATCH``.
+    prologue : tuple of str
+        Shell commands before the worker starts, such as ``module load``.
+    interface : str
+        Network interface by which jobs reach this machine, such as ``ib0``; empty: as the host's name resolves.
+
+    Raises
+    ------
+    ValueError
+        With one line that names the key, its value and what is accepted.
+    """
+
+    kind: str = "local"
+    workers: int = 0
+    jobs: int = 8
+    cores: int = 1
+    memory: str = "4GB"
+    walltime: str = ""
+    queue: str = ""
+    account: str = ""
+    directives: tuple[str, ...] = ()
+    prologue: tuple[str, ...] = ()
+    interface: str = ""
+
+    def __post_init__(self):
+        check("kind", self.kind, ("local", *KINDS))
+        for name, least in (("workers", 0), ("jobs", 1), ("cores", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}: accepted are whole numbers from {least}")
+        for name in ("memory", "walltime", "queue", "account", "interface"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or "\n" in value:
+                raise ValueError(f"{name} is {value!r}: accepted is text of one line")
+        if not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", self.memory):
+            raise ValueError(f"memory is {self.memory!r}: accepted is a number with a unit, such as '4GB'")
+        for name in ("directives", "prologue"):
+            value = getattr(self, name)
+            if not isinstance(value, (list, tuple)) or not all(isinstance(each, str) and "\n" not in each for each in value):
+                raise ValueError(f"{name} is {value!r}: accepted is a list of texts of one line")
+            object.__setattr__(self, name, tuple(value))
+        unused = ("jobs", "cores", "memory", "walltime", "queue", "account", "directives", "prologue", "interface")
+        for field in fields(self):
+            if field.name in (unused if self.kind == "local" else ("workers",)) and getattr(self, field.name) != field.default:
+                accepted = "workers" if self.kind == "local" else "jobs"
+                raise ValueError(f"{field.name} is {getattr(self, field.name)!r} with kind {self.kind}: accepted there is {accepted}")
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> "Cluster":
+        """Read the ``[cluster]`` table of a study file, which `Study.from_toml` has found readable; none is ``local``.
+
+        Raises
+        ------
+        ValueError
+            If it has an unknown key (the nearest known one is named) or a bad value.
+        """
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8")).get("cluster", {})
+        if not isinstance(table, dict):
+            raise ValueError(f"{path}: cluster is {table!r}: accepted is a table, [cluster]")
+        check_keys(f"{path}: [cluster]", table, [field.name for field in fields(cls)])
+        try:
+            return cls(**table)
+        except ValueError as error:
+            raise ValueError(f"{path}: [cluster]: {error}") from None
+
+    def size(self) -> int:
+        """Notebooks at a time."""
+        if self.kind != "local":
+            return self.jobs
+        from dask.system import CPU_COUNT
+        from distributed.system import MEMORY_LIMIT
+
+        # Both know of containers' limits.
+        return self.workers or max(1, min(CPU_COUNT, int(MEMORY_LIMIT / 2**30 / WORKER_MEMORY_GIB)))
+
+    def threads(self) -> int:
+        """Threads of each notebook, so that workers times threads are the cores."""
+        if self.kind != "local":
+            return self.cores
+        from dask.system import CPU_COUNT
+
+        return max(1, CPU_COUNT // self.size())
+
+
+def job_script(cluster: Cluster, folder: Path) -> str:
+    """The script that each job is submitted with; the scheduler's address in it is that of the moment."""
+    with _configured(), _jobqueue(cluster, folder) as jobs:
+        return jobs.job_script()
+
+
+@contextlib.contextmanager
+def start(cluster: Cluster, folder: Path) -> Iterator:
+    """Start the workers, or submit their jobs; stop them at the end.
+
+    Parameters
+    ----------
+    cluster : Cluster
+        What to start.
+    folder : Path
+        Where jobs leave what they print.
+
+    Yields
+    ------
+    client : dask.distributed.Client
+    again : callable
+        To be called now and then: submits jobs in place of those that were lost. `scale` does not do so by itself, and
+        `adapt` would end jobs while their kernels work.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the batch system's command is not there.
+    RuntimeError
+        If it refuses the job.
+    """
+    from dask.distributed import Client, LocalCluster
+
+    with _configured():
+        if cluster.kind == "local":
+            # No memory limit of dask's: it would count the worker, not the kernel that does the work.
+            pool = LocalCluster(n_workers=cluster.size(), threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0)
+            with pool, Client(pool) as client:
+                yield client, lambda: None
+        else:
+            command = KINDS[cluster.kind][1]
+            if shutil.which(command) is None:
+                raise FileNotFoundError(
+                    f"kind is {cluster.kind!r}: there is no {command} on this machine: accepted is kind local, or a login node"
+                )
+            with _jobqueue(cluster, folder) as jobs, Client(jobs) as client:
+                # What scale(jobs=...) does; but that submits in the background, and would only log a refusal.
+                while len(jobs.worker_spec) < cluster.jobs:
+                    jobs.worker_spec.update(jobs.new_worker_spec())
+                try:
+                    jobs.sync(jobs._correct_state)
+                except RuntimeError as error:
+                    jobs._created.clear()  # distributed would stumble over the jobs that never came to be.
+                    said = [line for line in str(error).splitlines() if line.strip()][-1]
+                    raise RuntimeError(f"{command} refused the job: {said.strip()}") from None
+                yield client, lambda: jobs.scale(jobs=cluster.jobs)
+
+
+def _configured():
+    import dask
+    import distributed  # noqa: F401  brings its own settings, which must be there before some are changed for a while
+
+    return dask.config.set(
+        {
+            # A node that is silent for half an hour is lost. A worker's own thread is busy only while it starts a notebook.
+            "distributed.scheduler.worker-ttl": "30 minutes",
+            # What was running on a lost worker is run again elsewhere, twice; a notebook that fails is not run again.
+            "distributed.scheduler.allowed-failures": 2,
+            "distributed.deploy.lost-worker-timeout": "10s",
+        }
+    )
+
+
+def _jobqueue(cluster: Cluster, folder: Path):
+    import dask_jobqueue
+
+    name, _, account = KINDS[cluster.kind]
+    chosen = {"queue": cluster.queue, account: cluster.account, "walltime": cluster.walltime, "interface": cluster.interface}
+    return getattr(dask_jobqueue, name)(
+        cores=cluster.cores,
+        memory=cluster.memory.replace(" ", ""),
+        processes=1,
+        # One notebook at a time; the cores are for its threads.
+        worker_extra_args=["--nthreads", "1"],
+        job_extra_directives=list(cluster.directives),
+        job_script_prologue=list(cluster.prologue),
+        log_directory=str(folder),
+        job_name="resolution-matters",
+        scheduler_options={"dashboard_address": ":0"},
+        **{key: value for key, value in chosen.items() if value},
+    )

@@ -1,0 +1,120 @@
+"""The [cluster] table, and what is submitted to the four batch systems."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import cli, cluster, layout
+from helpers.cluster import Cluster
+from helpers.study import Study
+
+GOLDEN = Path(__file__).parent / "golden" / "job_scripts"
+
+
+@pytest.mark.parametrize("kind", cluster.KINDS)
+def test_the_job_script_is_the_one_kept(kind, tmp_path):
+    where = Cluster(
+        kind=kind,
+        jobs=3,
+        cores=4,
+        memory="12 GB",
+        walltime="02:00" if kind == "lsf" else "02:00:00",
+        queue="short",
+        account="mylab",
+        directives=["-X extra"],
+        prologue=["module load python"],
+    )
+    script = cluster.job_script(where, tmp_path).replace(str(tmp_path), "LOGS").replace(sys.executable, "PYTHON")
+    assert re.sub(r"tcp://[\d.]+:\d+", "SCHEDULER", script) == (GOLDEN / f"{kind}.sh").read_text()
+
+
+@pytest.mark.parametrize(
+    "table, message",
+    [
+        ("kind = 'slrum'", "kind is 'slrum': accepted are local, slurm, pbs, lsf, sge"),
+        ("kind = 'slurm'\nwaltime = '1:00'", "unknown key 'waltime': did you mean walltime?"),
+        ("kind = 'slurm'\njobs = 0", "jobs is 0: accepted are whole numbers from 1"),
+        ("kind = 'slurm'\ncores = true", "cores is True"),
+        ("kind = 'slurm'\nmemory = 'much'", "memory is 'much': accepted is a number with a unit"),
+        ("kind = 'slurm'\nqueue = 3", "queue is 3: accepted is text"),
+        ("kind = 'slurm'\ndirectives = '-X'", "directives is '-X': accepted is a list"),
+        ("kind = 'slurm'\nworkers = 3", "workers is 3 with kind slurm: accepted there is jobs"),
+        ("queue = 'short'", "queue is 'short' with kind local: accepted there is workers"),
+    ],
+)
+def test_a_bad_table_is_one_line_and_nothing_is_written(tmp_path, capsys, table, message):
+    study = tmp_path / "mine.toml"
+    study.write_text(f'output_dir = "{tmp_path / "results"}"\n[cluster]\n{table}\n')
+    for command in ("run", "status"):
+        assert cli.main([command, str(study)]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert message in error
+        assert str(study) in error
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_cluster_that_is_no_table_is_refused(tmp_path, capsys):
+    (tmp_path / "mine.toml").write_text("cluster = 'slurm'\n")
+    assert cli.main(["status", str(tmp_path / "mine.toml")]) == 2
+    assert "cluster is 'slurm': accepted is a table" in capsys.readouterr().err
+
+
+def test_where_a_study_is_computed_is_no_part_of_it(tmp_path):
+    text = 'name = "x"\nsubjects = [2]\n'
+    for name, table in (("here", ""), ("there", '[cluster]\nkind = "sge"\njobs = 7\n')):
+        (tmp_path / f"{name}.toml").write_text(text + table)
+    assert Study.from_toml(tmp_path / "here.toml") == Study.from_toml(tmp_path / "there.toml")
+    assert Cluster.from_toml(tmp_path / "here.toml") == Cluster()
+    assert Cluster.from_toml(tmp_path / "there.toml") == Cluster(kind="sge", jobs=7)
+
+
+def test_workers_times_threads_are_the_cores(monkeypatch):
+    import dask.system
+    import distributed.system
+
+    monkeypatch.setattr(dask.system, "CPU_COUNT", 16)
+    monkeypatch.setattr(distributed.system, "MEMORY_LIMIT", 200 * 2**30)
+    assert (Cluster().size(), Cluster().threads()) == (16, 1)
+    assert (Cluster(workers=4).size(), Cluster(workers=4).threads()) == (4, 4)
+    assert (Cluster(workers=20).size(), Cluster(workers=20).threads()) == (20, 1)
+    # Where memory allows fewer workers than cores, each has more threads.
+    monkeypatch.setattr(distributed.system, "MEMORY_LIMIT", 13 * 2**30)
+    assert (Cluster().size(), Cluster().threads()) == (4, 4)
+    assert (Cluster(kind="slurm", jobs=9, cores=3).size(), Cluster(kind="slurm", jobs=9, cores=3).threads()) == (9, 3)
+
+
+def test_a_batch_system_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="kind is 'lsf': there is no bsub on this machine"):
+        with cluster.start(Cluster(kind="lsf"), tmp_path):
+            pass
+
+
+def test_a_job_that_the_batch_system_refuses_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: shrt' >&2\nexit 1\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(RuntimeError, match="sbatch refused the job: .*invalid partition specified: shrt") as error:
+        with cluster.start(Cluster(kind="slurm", queue="shrt"), tmp_path / "jobs"):
+            pass
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name, size", [("demo", 18), ("paper", 90), ("slurm", 90), ("whole", 2)])
+def test_the_shipped_studies_are_valid(name, size):
+    from helpers import batch
+
+    plan = Study.from_toml(layout.ROOT / "studies" / f"{name}.toml")
+    Cluster.from_toml(layout.ROOT / "studies" / f"{name}.toml")
+    assert sum(task.notebook.stem == "04_harmonization" for task in batch.tasks(plan)) == size
+    batch.check_subjects(plan)
+
+
+def test_the_slurm_study_is_the_paper_study_on_a_cluster():
+    paper, slurm = (layout.ROOT / "studies" / f"{name}.toml" for name in ("paper", "slurm"))
+    assert Study.from_toml(slurm) == Study.from_toml(paper)
+    plan = Study.from_toml(paper)
+    assert len(plan.subjects) * len(plan.experiments) * len(plan.resolutions) == 640
+    assert Cluster.from_toml(slurm).kind == "slurm"

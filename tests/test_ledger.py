@@ -1,0 +1,205 @@
+"""What counts as done, and who may run a study: nothing stale may pass, and nothing that is done may be done again."""
+
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import nbformat
+import psutil
+import pytest
+from helpers import batch, ledger, layout, volumes
+from helpers.batch import Task
+from helpers.cluster import Cluster
+
+
+@pytest.fixture
+def task(tmp_path):
+    """A notebook that reads one file and makes another with a sidecar from it."""
+    node = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_code_cell('source: str = ""\ntarget: str = ""\nfactor: int = 2'),
+            nbformat.v4.new_code_cell(
+                "from pathlib import Path\nfrom helpers import volumes\n\n"
+                "volumes.note(source)\nvolumes.write_with_sidecar(target, Path(source).read_bytes() * factor, {'Key': 'k'})"
+            ),
+        ]
+    )
+    node.cells[0].metadata["tags"] = ["parameters"]
+    node.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(node, tmp_path / "double.ipynb")
+    (tmp_path / "in.txt").write_bytes(b"abc")
+    return Task("double", tmp_path / "double.ipynb", {"source": str(tmp_path / "in.txt"), "target": str(tmp_path / "out.csv")})
+
+
+@pytest.fixture
+def executed(task, tmp_path):
+    """The task, executed once; its report folder; and a function that says whether it counts as done."""
+    assert batch.execute(task, tmp_path / "report").error is None
+    return task, tmp_path / "report", lambda each=task, **how: batch._is_done(each, tmp_path / "report", **how)
+
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def test_what_was_executed_is_done_and_what_it_read_and_wrote_is_known(executed, tmp_path):
+    task, report, done = executed
+    assert done()
+    files = json.loads((report / "records" / "double.json").read_text())["files"]
+    names = {os.path.basename(path) for path in files}
+    assert {"in.txt", "out.csv", "out.json", "double.ipynb", "double.html"} <= names
+    assert os.environ.get(volumes.TRACE) is None
+
+
+@pytest.mark.parametrize(
+    "change", ["notebook", "parameter", "module", "input", "output", "output gone", "sidecar gone", "page gone", "record cut"]
+)
+def test_nothing_stale_is_taken_for_done(executed, tmp_path, monkeypatch, change):
+    task, report, done = executed
+    if change == "notebook":
+        task.notebook.write_text(task.notebook.read_text().replace("Key", "Kez"))
+    elif change == "parameter":
+        task = Task(task.name, task.notebook, {**task.parameters, "factor": 3})
+    elif change == "module":
+        module = layout.ROOT / "src" / "helpers" / "metrics.py"
+        read = type(module).read_bytes
+        monkeypatch.setattr(type(module), "read_bytes", lambda path: read(path) + b"# changed" * (path.name == module.name))
+    elif change == "input":
+        (tmp_path / "in.txt").write_bytes(b"abd")
+    elif change == "output":  # as long as before
+        (tmp_path / "out.csv").write_bytes(b"abcabd")
+    elif change == "record cut":
+        path = report / "records" / "double.json"
+        path.write_text(path.read_text()[:90])
+    else:
+        path = {"output gone": "out.csv", "sidecar gone": "out.json", "page gone": "report/double.html"}[change]
+        (tmp_path / path).unlink()
+    assert not done(task)
+
+
+def test_a_module_of_the_machinery_may_change_and_a_notebook_may_not_import_it(executed, monkeypatch):
+    task, report, done = executed
+    read = type(report).read_bytes
+    monkeypatch.setattr(type(report), "read_bytes", lambda path: read(path) + b"# changed" * (path.name in ledger.MACHINERY))
+    assert done()
+    package = layout.ROOT / "src" / "helpers"
+    others = [path for path in package.rglob("*.py") if path.name not in ledger.MACHINERY]
+    for path in (*others, *layout.NOTEBOOKS.glob("*.ipynb")):
+        text = path.read_text()
+        for module in ledger.MACHINERY:
+            name = module.removesuffix(".py")
+            assert f"helpers.{name} import" not in text
+            imported = [line for line in text.splitlines() if "from helpers import" in line]
+            assert not any(name in line.replace(",", " ").replace("\\n", " ").split() for line in imported), (path, name)
+
+
+def test_the_same_content_written_again_is_still_done(executed, tmp_path):
+    _, report, done = executed
+    for name in ("in.txt", "out.csv"):
+        os.utime(tmp_path / name, (1, 1))
+    assert done()
+    assert done(repair=True)
+    # From now on the times agree, and nothing is read again.
+    assert json.loads((report / "records" / "double.json").read_text())["files"][str(tmp_path / "in.txt")][1] == 10**9
+
+
+def test_a_changed_output_loses_the_sidecar_that_vouches_for_it_so_that_it_is_made_again(executed, tmp_path):
+    task, _, done = executed
+    (tmp_path / "out.csv").write_bytes(b"abcabd")
+    assert not done()
+    assert (tmp_path / "out.json").exists()
+    assert not done(repair=True)
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_a_notebook_that_fails_leaves_no_record_and_says_its_last_line(executed, tmp_path):
+    task, report, done = executed
+    broken = Task(task.name, task.notebook, {**task.parameters, "source": str(tmp_path / "no.txt")})
+    result = batch.execute(broken, report)
+    assert result.error.startswith("FileNotFoundError: ")
+    assert "no.txt" in result.error
+    assert not done(broken)
+    assert not done(task)
+
+
+def test_a_kernel_that_dies_is_an_error_of_its_notebook(tmp_path):
+    node = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")])
+    node.cells[0].metadata["tags"] = ["parameters"]
+    node.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(node, tmp_path / "dies.ipynb")
+    result = batch.execute(Task("dies", tmp_path / "dies.ipynb", {}), tmp_path / "report")
+    assert "Kernel died" in result.error
+
+
+def test_only_the_last_line_of_a_log_that_was_cut_is_lost(tmp_path):
+    ledger.log(tmp_path, event="started", task="a")
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"time": 3, "ev')
+    ledger.log(tmp_path, event="done", task="a")
+    assert [each["event"] for each in ledger.events(tmp_path)] == ["started", "done"]
+
+
+def test_of_two_runs_the_second_is_refused_and_told_of_the_first(tmp_path):
+    code = "from pathlib import Path\nimport time\nfrom helpers import ledger\n"
+    code += f"with ledger.locked(Path({str(tmp_path)!r})):\n    print('held', flush=True)\n    time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(RuntimeError) as error, ledger.locked(tmp_path):
+            pass
+        assert f"being run by process {first.pid} on {socket.gethostname()}" in str(error.value)
+        assert "\n" not in str(error.value)
+        first.kill()
+        first.wait()
+    # Killed, it could not tidy up: its lock is stale, and is taken over.
+    assert (tmp_path / "lock.json").exists()
+    with ledger.locked(tmp_path):
+        assert ledger.holder(tmp_path)["pid"] == os.getpid()
+    assert ledger.holder(tmp_path) is None
+
+
+def test_a_process_number_that_went_to_another_process_holds_nothing_and_another_host_does(tmp_path):
+    me = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+    for who, holds in ((me, True), ({**me, "started": me["started"] - 60}, False), ({**me, "host": "elsewhere", "started": 0}, True)):
+        (tmp_path / "lock.json").write_text(json.dumps(who))
+        assert (ledger.holder(tmp_path) is not None) == holds
+    with pytest.raises(RuntimeError, match=f"process {os.getpid()} on elsewhere"), ledger.locked(tmp_path):
+        pass
+
+
+def _hold(folder, start, queue):
+    start.wait()
+    try:
+        with ledger.locked(folder):
+            queue.put(True)
+            time.sleep(1)
+    except RuntimeError:
+        queue.put(False)
+
+
+def test_of_many_that_find_the_same_stale_lock_one_takes_it(tmp_path):
+    (tmp_path / "lock.json").write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": 1.0}))
+    context = multiprocessing.get_context("spawn")
+    start, queue = context.Event(), context.Queue()
+    processes = [context.Process(target=_hold, args=(tmp_path, start, queue)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    time.sleep(2)
+    start.set()
+    assert sorted(queue.get(timeout=30) for _ in processes) == [False, False, False, True]
+    for process in processes:
+        process.join()
+
+
+def test_what_is_made_again_with_the_same_bytes_does_not_run_what_comes_after(executed, tmp_path):
+    # The second task reads what the first makes. Its output is deleted: the first runs again, the second is found done.
+    task, report, done = executed
+    second = Task("again", task.notebook, {"source": task.parameters["target"], "target": str(tmp_path / "more.csv")}, ("double",))
+    batch.execute(second, report)
+    (tmp_path / "out.csv").unlink()
+    assert not done(second)
+    results = batch.execute_all([task, second], report, Cluster(workers=1))
+    assert results["double"].error is None
+    assert results["again"] is None

@@ -1,0 +1,80 @@
+"""A study as jobs of a real SLURM, on this one host. Slow; needs root and Debian's packages slurmctld, slurmd, slurm-client, munge."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import ledger
+
+COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel")
+PLACES = os.environ["PATH"] + ":/usr/sbin"
+missing = [command for command in COMMANDS if shutil.which(command, path=PLACES) is None]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="SLURM's daemons want to be started by root"),
+    pytest.mark.skipif(bool(missing), reason=f"missing: {', '.join(missing)}; on Debian: apt install slurmctld slurmd slurm-client munge"),
+]
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    script = Path(__file__).with_name("slurm.sh")
+    folder = tmp_path / "slurm"
+    monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+    try:
+        subprocess.run([script, "start", folder], check=True, timeout=60)
+        yield
+    finally:
+        subprocess.run([script, "stop", folder], check=True, timeout=60)
+
+
+def squeue(*options):
+    return subprocess.run(["squeue", "--noheader", *options], check=True, capture_output=True, text=True).stdout.split()
+
+
+def test_a_study_of_which_a_job_is_cancelled_midway_completes(slurm, tmp_path):
+    study, report = tmp_path / "tiny.toml", tmp_path / "results" / "report"
+    study.write_text(
+        f'output_dir = "{tmp_path / "results"}"\nsubjects = [1]\nexperiments = ["3", "5"]\nresolutions = ["3||0", "5||1.5"]\n'
+        '[cluster]\nkind = "slurm"\njobs = 2\ncores = 1\nmemory = "2GB"\nwalltime = "00:30:00"\nqueue = "test"\n'
+    )
+    with open(tmp_path / "log", "w") as log:
+        driver = subprocess.Popen([sys.executable, "-m", "helpers.cli", "run", str(study)], stdout=log, stderr=log)
+    try:
+        until = time.monotonic() + 600
+        while not any(each.get("task", "").startswith("03") for each in ledger.events(report)):
+            assert driver.poll() is None and time.monotonic() < until, (tmp_path / "log").read_text()
+            time.sleep(0.5)
+        time.sleep(5)
+        # The one that is at the registration; the other one has nothing to do meanwhile.
+        assert len(jobs := squeue("--states=running", "--format=%i")) == 2
+        busy = [job for job in jobs if "ipykernel" in _processes_of(job)]
+        assert len(busy) == 1
+        subprocess.run(["scancel", busy[0]], check=True)
+        assert driver.wait(timeout=1200) == 0, (tmp_path / "log").read_text()
+    finally:
+        driver.kill()
+    # The notebook that was cut short was executed again, by another job, within the same run.
+    done = [each["task"] for each in ledger.events(report) if each["event"] == "done"]
+    assert len(done) == len(set(done)) == 9
+    assert not any(each["event"] == "failed" for each in ledger.events(report))
+    assert len(list((report / "jobs").glob("*.err"))) >= 3
+    assert (tmp_path / "results" / "tables" / "scores.csv").is_file()
+    # No job is left behind.
+    assert squeue("--states=running", "--format=%i") == []
+
+
+def _processes_of(job):
+    """Command lines of the processes of a job of this host."""
+    found = ""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"SLURM_JOB_ID={job}\0" in (folder / "environ").read_text():
+                found += (folder / "cmdline").read_text()
+        except (OSError, UnicodeDecodeError):
+            continue
+    return found
