@@ -155,9 +155,9 @@ def test_weights_of_attention_are_means_over_slices_by_the_area_of_the_brain(pla
                 stack["axial"][40:96], stack["axial"][96:150] = (1, 0, 0), (0, 0, 1)
             return result
 
-    monkeypatch.setattr(stages, "_harmonizer", lambda plan: Uneven())
+    monkeypatch.setattr(stages, "harmonizer", lambda plan: Uneven())
     monkeypatch.setattr(stages, "_digest", lambda path: "uneven")
-    monkeypatch.setattr(stages, "_targets", lambda plan: {})
+    monkeypatch.setattr(stages, "targets", lambda plan: dict.fromkeys(CONTRASTS))
     monkeypatch.setattr(stages, "_encoding", lambda plan, image, shared: volumes.read(image)[0])
     image = volumes.read(stages.registered(plan, 1, "T2w", "axial", COARSE))[0]
     below, above = (np.count_nonzero(image[:, :, part]) for part in (slice(40, 96), slice(96, 150)))
