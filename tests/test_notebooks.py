@@ -32,8 +32,8 @@ def notebook(request):
 
 def test_the_method_can_be_read_in_the_list_of_notebooks():
     stems = [path.stem for path in NOTEBOOKS]
-    method = ["00_cohort", "01_slice_profiles", "02_degradation", "03_registration", "04_harmonization", "05_analysis", "06_protocol_survey"]
-    assert [stem for stem in stems if stem in method] == method
+    method = ["cohort", "slice_profiles", "degradation", "registration", "harmonization", "analysis", "protocol_survey", "lab_meeting"]
+    assert [stem for stem in stems if stem[0] == "0"] == [f"{number:02d}_{name}" for number, name in enumerate(method)]
 
 
 def test_no_output_is_stored_and_the_kernel_is_python3(notebook):
@@ -78,6 +78,7 @@ SMALL = {
     "04_harmonization": {"name": "small", "experiment": 3, "resolutions": ["5||1.5"]},
     "05_analysis": {"name": "small", "subjects": [1], "experiments": ["3"], "resolutions": ["5||1.5"]},
     "06_protocol_survey": {"name": "small"},
+    "07_lab_meeting": {"name": "small", "subjects": [1], "interactive": False},
     "a1_train_harmonizer": {"subjects": 2, "slices": 8, "steps": 12, "eta_steps": 4, "fusion_steps": 0, "slice_step": 60},
 }
 
