@@ -290,7 +290,7 @@ class Explorer:
         }
         self.scores = w.HTML()
         self.picture = Picture(11.4, 7.0, self._layout)
-        self.known = {}  # (subject, position) -> the 3D image and its harmonization: an acquisition does not change them
+        self.known = {}  # what is shown -> the 3D image and its harmonization: an acquisition does not change them
         for control in self.controls.values():
             control.observe(self.update, "value")
         self.update()
@@ -316,23 +316,25 @@ class Explorer:
         position = tuple(int(value[name]) for name in ("left", "back", "up"))
         resolution = Resolution(round(value["thickness"], 2), round(value["gap"], 2))
         looked_at, contrast = self.open_subject(value["subject"]), value["contrast"]
-        if (value["subject"], position) not in self.known:
+        aim = {contrast: self.targets[contrast]}
+        shown = (value["subject"], contrast, position)
+        if shown not in self.known:
             whole = {c: {plane: live.plane_of(image, plane, position) for plane in live.AXIS} for c, image in looked_at.images.items()}
-            self.known = {(value["subject"], position): (whole, live.harmonized(self.model, self.targets, looked_at, whole, position))}
-        whole, truth = self.known[value["subject"], position]
+            self.known = {shown: (whole, live.harmonized(self.model, aim, looked_at, whole, position)[contrast])}
+        whole, truth = self.known[shown]
         sources = live.experiment_1(looked_at, value["orientation"], resolution, position)
         scale, norm = looked_at.scale[contrast], self.targets[contrast].norm
         self._put(_COLUMNS[0], whole[contrast], scale)
         self._put(_COLUMNS[1], sources[contrast], scale)
-        self._put(_COLUMNS[2], truth[contrast], norm)
+        self._put(_COLUMNS[2], truth, norm)
         self._move(position)
         self.picture.show()
-        made = live.harmonized(self.model, self.targets, looked_at, sources, position)[contrast]
+        made = live.harmonized(self.model, aim, looked_at, sources, position)[contrast]
         self._put(_COLUMNS[3], made, norm)
-        self._put(_COLUMNS[4], {plane: made[plane] - truth[contrast][plane] for plane in made}, norm)
+        self._put(_COLUMNS[4], {plane: made[plane] - truth[plane] for plane in made}, norm)
         self.picture.show()
         before = live.compare(whole[contrast], sources[contrast], looked_at, position)
-        after = live.compare(truth[contrast], made, looked_at, position)
+        after = live.compare(truth, made, looked_at, position)
         self.scores.value = _text(
             [
                 f"{resolution.label} mm: a slice every <b>{resolution.separation_mm:g}</b>",
@@ -423,8 +425,9 @@ class Guess:
         self.says.value = _text([f"{self._describe()} Harmonizing …"])
         looked_at = self.subject()
         whole = {c: {plane: live.plane_of(image, plane, self._POSITION) for plane in live.AXIS} for c, image in looked_at.images.items()}
+        aim = {self.contrast: self.targets[self.contrast]}
         truth, *made = (
-            live.harmonized(self.model, self.targets, looked_at, each, self._POSITION)[self.contrast] for each in (whole, *self.sources)
+            live.harmonized(self.model, aim, looked_at, each, self._POSITION)[self.contrast] for each in (whole, *self.sources)
         )
         scores = [live.compare(truth, image, looked_at, self._POSITION)[0] for image in made]
         for name, image in zip("AB", made, strict=True):
