@@ -4,13 +4,16 @@ One execution is one task in one worker process. What a notebook already finds d
 again (`helpers.stages`), so running a study twice, or after it was killed, costs only what is missing.
 """
 
+import dataclasses
 import html
 import logging
 import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from helpers import layout, phantom, stages, volumes
 from helpers.study import GROUND_TRUTH, Study
@@ -62,27 +65,31 @@ def tasks(plan: Study) -> list[Task]:
         made.append(Task(name, layout.NOTEBOOKS / f"{notebook}.ipynb", parameters, tuple(needs), fixed + each * images))
         return name
 
-    shared = {key: value for key, value in plan.literals().items() if key != "subjects"}
+    own = ("bids_dir", "select", "brain")  # What becomes of one's own images is the business of the first notebook.
+    shared = {key: value for key, value in plan.literals().items() if key not in ("subjects", *own)}
+    source = {**{key: plan.literals()[key] for key in own}, "seed": plan.seed}
     common = {key: shared[key] for key in ("name", "output_dir")}
     acquired = {**common, **{key: shared[key] for key in ("experiments", "resolutions")}}
     preview = {key: shared[key] for key in ("reconstruction", "slice_step")}
     images = len(plan.acquisitions()) * len(plan.resolutions)
-    target = add("00_cohort", ["target"], {**common, "subject": phantom.TARGET_SEED}, images=3)
+    aimed_at = {"subject": stages.TARGET, "targets": shared["targets"]} if plan.targets else {"subject": phantom.TARGET_SEED}
+    # Given as numbers, targets have no images to be made.
+    target = [] if plan.targets and not stages.acquired(plan, stages.TARGET) else [add("00_cohort", ["target"], {**common, "seed": plan.seed, **aimed_at}, images=3)]
     last = []
     for subject in plan.subjects:
-        who = [f"sub-{subject:02d}"]
+        who = [layout.name(subject)]
         person = {"subject": subject}
-        start = add("00_cohort", who, {**common, **person}, images=3)
+        start = add("00_cohort", who, {**common, **source, **person}, images=3 if isinstance(subject, int) else 30)
         if subject == plan.subjects[0]:
             add("01_slice_profiles", [], {**common, **person}, [start])
         sliced = add("02_degradation", who, {**acquired, **person}, [start], images)
         back = add("03_registration", who, {**acquired, **person, **preview, "transform": plan.transform, "seed": plan.seed}, [sliced], images)
         settings = {**{key: value for key, value in shared.items() if key != "experiments"}, **person}
-        truth = add("04_harmonization", [*who, f"exp-{GROUND_TRUTH}"], {**settings, "experiment": GROUND_TRUTH}, [back, target], 2)
+        truth = add("04_harmonization", [*who, f"exp-{GROUND_TRUTH}"], {**settings, "experiment": GROUND_TRUTH}, [back, *target], 2)
         for experiment in plan.experiments:
             parameters = {**settings, "experiment": experiment}
             last.append(add("04_harmonization", [*who, f"exp-{experiment}"], parameters, [truth], len(plan.resolutions)))
-    add("05_analysis", [], plan.literals(), last)
+    add("05_analysis", [], {**shared, "subjects": list(plan.subjects)}, last)
     return made
 
 
@@ -95,7 +102,10 @@ def check_subjects(plan: Study) -> None:
         Naming the subject and those that are accepted.
     """
     for subject in plan.subjects:
-        if subject == phantom.TARGET_SEED or subject >= phantom.FIRST_TRAINING_SEED:
+        if isinstance(subject, str):
+            if not plan.bids_dir:
+                raise ValueError(f"subjects has {subject!r}, a label: accepted without bids_dir are numbers, 1 to 10")
+        elif subject == phantom.TARGET_SEED or subject >= phantom.FIRST_TRAINING_SEED:
             use = "defines the target" if subject == phantom.TARGET_SEED else "is for training"
             raise ValueError(f"subjects has {subject}, which {use}: accepted are 1 to 10, and 12 to {phantom.FIRST_TRAINING_SEED - 1}")
 
@@ -174,34 +184,59 @@ def run(plan: Study, workers: int | None = None) -> Outcome:
         Before anything starts, if a notebook does not know a parameter or a checkpoint is missing or does not fit.
     """
     check_subjects(plan)
+    plan, left_out = stages.check_cohort(plan)
+    for reason in left_out.values():
+        print(f"left out: {reason}", file=sys.stderr)
     wanted = tasks(plan)
     check_parameters(wanted)
     stages.check_models(plan)
     report = stages.root(plan) / "report" / "index.html"
+    workers = workers or default_workers()
     started = time.monotonic()
-    errors = execute_all(wanted, report.parent, workers or default_workers())
-    volumes.write_bytes(report, _index(plan, wanted, errors, report.parent).encode())
+    errors = {}
+    if plan.bids_dir:
+        # Whose images turn out to be unfit is left out before the hours that follow are spent, and the study goes on with the others.
+        first = [task for task in wanted if task.notebook.stem == "00_cohort"]
+        errors = execute_all(first, report.parent, workers)
+        unfit = [subject for subject in plan.subjects if errors[f"00_cohort_{layout.name(subject)}"]]
+        left_out |= {subject: errors[f"00_cohort_{layout.name(subject)}"] for subject in unfit}
+        fit = tuple(subject for subject in plan.subjects if subject not in unfit)
+        wanted = [*first, *tasks(dataclasses.replace(plan, subjects=fit))] if fit else first
+        wanted = list({task.name: task for task in wanted}.values())
+    errors |= execute_all([task for task in wanted if task.name not in errors], report.parent, workers, errors)
+    volumes.write_bytes(report, _index(plan, wanted, errors, report.parent, left_out).encode())
     failed = {name: error for name, error in errors.items() if error}
     skipped = [task.name for task in wanted if task.name not in errors]
     return Outcome(failed, skipped, report, time.monotonic() - started)
 
 
-def execute_all(wanted: list[Task], folder: Path, workers: int) -> dict[str, str | None]:
+def execute_all(wanted: list[Task], folder: Path, workers: int, before: Mapping[str, str | None] = MappingProxyType({})) -> dict[str, str | None]:
     """Execute notebooks on a `LocalCluster`, each after those it needs, with a progress bar on the terminal.
 
     A notebook that fails does not stop those that do not need it.
 
+    Parameters
+    ----------
+    wanted : list of Task
+        Each after those it needs.
+    folder : Path
+        Where executed notebooks are kept.
+    workers : int
+        Notebooks at a time.
+    before : mapping of str to (str or None)
+        What an earlier call returned, for tasks that these need.
+
     Returns
     -------
     dict
-        Name of each task that was executed -> last line of its error, or None.
+        Name of each task that was executed -> last line of its error, or None; those of `before` as well.
     """
     from dask.distributed import Client, LocalCluster
 
     # No memory limit of dask's: it would count the worker, not the kernel that does the work.
     cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, memory_limit=0)
     with cluster, Client(cluster) as client:
-        return _gather(client, wanted, folder)
+        return _gather(client, wanted, folder, before)
 
 
 def default_workers() -> int:
@@ -211,19 +246,19 @@ def default_workers() -> int:
     return max(1, min(cores, int(memory_gib / WORKER_MEMORY_GIB)))
 
 
-def _gather(client, wanted: list[Task], folder: Path) -> dict[str, str | None]:
+def _gather(client, wanted: list[Task], folder: Path, before: Mapping[str, str | None]) -> dict[str, str | None]:
     """Submit tasks as soon as their needs are met, until none is left that can start."""
     from dask.distributed import wait
     from tqdm import tqdm
 
-    waiting, running, errors = list(wanted), {}, {}
+    waiting, running, errors = list(wanted), {}, dict(before)
     total, started = sum(task.cost_s for task in wanted), time.monotonic()
 
     def progress():
         # Expected seconds of work become seconds on the clock at the pace so far, at first that of the workers.
         done_s = sum(task.cost_s for task in wanted if task.name in errors)
         pace = (time.monotonic() - started) / done_s if done_s else 1 / max(len(client.nthreads()), 1)
-        return f"about {(total - done_s) * pace / 60:.0f} min left, {len(errors)}/{len(wanted)} notebooks done"
+        return f"about {(total - done_s) * pace / 60:.0f} min left, {sum(task.name in errors for task in wanted)}/{len(wanted)} notebooks done"
 
     form = "{percentage:3.0f}% |{bar:24}| {elapsed}{postfix}"
     # Away from a terminal a bar would be noise: a line for each finished notebook instead.
@@ -256,7 +291,7 @@ def _gather(client, wanted: list[Task], folder: Path) -> dict[str, str | None]:
     return errors
 
 
-def _index(plan: Study, wanted: list[Task], errors: dict[str, str | None], folder: Path) -> str:
+def _index(plan: Study, wanted: list[Task], errors: dict[str, str | None], folder: Path, left_out: Mapping[str, str]) -> str:
     def row(task):
         if task.name not in errors:
             return f"<tr><td>{task.name}</td><td>not started: it needs a notebook that failed</td></tr>"
@@ -265,8 +300,10 @@ def _index(plan: Study, wanted: list[Task], errors: dict[str, str | None], folde
         return f"<tr><td>{name}</td><td>{html.escape(errors[task.name] or 'done')}</td></tr>"
 
     rows = "\n".join(map(row, wanted))
+    without = "".join(f"<li>{html.escape(reason)}</li>" for reason in left_out.values())
+    without = f"<p>Left out:</p>\n<ul>{without}</ul>\n" if left_out else ""
     style = "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}td{padding:.2em 1.5em .2em 0}"
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{plan.name}</title><style>{style}</style>\n'
-        f"<h1>Study “{plan.name}”</h1><p>{stages.SEMI_SYNTHETIC}. Executed notebooks, in the order of the method:</p>\n<table>{rows}</table></html>\n"
+        f"<h1>Study “{plan.name}”</h1><p>{stages.note(plan.subjects[0])}. Executed notebooks, in the order of the method:</p>\n{without}<table>{rows}</table></html>\n"
     )

@@ -6,6 +6,7 @@ renamed, and the sidecar, which is renamed last, is what says that a volume is t
 
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import tempfile
@@ -67,20 +68,104 @@ def read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is not NIfTI, is truncated, is not 3D, is empty, or holds values that are not finite.
+        If it is not NIfTI, is truncated, is not 3D, is empty, holds values that are not finite, or does not say where its voxels lie.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    image = _open(path)
     try:
-        image = nib.load(path)
         volume = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise ValueError(f"{path}: not a readable NIfTI volume ({str(error).splitlines()[0]})") from None
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from None
     # Trailing axes of length one (X, Y, Z, 1) are how some converters write a 3D image.
     while volume.ndim > 3 and volume.shape[-1] == 1:
         volume = volume[..., 0]
-    return check(volume, str(path)), image.affine
+    return check(volume, str(path)), _affine(image, path)
+
+
+def geometry(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape and affine of a NIfTI volume, from its header alone.
+
+    Returns
+    -------
+    shape : tuple of three int
+    affine : ndarray, shape (4, 4), float64
+        Voxel index to world position in mm (RAS+).
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `read`, as far as a header can tell.
+    """
+    image = _open(path)
+    shape = image.shape
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3:
+        raise ValueError(f"{path} has {len(shape)} dimensions, shape {shape}: accepted are 3D volumes")
+    return shape, _affine(image, path)
+
+
+_UNREADABLE = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError, OverflowError, zlib.error)
+_MM = {"meter": 1000.0, "micron": 0.001}
+#: Voxels of an MR image of a head, generously.
+_VOXEL_MM = (0.01, 100.0)
+#: How far apart, in mm, the two affines of a header may place a corner of the volume.
+_SAME_PLACE_MM = 1.0
+
+
+def _open(path: str | Path) -> nib.Nifti1Image:
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise ValueError(f"{path}: accepted are names that end in .nii or .nii.gz")
+    try:
+        image = nib.load(path)
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from None
+    if not isinstance(image, nib.Nifti1Image):
+        raise ValueError(f"{path}: not a readable NIfTI volume (it is {type(image).__name__})")
+    return image
+
+
+def _unreadable(path: str | Path, error: Exception) -> ValueError:
+    return ValueError(f"{path}: not a readable NIfTI volume ({(str(error) or type(error).__name__).splitlines()[0]})")
+
+
+def _affine(image: nib.Nifti1Image, path: str | Path) -> np.ndarray:
+    """Voxel index to position in mm, if the header gives one and does not contradict itself."""
+    (sform, has_sform), (qform, has_qform) = image.get_sform(coded=True), _qform(image, path)
+    if not has_sform and not has_qform:
+        raise ValueError(f"{path}: neither qform nor sform is set, so left and right cannot be told: accepted is a header with one of them")
+    affine = np.array(sform if has_sform else qform, dtype=np.float64)
+    affine[:3] *= _MM.get(image.header.get_xyzt_units()[0], 1.0)
+    size = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or size.min() < _VOXEL_MM[0] or size.max() > _VOXEL_MM[1] or abs(np.linalg.det(affine[:3, :3] / size)) < 1e-6:
+        sizes = " x ".join(f"{mm:.4g}" for mm in size)
+        raise ValueError(f"{path}: impossible geometry, voxels of {sizes} mm: accepted are {_VOXEL_MM[0]:g} to {_VOXEL_MM[1]:g} mm along three directions")
+    if has_sform and has_qform:
+        corners = np.array([(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in (*image.shape, 1, 1)[:3]))]).T
+        apart = np.linalg.norm(((sform - qform) @ corners)[:3], axis=0).max()
+        if not apart <= _SAME_PLACE_MM:
+            raise ValueError(f"{path}: sform and qform disagree by up to {apart:.1f} mm: accepted are headers with one of them, or with two that agree to {_SAME_PLACE_MM:g} mm")
+    return affine
+
+
+def _qform(image: nib.Nifti1Image, path: str | Path):
+    try:
+        return image.get_qform(coded=True)
+    except _UNREADABLE as error:  # Impossible quaternions or voxel sizes.
+        raise ValueError(f"{path}: impossible geometry ({str(error).splitlines()[0]})") from None
+
+
+def fingerprint(path: str | Path) -> tuple:
+    """What two files must have in common to be copies of each other: their size, and 64 kB of their beginning, middle and end."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        parts = []
+        for start in (0, size // 2, max(size - 65536, 0)):
+            file.seek(start)
+            parts.append(file.read(65536))
+    return size, hashlib.sha256(b"".join(parts)).digest()
 
 
 def sidecar_path(path: str | Path) -> Path:
@@ -120,7 +205,7 @@ def write(path: str | Path, volume: np.ndarray, affine: np.ndarray, sidecar: dic
     Raises
     ------
     ValueError
-        If the volume fails `check` or the name does not end in ``.nii.gz``.
+        If the volume fails `check`, the affine cannot be one, or the name does not end in ``.nii.gz``.
     """
     path = Path(path)
     if not path.name.endswith(".nii.gz"):
@@ -130,6 +215,9 @@ def write(path: str | Path, volume: np.ndarray, affine: np.ndarray, sidecar: dic
         volume = volume.astype(np.uint8)
     elif volume.dtype not in (np.uint8, np.int16):
         volume = volume.astype(np.float32)
+    affine = np.asarray(affine, dtype=np.float64)
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+        raise ValueError(f"{path}: affine is {affine.tolist()}: accepted are finite 4x4 matrices that can be inverted")
     image = nib.Nifti1Image(volume, affine)
     image.header.set_xyzt_units("mm", "sec")
     # mtime=0 and no file name in the gzip header: the same volume gives the same bytes.
