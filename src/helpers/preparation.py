@@ -208,7 +208,7 @@ def foreground(volume: np.ndarray) -> np.ndarray:
 
 def is_stripped(volume: np.ndarray) -> bool:
     """Whether the background of an image was removed: more than half of its voxels are exactly 0, those of its rim nearly all."""
-    rim = np.concatenate([volume[index].ravel() for index in (0, -1)] + [volume[:, index].ravel() for index in (0, -1)])
+    rim = np.concatenate([np.take(volume, (0, -1), axis).ravel() for axis in range(3)])
     return bool(np.mean(volume == 0) > 0.5 and np.mean(rim == 0) > 0.98)
 
 
@@ -399,7 +399,7 @@ def _shrunk(mask, radius_mm):
     from edt import edt
 
     # The rim of the array is no surface of the mask's, but a mask that touches it was cut there.
-    return edt(mask) > radius_mm
+    return edt(mask.copy()) > radius_mm  # A copy, since edt takes nothing that is read-only.
 
 
 @dataclass(frozen=True)

@@ -42,12 +42,12 @@ def root(plan: Study) -> Path:
     path = folder / "dataset_description.json"
     # Notebooks after the first know nothing of the data set from which the images came: its description stays.
     if not path.exists() or (plan.bids_dir and _described_source(path) != plan.bids_dir):
-        about = {"Name": "resolution-matters", "Version": version("resolution-matters"), "Description": note(plan.subjects[0])}
+        ours, *others = _software()
         description = {
             "Name": f"resolution-matters: {plan.name}",
             "BIDSVersion": "1.10.0",
             "DatasetType": "derivative",
-            "GeneratedBy": [about, *({"Name": name, "Version": number} for name, number in _software().items())],
+            "GeneratedBy": [{**ours, "Description": note(plan.subjects[0])}, *others],
         }
         if plan.bids_dir:
             # Relative, as it would be shared: BIDS takes it from this folder.
@@ -68,8 +68,8 @@ def _described_source(path: Path) -> str | None:
 
 
 @functools.cache
-def _software() -> dict[str, str]:
-    return {name: version(name) for name in ("antspyx", "nibabel", "numpy", "scipy", "torch")}
+def _software() -> list[dict[str, str]]:
+    return [{"Name": name, "Version": version(name)} for name in ("resolution-matters", "antspyx", "nibabel", "numpy", "scipy", "torch")]
 
 
 def note(subject: int | str) -> str:
@@ -108,7 +108,7 @@ def _make(outputs: Iterable[Path], key: str, inputs: Sequence[Path], work: Calla
             "SpatialReference": layout.SPACE,
             "Note": first.get("Note", SEMI_SYNTHETIC),
             "SkullStripped": first.get("SkullStripped", True),
-            "SoftwareVersions": {"resolution-matters": version("resolution-matters"), **_software()},
+            "GeneratedBy": _software(),
         }
         volumes.write(path, volume, affine, {**record, **facts})
 
