@@ -158,12 +158,12 @@ def _contrasts(folder: Path, label: str, select: Mapping[str, str]) -> tuple[dic
     names = sorted(os.listdir(folder / "anat")) if (folder / "anat").is_dir() else []
     images, missing, questions = {}, [], []
     for contrast in CONTRASTS:
-        there = [name for name in names if re.fullmatch(rf"sub-{label}(_[A-Za-z]+-[A-Za-z0-9]+)*_{contrast}\.nii(\.gz)?", name)]
+        there = [name for name in names if re.fullmatch(rf"sub-{label}(_[A-Za-z]+-[A-Za-z0-9]+)*_{contrast}\.nii(\.gz)?", name) and (folder / "anat" / name).is_file()]
         if len(there) > 1 and contrast in select:
             there = [name for name in there if set(select[contrast].split("_")) <= set(name.split("_"))] or there
         if not there:
             other = [name for name in names if re.search(rf"_{contrast}\.(?!json$)", name)]
-            missing.append(f"{contrast} ({', '.join(other)} is no .nii or .nii.gz)" if other else contrast)
+            missing.append(f"{contrast} ({', '.join(other)} is no .nii or .nii.gz file)" if other else contrast)
         elif len(there) > 1:
             questions.append(
                 f"sub-{label} has {len(there)} {contrast} images, {', '.join(there)}: say in the study which, as in select = {{{contrast} = \"{_distinct(there)}\"}}"

@@ -152,7 +152,11 @@ def _affine(image: nib.Nifti1Image, path: str | Path) -> np.ndarray:
 
 def _qform(image: nib.Nifti1Image, path: str | Path):
     try:
-        return image.get_qform(coded=True)
+        # What is stored: nibabel takes a voxel size of 0 for 1.
+        kind = type(image.header)
+        with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as file:
+            stored = kind(file.read(kind.template_dtype.itemsize), check=False)
+        return stored.get_qform(coded=True)
     except _UNREADABLE as error:  # Impossible quaternions or voxel sizes.
         raise ValueError(f"{path}: impossible geometry ({str(error).splitlines()[0]})") from None
 
