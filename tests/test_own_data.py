@@ -7,12 +7,14 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers import batch, cli, degradation, layout, phantom, preparation, registration, stages, volumes
+from helpers import batch, cli, degradation, layout, registration, stages, volumes
 from helpers.study import CONTRASTS, Resolution, Study, subject_seed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -364,27 +366,33 @@ def test_a_subject_that_was_never_prepared_is_named(tmp_path):
         stages.cohort(Study(subjects=["p07"], output_dir=str(tmp_path)), "p07")
 
 
+@pytest.fixture
+def somewhere():
+    """A folder that others may enter, which they may not enter pytest's."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_folders_that_cannot_be_read_or_written_are_named(tmp_path):
-    folder = dataset(tmp_path / "bids", ["01", "02"])
+def test_folders_that_cannot_be_read_or_written_are_named(somewhere):
+    folder = dataset(somewhere / "bids", ["01", "02"])
     (folder / "sub-02" / "anat").chmod(0)
-    for each in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        each.chmod(0o755)
-    (tmp_path / "closed").mkdir(mode=0o555)
-    script = tmp_path / "try.py"
+    (somewhere / "closed").mkdir(mode=0o555)
+    script = somewhere / "try.py"
     script.write_text(f"""
 import os
 from helpers import stages, volumes
 from helpers.study import Study
 import numpy as np
-study = Study(bids_dir={str(folder)!r}, output_dir={str(tmp_path / "closed" / "x")!r})
+study = Study(bids_dir={str(folder)!r}, output_dir={str(somewhere / "closed" / "x")!r})
 stages.check_cohort(study)  # What is imported on the way may lie where only root can read.
 os.setgid(65534)
 os.setuid(65534)
 plan, left_out = stages.check_cohort(study)
 print(plan.subjects, left_out)
 try:
-    volumes.write({str(tmp_path / "closed" / "x.nii.gz")!r}, np.ones((2, 2, 2)), np.eye(4))
+    volumes.write({str(somewhere / "closed" / "x.nii.gz")!r}, np.ones((2, 2, 2)), np.eye(4))
 except OSError as error:
     print("refused:", error)
 """)
@@ -393,7 +401,7 @@ except OSError as error:
     assert "Permission denied" in done.splitlines()[0]
     assert str(folder / "sub-02" / "anat") in done
     assert "refused: [Errno 13] Permission denied" in done
-    assert list((tmp_path / "closed").iterdir()) == []
+    assert list((somewhere / "closed").iterdir()) == []
 
 
 # ---------------------------------------------------------------- the data set that comes out
@@ -438,6 +446,8 @@ def test_a_bids_data_set_becomes_a_valid_derivative_that_says_where_it_comes_fro
     stack = stages.registered(later, "p1_ses-a", "T2w", "axial", Resolution(5, 1.5))
     assert volumes.read_sidecar(stack)["Note"] == sidecar["Note"]
     assert invalid(tmp_path / "results") == []
+    assert {path.name for path in tmp_path.iterdir()} == {"bids", "results"}
+    assert not [path for path in (tmp_path / "bids").rglob("*") if path.is_file() and not path.name.endswith(".nii.gz")]
     # And again, the same bytes.
     for path in paths.values():
         volumes.sidecar_path(path).unlink()

@@ -74,7 +74,9 @@ def tasks(plan: Study) -> list[Task]:
     images = len(plan.acquisitions()) * len(plan.resolutions)
     aimed_at = {"subject": stages.TARGET, "targets": shared["targets"]} if plan.targets else {"subject": phantom.TARGET_SEED}
     # Given as numbers, targets have no images to be made.
-    target = [] if plan.targets and not stages.acquired(plan, stages.TARGET) else [add("00_cohort", ["target"], {**common, "seed": plan.seed, **aimed_at}, images=3)]
+    target = []
+    if not plan.targets or stages.acquired(plan, stages.TARGET):
+        target = [add("00_cohort", ["target"], {**common, "seed": plan.seed, **aimed_at}, images=3)]
     last = []
     for subject in plan.subjects:
         who = [layout.name(subject)]
@@ -193,24 +195,33 @@ def run(plan: Study, workers: int | None = None) -> Outcome:
     report = stages.root(plan) / "report" / "index.html"
     workers = workers or default_workers()
     started = time.monotonic()
-    errors = {}
+    errors, warnings = {}, []
     if plan.bids_dir:
-        # Whose images turn out to be unfit is left out before the hours that follow are spent, and the study goes on with the others.
+        # Whose images turn out to be unfit is left out before hours are spent, and the study goes on with the others.
         first = [task for task in wanted if task.notebook.stem == "00_cohort"]
         errors = execute_all(first, report.parent, workers)
-        unfit = [subject for subject in plan.subjects if errors[f"00_cohort_{layout.name(subject)}"]]
-        left_out |= {subject: errors[f"00_cohort_{layout.name(subject)}"] for subject in unfit}
-        fit = tuple(subject for subject in plan.subjects if subject not in unfit)
-        wanted = [*first, *tasks(dataclasses.replace(plan, subjects=fit))] if fit else first
-        wanted = list({task.name: task for task in wanted}.values())
+        outcome = {subject: errors.get(f"00_cohort_{layout.name(subject)}", "not prepared") for subject in plan.subjects}
+        left_out |= {subject: f"{layout.name(subject)}: {error}" for subject, error in outcome.items() if error}
+        fit = tuple(subject for subject, error in outcome.items() if error is None)
+        if fit:
+            going = dataclasses.replace(plan, subjects=fit)
+            wanted = list({task.name: task for task in [*first, *tasks(going)]}.values())
+            warnings = stages.findings(going)
+            for warning in warnings:
+                print(warning, file=sys.stderr)
+        else:
+            wanted = first
     errors |= execute_all([task for task in wanted if task.name not in errors], report.parent, workers, errors)
-    volumes.write_bytes(report, _index(plan, wanted, errors, report.parent, left_out).encode())
+    remarks = {"Left out": list(left_out.values()), "Warnings": warnings}
+    volumes.write_bytes(report, _index(plan, wanted, errors, report.parent, remarks).encode())
     failed = {name: error for name, error in errors.items() if error}
     skipped = [task.name for task in wanted if task.name not in errors]
     return Outcome(failed, skipped, report, time.monotonic() - started)
 
 
-def execute_all(wanted: list[Task], folder: Path, workers: int, before: Mapping[str, str | None] = MappingProxyType({})) -> dict[str, str | None]:
+def execute_all(
+    wanted: list[Task], folder: Path, workers: int, before: Mapping[str, str | None] = MappingProxyType({})
+) -> dict[str, str | None]:
     """Execute notebooks on a `LocalCluster`, each after those it needs, with a progress bar on the terminal.
 
     A notebook that fails does not stop those that do not need it.
@@ -291,7 +302,7 @@ def _gather(client, wanted: list[Task], folder: Path, before: Mapping[str, str |
     return errors
 
 
-def _index(plan: Study, wanted: list[Task], errors: dict[str, str | None], folder: Path, left_out: Mapping[str, str]) -> str:
+def _index(plan: Study, wanted: list[Task], errors: dict[str, str | None], folder: Path, remarks: Mapping[str, list[str]]) -> str:
     def row(task):
         if task.name not in errors:
             return f"<tr><td>{task.name}</td><td>not started: it needs a notebook that failed</td></tr>"
@@ -300,10 +311,12 @@ def _index(plan: Study, wanted: list[Task], errors: dict[str, str | None], folde
         return f"<tr><td>{name}</td><td>{html.escape(errors[task.name] or 'done')}</td></tr>"
 
     rows = "\n".join(map(row, wanted))
-    without = "".join(f"<li>{html.escape(reason)}</li>" for reason in left_out.values())
-    without = f"<p>Left out:</p>\n<ul>{without}</ul>\n" if left_out else ""
+    said = ""
+    for title, lines in remarks.items():
+        items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+        said += f"<p>{title}:</p>\n<ul>{items}</ul>\n" if lines else ""
     style = "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}td{padding:.2em 1.5em .2em 0}"
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{plan.name}</title><style>{style}</style>\n'
-        f"<h1>Study “{plan.name}”</h1><p>{stages.note(plan.subjects[0])}. Executed notebooks, in the order of the method:</p>\n{without}<table>{rows}</table></html>\n"
+        f"<h1>Study “{plan.name}”</h1><p>{stages.note(plan.subjects[0])}. Executed notebooks, in the order of the method:</p>\n{said}<table>{rows}</table></html>\n"
     )

@@ -213,8 +213,9 @@ def sharpness(examined: dict, drop: float):
             ax.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylabel("power density (of the largest)")
     axes[1, 0].set_ylabel("over that of the other axes")
-    low = min(np.nanmin(found.ratio) for found in examined.values())
-    axes[1, 0].set_ylim(min(0.8 * low, 0.2), None)
+    ratios = np.concatenate([found.ratio.ravel() for found in examined.values()])
+    # Room for the words above the curves.
+    axes[1, 0].set_ylim(min(0.8 * np.nanmin(ratios), 0.2), 3.5 * np.nanmax(ratios))
     handles, names = axes[1, 0].get_legend_handles_labels()
     fig.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
     return fig, axes

@@ -18,11 +18,13 @@ SPACE = "MNI152NLin2009aSym"
 
 
 def name(subject: int | str) -> str:
-    """How a subject is called in names of files: 1 is ``sub-01``, one's own ``"p07"`` is ``sub-p07``, ``"p07_ses-2"`` is ``sub-p07_ses-2``."""
+    """How a subject is called in names of files: ``sub-01`` for 1, ``sub-p07`` for one's own ``"p07"``, or ``sub-p07_ses-2``."""
     return f"sub-{subject}" if isinstance(subject, str) else f"sub-{subject:02d}"
 
 
-def image(root, subject: int | str, suffix: str, *, desc: str, acq: str | None = None, rec: str | None = None, res: str | None = None) -> Path:
+def image(
+    root, subject: int | str, suffix: str, *, desc: str, acq: str | None = None, rec: str | None = None, res: str | None = None
+) -> Path:
     """Path of one image of a study.
 
     Parameters
@@ -67,7 +69,9 @@ def uri(path: Path, dataset: str = "", root: str | Path = "") -> str:
     return f"bids::{'/'.join((*folders[start:], Path(path).name))}"
 
 
-def find_subjects(bids_dir: str | Path, labels: Iterable[str], select: Mapping[str, str]) -> tuple[dict[str, dict[str, Path]], dict[str, str]]:
+def find_subjects(
+    bids_dir: str | Path, labels: Iterable[str], select: Mapping[str, str]
+) -> tuple[dict[str, dict[str, Path]], dict[str, str]]:
     """Look for the T1w, T2w and FLAIR of each subject, and of each session of one that has sessions, in a BIDS data set.
 
     Looks into ``sub-*/anat`` and ``sub-*/ses-*/anat`` and nowhere else, so no link can lead it round in circles.
@@ -158,16 +162,16 @@ def _contrasts(folder: Path, label: str, select: Mapping[str, str]) -> tuple[dic
     names = sorted(os.listdir(folder / "anat")) if (folder / "anat").is_dir() else []
     images, missing, questions = {}, [], []
     for contrast in CONTRASTS:
-        there = [name for name in names if re.fullmatch(rf"sub-{label}(_[A-Za-z]+-[A-Za-z0-9]+)*_{contrast}\.nii(\.gz)?", name) and (folder / "anat" / name).is_file()]
+        form = rf"sub-{label}(_[A-Za-z]+-[A-Za-z0-9]+)*_{contrast}\.nii(\.gz)?"
+        there = [name for name in names if re.fullmatch(form, name) and (folder / "anat" / name).is_file()]
         if len(there) > 1 and contrast in select:
             there = [name for name in there if set(select[contrast].split("_")) <= set(name.split("_"))] or there
         if not there:
             other = [name for name in names if re.search(rf"_{contrast}\.(?!json$)", name)]
             missing.append(f"{contrast} ({', '.join(other)} is no .nii or .nii.gz file)" if other else contrast)
         elif len(there) > 1:
-            questions.append(
-                f"sub-{label} has {len(there)} {contrast} images, {', '.join(there)}: say in the study which, as in select = {{{contrast} = \"{_distinct(there)}\"}}"
-            )
+            answer = f'select = {{{contrast} = "{_distinct(there)}"}}'
+            questions.append(f"sub-{label} has {len(there)} {contrast} images, {', '.join(there)}: say in the study which, as in {answer}")
         images[contrast] = folder / "anat" / (there[0] if there else "")
     if missing:
         raise ValueError(f"sub-{label}: no {', no '.join(missing)} in {folder / 'anat'}")

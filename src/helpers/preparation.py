@@ -3,14 +3,14 @@
 Arrays and affines in mm go in and come out. What is wrong with an image is a list of `Finding`; a finding that refuses says
 that a result would mean nothing, a warning says what the result will suffer from.
 
-*The template.* Images are brought to MNI by rigid registration to an image of the same contrast that `helpers.phantom`
-renders from the embedded tissue maps, without noise and unwarped. That brain lies in MNI152 2009a symmetric space (rigid, see
-``data/README.md``), on HACA3's grid, and it is what is at hand without a download. It is one person's brain and not an average: six
-degrees of freedom do not mind, and each contrast can be aimed at its own.
+*The template.* Images are brought to MNI by rigid registration to an image of the same contrast that `helpers.phantom` renders from
+the embedded tissue maps, without noise and unwarped. That brain lies in MNI152 2009a symmetric space (rigid, see ``data/README.md``), on
+HACA3's grid, and is at hand without a download. It is one person's brain, not an average: enough for six degrees of freedom, which
+leave every brain its own size, and each contrast can be aimed at its own. Two brains lie alike to 1 or 2 mm and degrees, no better.
 
 *The brain.* There is no trained brain extraction here. `brain_mask` is a threshold and morphology within the template's
-neighbourhood. It is good enough to find the brain, not to measure its outline: dura and parts of the eyes' and neck's muscles can stay, thin
-cortex at the pole of the temporal lobes can go. A mask of a dedicated program, applied before, is better (``brain="nonzero"``).
+neighbourhood. It is good enough to find the brain, not to measure its outline: dura can stay, thin cortex at the pole of the temporal
+lobes can go. A mask of a dedicated program is better: an image whose background is removed keeps its own.
 """
 
 import functools
@@ -30,8 +30,8 @@ REFUSED_VOXEL_MM = 1.5
 WARNED_VOXEL_MM = 1.25
 #: Angle by which two axes may differ from a right one before ITK's grids, which have right angles, misplace the image.
 SHEAR_DEGREES = 0.5
-#: Power along an axis over that of the two others, at the frequency taken for the Nyquist frequency of the slices. At that frequency a slice
-#: profile as wide as the separation and cubic interpolation have left about a third of the power (tests/test_preparation.py).
+#: Power along an axis over that of the two others, at the frequency taken for the Nyquist frequency of the slices. There a slice profile
+#: as wide as the separation and cubic interpolation have left about a third of the power (tests/test_preparation.py).
 SPECTRAL_DROP = 0.35
 #: How much thicker than the voxels an image must look before it is called interpolated. True 3D images stay below 1.1.
 THICK_FACTOR = 1.5
@@ -50,7 +50,9 @@ LEAST_SAME_PERSON = 1.035
 LEAST_LIKE_A_BRAIN = 1.017
 
 #: The anatomical directions of an axis by its axis code, as they stand in messages.
-DIRECTIONS = {"L": "left-right", "R": "left-right", "A": "posterior-anterior", "P": "posterior-anterior", "I": "inferior-superior", "S": "inferior-superior"}
+DIRECTIONS = {
+    **dict.fromkeys("LR", "left-right"), **dict.fromkeys("PA", "posterior-anterior"), **dict.fromkeys("IS", "inferior-superior")
+}
 
 
 @dataclass(frozen=True)
@@ -250,10 +252,12 @@ def examine(volume: np.ndarray, affine: np.ndarray) -> tuple[list[Finding], Shar
     largest = float(volume.max())
     clipped = np.count_nonzero(volume == largest) / max(np.count_nonzero(foreground(volume)), 1)
     if clipped > CLIPPED_FRACTION:
-        findings.append(Finding(False, f"{100 * clipped:.2g} % of its foreground is exactly {largest:g}, the largest value: intensities were clipped"))
+        text = f"{100 * clipped:.2g} % of its foreground is exactly {largest:g}, the largest value: intensities were clipped"
+        findings.append(Finding(False, text))
     negative = int(np.count_nonzero(volume < 0))
     if negative:
-        findings.append(Finding(False, f"{negative} voxels are negative, down to {volume.min():.4g}: no magnitude image has such; they become 0"))
+        text = f"{negative} voxels are negative, down to {volume.min():.4g}: no magnitude image has such; they become 0"
+        findings.append(Finding(False, text))
     return findings, found
 
 
@@ -284,7 +288,8 @@ def examine_grid(shape: tuple[int, ...], affine: np.ndarray) -> list[Finding]:
     extent_mm = voxel_mm * shape
     if extent_mm.min() < SMALLEST_EXTENT_MM:
         extent = " x ".join(f"{mm:.0f}" for mm in extent_mm)
-        findings.append(Finding(True, f"field of view of {extent} mm: accepted are images of a whole brain, {SMALLEST_EXTENT_MM} mm or more"))
+        text = f"field of view of {extent} mm: accepted are images of a whole brain, {SMALLEST_EXTENT_MM} mm or more"
+        findings.append(Finding(True, text))
     return findings
 
 
@@ -433,8 +438,8 @@ class Prepared:
 def prepare(images: Mapping[str, tuple[np.ndarray, np.ndarray]], brain: str = "extract", seed: int = 0) -> Prepared:
     """Bring the contrasts of a subject onto HACA3's grid: N4, rigid to MNI, others rigid to the T1w, background removed.
 
-    The T1w is registered to the template, every other contrast to the T1w as it then lies in MNI space, which composes the two transforms; each
-    image is interpolated once, from its own grid. A single image, such as a target's, is registered to the template of its own contrast.
+    The T1w is registered to the template, every other contrast to the T1w as it then lies in MNI space, which composes the two
+    transforms; each image is interpolated once, from its own grid. A single image, such as a target's, is registered to the template of its own contrast.
 
     Parameters
     ----------
@@ -451,13 +456,17 @@ def prepare(images: Mapping[str, tuple[np.ndarray, np.ndarray]], brain: str = "e
         If an image is constant or not 3D, a brain cannot be found, or there is no T1w to find it in.
     """
     brain = check("brain", brain, BRAINS)
-    images = {check("contrast", contrast, CONTRASTS): (np.maximum(volumes.check(volume, contrast), 0), affine) for contrast, (volume, affine) in images.items()}
+    images = {
+        check("contrast", contrast, CONTRASTS): (np.maximum(volumes.check(volume, contrast), 0), affine)
+        for contrast, (volume, affine) in images.items()
+    }
     lead = "T1w" if "T1w" in images else next(iter(images))
     if lead != "T1w" and len(images) > 1:
         raise ValueError(f"images are {', '.join(images)}: accepted are T1w with others, or one contrast")
     extract = brain == "extract" and not is_stripped(images[lead][0])
     if extract and lead != "T1w":
-        raise ValueError(f"the {lead} image has its background, and the brain is found in a T1w only: accepted is one whose background is removed")
+        text = "and the brain is found in a T1w only: accepted is one whose background is removed"
+        raise ValueError(f"the {lead} image has its background, {text}")
     fixed, known = template(lead)
     target = (phantom.SHAPE, phantom.AFFINE)
     transforms, on_grid, seen, agreement = {}, {}, {}, {}
@@ -513,12 +522,15 @@ def mutual_information(first: np.ndarray, second: np.ndarray, mask: np.ndarray, 
 def _misplaced(contrast, lead, coverage, agreement):
     findings = []
     if coverage < WARNED_COVERAGE:
-        text = f"its field of view holds {100 * coverage:.0f} % of the template's brain: accepted are {100 * REFUSED_COVERAGE:.0f} % or more, good are {100 * WARNED_COVERAGE:.0f} %"
+        accepted = f"accepted are {100 * REFUSED_COVERAGE:.0f} % or more, good are {100 * WARNED_COVERAGE:.0f} %"
+        text = f"its field of view holds {100 * coverage:.0f} % of the template's brain: {accepted}"
         findings.append(Finding(coverage < REFUSED_COVERAGE, text))
     if contrast == lead and agreement < LEAST_LIKE_A_BRAIN:
-        text = f"shares little with a brain's {contrast} that lies as its header says (mutual information {agreement:.3f}, accepted from {LEAST_LIKE_A_BRAIN}): wrong orientation?"
+        value = f"mutual information {agreement:.3f}, accepted from {LEAST_LIKE_A_BRAIN}"
+        text = f"shares little with a brain's {contrast} that lies as its header says ({value}): wrong orientation?"
         findings.append(Finding(True, text))
     if contrast != lead and agreement < LEAST_SAME_PERSON:
-        text = f"shares little with the {lead} (mutual information {agreement:.3f}, accepted from {LEAST_SAME_PERSON}): another person, or left and right changed places?"
+        value = f"mutual information {agreement:.3f}, accepted from {LEAST_SAME_PERSON}"
+        text = f"shares little with the {lead} ({value}): another person, or left and right changed places?"
         findings.append(Finding(True, text))
     return findings

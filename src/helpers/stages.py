@@ -213,6 +213,16 @@ def check_cohort(plan: Study) -> tuple[Study, dict[str, str]]:
     return dataclasses.replace(plan, subjects=fit), left_out
 
 
+def findings(plan: Study) -> list[str]:
+    """What is wrong with images of one's own that take part all the same, a line each."""
+    lines = []
+    for subject in plan.subjects:
+        for contrast in CONTRASTS:
+            sidecar = volumes.read_sidecar(layout.image(root(plan), subject, contrast, desc="preproc")) or {}
+            lines += [f"{layout.name(subject)} {contrast}: {each}" for each in sidecar.get("Findings", [])]
+    return lines
+
+
 def _prepare(plan: Study, subject: str, paths: Mapping[str, Path]) -> None:
     """Examine images of one's own and bring them onto the MNI grid."""
     from helpers import preparation
@@ -358,7 +368,8 @@ def harmonized(plan: Study, subject: int | str, experiment: str, resolution: Res
     code = _code(harmonized, HACA3_SOURCES)
     parents = [*inputs.values(), *targets.values()]
     numbers = {contrast: list(each) for contrast, each in plan.targets if not isinstance(each, str)}
-    key = _key(code, parents, {"settings": settings, "models": models, "how": _network_options(plan), **({"targets": numbers} if numbers else {})})
+    parameters = {"settings": settings, "models": models, "how": _network_options(plan)}
+    key = _key(code, parents, {**parameters, **({"targets": numbers} if numbers else {})})
 
     def work():
         shared = [contrast for contrast, orientation in sources(experiment).items() if orientation == "3D" and resolution]
@@ -509,7 +520,7 @@ def headline(plan: Study) -> str:
     ends = table[table.separation_mm.isin([table.separation_mm.min(), table.separation_mm.max()])]
     # A 3D image is its own reference: an infinite PSNR has no mean.
     shown = ends.replace(float("inf"), float("nan")).pivot_table("psnr_db", ["experiment", "contrast"], ["arm", "resolution"])
-    return f"Mean PSNR inside the brain, dB ({len(plan.subjects)} subjects)\n{shown.round(1).to_string(na_rep='')}"
+    return f"Mean PSNR inside the brain, dB ({table.subject.nunique()} subjects)\n{shown.round(1).to_string(na_rep='')}"
 
 
 def figure_2_panels(plan: Study, subject: int | str, examples: Mapping[str, tuple[str, Resolution | None]]) -> dict[str, np.ndarray]:

@@ -178,7 +178,8 @@ def _target(field: str, value) -> str | tuple[float, ...]:
     except (KeyError, TypeError, ValueError):
         numbers = ()
     if len(numbers) != 5 or not all(map(math.isfinite, numbers)) or numbers[4] <= 0 or (isinstance(value, dict) and len(value) != 3):
-        raise ValueError(f"{field} is {value!r}: accepted are the path of an image, or theta and eta, two numbers each, and norm, a number above 0")
+        accepted = "the path of an image, or theta and eta, two numbers each, and norm, a number above 0"
+        raise ValueError(f"{field} is {value!r}: accepted are {accepted}")
     return numbers
 
 
@@ -207,8 +208,8 @@ class Study:
     name : str
         Letters, digits and hyphens; the folder below ``data/derivatives``.
     subjects : tuple of int or of str
-        Seeds of the semi-synthetic subjects, of which 1 to 10 are the study's; or labels of your own, as in ``sub-<label>``: of a subject with
-        sessions all, or ``"01_ses-2"`` for one. Unless given: subject 1, or all in `bids_dir`, which ``"all"`` stands for as well.
+        Seeds of the semi-synthetic subjects, of which 1 to 10 are the study's; or labels of your own, as in ``sub-<label>``, which stand
+        for all sessions of a subject, ``"01_ses-2"`` for one. Unless given: subject 1, or all in `bids_dir`, as does ``"all"``.
     experiments : tuple of str
         Keys of `EXPERIMENTS`.
     resolutions : tuple of Resolution
@@ -243,7 +244,8 @@ class Study:
         ``extract``: background is removed unless it is already; ``keep``: your images stay as they are. HACA3 expects it removed.
     targets : dict
         Contrast -> what harmonized images look like: an image's path, or a table of ``theta`` and ``eta`` (two numbers each) and
-        ``norm``, the scale of the output. All three contrasts, or none for the semi-synthetic target subject.
+        ``norm``, the scale of the output. An image is prepared as subjects are; but for a T1w its background must be removed. All
+        three contrasts, or none for the semi-synthetic target subject.
     output_dir : str
         Folder of the results (relative: to the working folder), or empty for ``data/derivatives/<name>``.
 
@@ -303,7 +305,8 @@ class Study:
             elif self.bids_dir:
                 raise ValueError(f"subjects has {subject!r}: accepted with bids_dir are labels as text, such as '{subject:02d}'")
         if len({type(subject) for subject in self.subjects}) > 1:
-            raise ValueError(f"subjects is {list(self.subjects)!r}: accepted are numbers of semi-synthetic subjects or labels of your own, not both")
+            text = "accepted are numbers of semi-synthetic subjects or labels of your own, not both"
+            raise ValueError(f"subjects is {list(self.subjects)!r}: {text}")
         settle("experiments", tuple(check("experiment", each, EXPERIMENTS) for each in self.experiments))
         settle("resolutions", tuple(each if isinstance(each, Resolution) else Resolution.parse(each) for each in self.resolutions))
         settle("reconstruction", tuple(check("reconstruction", each, ORIENTATIONS) for each in self.reconstruction))

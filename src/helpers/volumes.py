@@ -104,7 +104,9 @@ def geometry(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
     return shape, _affine(image, path)
 
 
-_UNREADABLE = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError, OverflowError, zlib.error)
+_UNREADABLE = (
+    nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError, OverflowError, zlib.error
+)
 _MM = {"meter": 1000.0, "micron": 0.001}
 #: Voxels of an MR image of a head, generously.
 _VOXEL_MM = (0.01, 100.0)
@@ -139,14 +141,17 @@ def _affine(image: nib.Nifti1Image, path: str | Path) -> np.ndarray:
     affine = np.array(sform if has_sform else qform, dtype=np.float64)
     affine[:3] *= _MM.get(image.header.get_xyzt_units()[0], 1.0)
     size = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or size.min() < _VOXEL_MM[0] or size.max() > _VOXEL_MM[1] or abs(np.linalg.det(affine[:3, :3] / size)) < 1e-6:
+    possible = np.isfinite(affine).all() and _VOXEL_MM[0] <= size.min() and size.max() <= _VOXEL_MM[1]
+    if not possible or abs(np.linalg.det(affine[:3, :3] / size)) < 1e-6:
         sizes = " x ".join(f"{mm:.4g}" for mm in size)
-        raise ValueError(f"{path}: impossible geometry, voxels of {sizes} mm: accepted are {_VOXEL_MM[0]:g} to {_VOXEL_MM[1]:g} mm along three directions")
+        accepted = f"accepted are {_VOXEL_MM[0]:g} to {_VOXEL_MM[1]:g} mm along three directions"
+        raise ValueError(f"{path}: impossible geometry, voxels of {sizes} mm: {accepted}")
     if has_sform and has_qform:
         corners = np.array([(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in (*image.shape, 1, 1)[:3]))]).T
         apart = np.linalg.norm(((sform - qform) @ corners)[:3], axis=0).max()
         if not apart <= _SAME_PLACE_MM:
-            raise ValueError(f"{path}: sform and qform disagree by up to {apart:.1f} mm: accepted are headers with one of them, or with two that agree to {_SAME_PLACE_MM:g} mm")
+            accepted = f"accepted are headers with one of them, or with two that agree to {_SAME_PLACE_MM:g} mm"
+            raise ValueError(f"{path}: sform and qform disagree by up to {apart:.1f} mm: {accepted}")
     return affine
 
 
