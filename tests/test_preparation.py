@@ -146,6 +146,14 @@ def test_mutual_information_is_two_of_an_image_with_itself_and_near_one_of_noise
     assert preparation.mutual_information(first, second, everywhere) == pytest.approx(1, abs=2e-3)
 
 
+def test_edges_of_an_image_are_like_its_own_and_unlike_those_of_one_turned_over():
+    image, brain = preparation.template("T1w")
+    assert preparation.edge_likeness(image, 3 * image, brain) == pytest.approx(1, abs=1e-6)
+    assert preparation.edge_likeness(image, image[:, :, ::-1], brain) < preparation.REFUSED_LIKENESS
+    assert preparation.edge_likeness(image, image[:, ::-1], brain) < preparation.REFUSED_LIKENESS
+    assert preparation.edge_likeness(image, np.ones_like(image), brain) == 0
+
+
 def test_the_template_is_the_embedded_brain_on_the_grid_of_haca3():
     image, brain = preparation.template("FLAIR")
     assert image.shape == phantom.SHAPE

@@ -255,7 +255,7 @@ def _prepare(plan: Study, subject: str, paths: Mapping[str, Path]) -> None:
                     "VoxelSizeMm": sharp.voxel_mm.round(4).tolist(),
                     "EstimatedSliceSeparationMm": dict(zip(sharp.directions, sharp.thickness_mm.round(2).tolist(), strict=True)),
                     "FieldOfViewCoverage": round(prepared.coverage[contrast], 4),
-                    "MutualInformation": round(prepared.agreement[contrast], 4),
+                    "Agreement": round(prepared.agreement[contrast], 4),
                     "TransformFromMni": prepared.transforms[contrast].round(6).tolist(),
                 }
         yield union, phantom.AFFINE, {"Type": "Brain", "Note": OWN_DATA, **_origin(files.values(), plan, subject)}
