@@ -10,11 +10,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import MappingProxyType
 
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers import batch, cli, degradation, layout, registration, stages, volumes
+from helpers import batch, cli, degradation, layout, ledger, registration, stages, volumes
 from helpers.study import CONTRASTS, Resolution, Study, subject_seed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -138,6 +139,52 @@ def test_targets_given_as_numbers_need_no_image():
     plan = Study(targets=dict.fromkeys(CONTRASTS, {"theta": [1, 2], "eta": [3, 4], "norm": 5}))
     assert "00_cohort_target" not in [task.name for task in batch.tasks(plan)]
     assert stages.target_images(plan) == {}
+
+
+# ---------------------------------------------------------------- the study
+
+
+def test_a_subject_whose_images_turn_out_unfit_is_left_out_and_the_study_goes_on_with_the_others(tmp_path, monkeypatch, capsys):
+    dataset(tmp_path / "bids", ["01", "02"])
+    plan = Study(bids_dir=str(tmp_path / "bids"), output_dir=str(tmp_path / "results"), experiments=["1a"])
+    calls = []
+
+    def execute_all(wanted, folder, where, before=MappingProxyType({})):
+        calls.append([task for task in wanted if task.name not in before])
+        results = dict(before)
+        for task in calls[-1]:
+            error = "ValueError: clipped" if task.name == "00_cohort_sub-01" else None
+            ledger.log(folder, event="failed" if error else "done", task=task.name, seconds=1, images=0, **({"error": error} if error else {}))
+            results[task.name] = batch.Execution(error, 1)
+        return results
+
+    monkeypatch.setattr(batch, "execute_all", execute_all)
+    monkeypatch.setattr(stages, "check_models", lambda plan: None)
+    outcome = batch.run(plan)
+    first, second = calls
+    assert {task.name for task in first} == {"00_cohort_target", "00_cohort_sub-01", "00_cohort_sub-02"}
+    assert {task.name for task in second} & {"01_slice_profiles", "04_harmonization_sub-02_exp-1a"}
+    assert not [task for task in second if "sub-01" in task.name]
+    (analysis,) = [task for task in second if task.name == "05_analysis"]
+    assert analysis.parameters["subjects"] == ["02"]
+    batch.check_parameters(second)
+    assert outcome.failed == {"00_cohort_sub-01": "ValueError: clipped"}
+    assert outcome.skipped == []
+    assert "<li>sub-01: ValueError: clipped</li>" in outcome.report.read_text()
+    # What is told of it later agrees, before and after the study file's "all" has become labels.
+    (tmp_path / "mine.toml").write_text(f'bids_dir = "{plan.bids_dir}"\noutput_dir = "{plan.output_dir}"\nexperiments = ["1a"]\n')
+    for command in (["status"], ["run", "--dry-run", "--only", "04*sub-02*"]):
+        assert cli.main([*command, str(tmp_path / "mine.toml")]) == 0
+        assert "00_cohort" in capsys.readouterr().out
+    names = set(batch.status(stages.check_cohort(plan)[0]).task)
+    assert {"00_cohort_sub-01", "04_harmonization_sub-02_exp-1a"} <= names
+    assert "02_degradation_sub-01" not in names
+
+
+def test_results_are_not_written_into_the_data_set(tmp_path):
+    folder = dataset(tmp_path / "bids")
+    with pytest.raises(ValueError, match="output_dir is .*bids, which is bids_dir as well"):
+        stages.check_cohort(Study(bids_dir=str(folder), output_dir=str(folder)))
 
 
 # ---------------------------------------------------------------- what is found

@@ -682,8 +682,8 @@ def _index(plan: Study, states: pd.DataFrame, folder: Path, remarks: Mapping[str
         said += f"<p>{title}:</p>\n<ul>{items}</ul>\n" if lines else ""
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{plan.name}</title><style>{style}</style>\n'
-        f"<h1>Study “{plan.name}”</h1><p>{stages.note(plan.subjects[0])}.</p>\n{said}<p>{counts}; {spent_h:.1f} h of computing in the last "
-        f"execution of each. Executed notebooks, in the order of the method:</p>\n"
+        f"<h1>Study “{plan.name}”</h1><p>{stages.note(plan.subjects[0])}.</p>\n{said}<p>{counts}; {spent_h:.1f} h of computing in the "
+        f"last execution of each. Executed notebooks, in the order of the method:</p>\n"
         f'<table><tr><th>notebook</th><th>state</th><th class="time">min:s</th><th>error</th></tr>\n{body}</table></html>\n'
     )
 

@@ -204,6 +204,8 @@ def check_cohort(plan: Study) -> tuple[Study, dict[str, str]]:
             raise ValueError(f"{path}: {refusals[0]}")
     if not plan.bids_dir:
         return plan, {}
+    if folder(plan).resolve() == Path(plan.bids_dir):
+        raise ValueError(f"output_dir is {plan.bids_dir}, which is bids_dir as well: accepted is a folder of its own")
     found, left_out = layout.find_subjects(plan.bids_dir, plan.subjects, dict(plan.select))
     seen: dict[tuple, str] = {}
     for label, images in found.items():
