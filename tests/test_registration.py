@@ -217,8 +217,8 @@ def test_the_spline_is_that_of_ants(tmp_path):
     parameters = np.concatenate([lps[:3, :3].ravel(), lps[:3, 3]])
     itk = ants.new_ants_transform(precision="double", dimension=3, transform_type="AffineTransform", parameters=parameters)
     ants.write_transform(itk, str(tmp_path / "t.mat"))
-    fixed = registration._ants_image(ants, np.zeros(shape), affine)
-    moving = registration._ants_image(ants, volume, stack_affine)
+    fixed = registration.ants_image(ants, np.zeros(shape), affine)
+    moving = registration.ants_image(ants, volume, stack_affine)
     expected = ants.apply_transforms(fixed, moving, [str(tmp_path / "t.mat")], interpolator="bSpline").numpy()
     result = registration.resample(volume, stack_affine, shape, affine, transform)
     assert (expected == 0).any() and (expected != 0).mean() > 0.3

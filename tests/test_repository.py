@@ -46,8 +46,8 @@ def test_ci_runs_the_test_command_of_the_readme():
 
 
 @pytest.mark.parametrize("modules", ["helpers.study, helpers.volumes, helpers.layout, helpers.stages, helpers.batch, helpers.cli, "
-                                     "helpers.phantom, helpers.degradation, helpers.registration, helpers.metrics, helpers.figures, "
-                                     "helpers.survey, helpers.advisor"])
+                                     "helpers.phantom, helpers.preparation, helpers.degradation, helpers.registration, helpers.metrics, "
+                                     "helpers.figures, helpers.survey, helpers.advisor"])
 def test_importing_helpers_imports_neither_ants_nor_torch_nor_sigpy(modules):
     code = f"import sys, {modules}; print([name for name in ('ants', 'torch', 'sigpy') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

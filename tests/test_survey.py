@@ -309,7 +309,7 @@ def test_missing_truncated_and_4d_images_are_listed(tmp_path):
     header["srow_z"] = 0
     rewrite(flat, header)
     table = survey.from_bids(tmp_path).set_index("subject")
-    reasons = {"01": "no image beside", "02": "not a readable NIfTI header", "03": "accepted are 3D volumes", "05": "accepted is an invertible"}
+    reasons = {"01": "no image beside", "02": "not a readable NIfTI volume", "03": "accepted are 3D volumes", "05": "accepted is an invertible"}
     for subject, reason in reasons.items():
         assert reason in table.unfit[subject]
         assert str(tmp_path) not in table.unfit[subject]

@@ -18,9 +18,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -35,6 +36,7 @@ _COST_S = {"00": (9, 3), "01": (6, 0), "02": (7, 0.06), "03": (12, 0.65), "04": 
 _ESTIMATED_TRANSFORM_S = 6.5
 _ENCODING_S = 1.35
 _WHOLE_PLANE_S = 24
+_PREPARATION_S = 110  # of one's own images of a subject: examined, registered to MNI, skull-stripped
 
 #: Megabytes of an image, as measured; fused and registered volumes hold noise and hardly shrink.
 _COHORT_MB, _STACK_MB, _REGISTERED_MB, _HARMONIZED_MB, _ENCODING_MB, _REPORT_MB = 3.5, 2.75, 13, 5.3, 13.9, 1.2
@@ -78,9 +80,17 @@ class Task:
     size_mb: float = _REPORT_MB
 
 
-def tasks(plan: Study) -> list[Task]:
-    """The notebook executions that make up a study, in an order in which each comes after its needs."""
-    made = []
+def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
+    """The notebook executions that make up a study, in an order in which each comes after its needs.
+
+    Parameters
+    ----------
+    plan : Study
+        With its subjects named one by one, as `helpers.stages.check_cohort` leaves them.
+    unfit : iterable of int or of str
+        Subjects whose images could not be prepared: that is tried again, and the study is done with the others.
+    """
+    made, fit = [], [subject for subject in plan.subjects if subject not in set(unfit)]
 
     def add(notebook, who, parameters, needs=(), after=(), images=0, mb=0.0, more_s=0.0):
         fixed, each = _COST_S[notebook[:2]]
@@ -89,7 +99,11 @@ def tasks(plan: Study) -> list[Task]:
         made.append(Task(name, path, parameters, tuple(needs), tuple(after), images, fixed + each * images + more_s, _REPORT_MB + mb))
         return name
 
-    shared = {key: value for key, value in plan.literals().items() if key != "subjects"}
+    # What becomes of one's own images is the business of the first notebook.
+    own = {key: plan.literals()[key] for key in ("bids_dir", "select", "brain")}
+    shared = {key: value for key, value in plan.literals().items() if key not in ("subjects", *own)}
+    prepared_s = _PREPARATION_S if plan.bids_dir else 0
+    source = {**own, "seed": plan.seed} if plan.bids_dir else {}
     common = {key: shared[key] for key in ("name", "output_dir")}
     acquired = {**common, **{key: shared[key] for key in ("experiments", "resolutions")}}
     preview = {key: shared[key] for key in ("reconstruction", "slice_step")}
@@ -101,13 +115,20 @@ def tasks(plan: Study) -> list[Task]:
     plane_s = len(plan.reconstruction) * _WHOLE_PLANE_S if whole else 0
     harmonized_mb = 3 * _HARMONIZED_MB / plan.slice_step
     encode_s, encode_mb = (0, 0) if whole else (_ENCODING_S, _ENCODING_MB)
-    target = add("00_cohort", ["target"], {**common, "subject": phantom.TARGET_SEED}, images=3, mb=3 * _COHORT_MB)
+    target = []
+    if not plan.targets:
+        target = [add("00_cohort", ["target"], {**common, "subject": phantom.TARGET_SEED}, images=3, mb=3 * _COHORT_MB)]
+    elif aims := stages.acquired(plan, stages.TARGET):  # Given as numbers, targets have no images to be made.
+        settings = {**common, "subject": stages.TARGET, "targets": shared["targets"], "seed": plan.seed}
+        target = [add("00_cohort", ["target"], settings, images=len(aims), mb=len(aims) * _COHORT_MB, more_s=_PREPARATION_S)]
     last = []
     for subject in plan.subjects:
-        who = [f"sub-{subject:02d}"]
+        who = [layout.name(subject)]
         person = {"subject": subject}
-        start = add("00_cohort", who, {**common, **person}, images=3, mb=3 * _COHORT_MB)
-        if subject == plan.subjects[0]:
+        start = add("00_cohort", who, {**common, **source, **person}, images=3, mb=3 * _COHORT_MB, more_s=prepared_s)
+        if subject not in fit:
+            continue
+        if subject == fit[0]:
             add("01_slice_profiles", [], {**common, **person, "interactive": False}, [start])
         sliced = add("02_degradation", who, {**acquired, **person, "interactive": False}, [start], images=images, mb=images * _STACK_MB)
         settings = {**acquired, **person, **preview, "transform": plan.transform, "seed": plan.seed}
@@ -117,7 +138,7 @@ def tasks(plan: Study) -> list[Task]:
             "04_harmonization",
             [*who, f"exp-{GROUND_TRUTH}"],
             {**settings, "experiment": GROUND_TRUTH},
-            [back, target],
+            [back, *target],
             images=2,
             mb=2 * harmonized_mb + 3 * encode_mb,
             more_s=2 * plane_s + 3 * encode_s,
@@ -140,7 +161,8 @@ def tasks(plan: Study) -> list[Task]:
             )
             encoded |= dict.fromkeys(new, name)
             last.append(name)
-    add("05_analysis", [], plan.literals(), last)
+    if fit:
+        add("05_analysis", [], {**shared, "subjects": fit}, last)
     return made
 
 
@@ -179,7 +201,10 @@ def check_subjects(plan: Study) -> None:
         Naming the subject and those that are accepted.
     """
     for subject in plan.subjects:
-        if subject == phantom.TARGET_SEED or subject >= phantom.FIRST_TRAINING_SEED:
+        if isinstance(subject, str):
+            if not plan.bids_dir:
+                raise ValueError(f"subjects has {subject!r}, a label: accepted without bids_dir are numbers, 1 to 10")
+        elif subject == phantom.TARGET_SEED or subject >= phantom.FIRST_TRAINING_SEED:
             use = "defines the target" if subject == phantom.TARGET_SEED else "is for training"
             raise ValueError(f"subjects has {subject}, which {use}: accepted are 1 to 10, and 12 to {phantom.FIRST_TRAINING_SEED - 1}")
 
@@ -298,13 +323,33 @@ def expected_s(wanted: list[Task], folder: Path) -> dict[str, float]:
 def status(plan: Study) -> pd.DataFrame:
     """Where a study stands. Nothing is changed.
 
+    Parameters
+    ----------
+    plan : Study
+        With its subjects named one by one, as `helpers.stages.check_cohort` leaves them.
+
     Returns
     -------
     DataFrame
         One row per task: ``task``, ``stage`` (its notebook), ``state`` (done, running, failed or missing), ``seconds`` of its
         last execution (NaN if there was none), ``expected_s`` and ``expected_mb`` of what is yet to be done, ``error``.
     """
-    return _states(tasks(plan), _report_folder(plan))
+    folder = _report_folder(plan)
+    unfit = ()
+    if plan.bids_dir:
+        first = _states(_first(tasks(plan)), folder)
+        unfit = _unfit(plan, set(first.task[first.state == "failed"]))
+    return _states(tasks(plan, unfit), folder)
+
+
+def _first(wanted: list[Task]) -> list[Task]:
+    """The tasks that need no other: the cohort and what is aimed at."""
+    return [task for task in wanted if not task.needs]
+
+
+def _unfit(plan: Study, failed: set[str]) -> tuple[int | str, ...]:
+    """The subjects whose images could not be prepared, given the tasks that failed."""
+    return tuple(subject for subject in plan.subjects if f"00_cohort_{layout.name(subject)}" in failed)
 
 
 def _states(wanted: list[Task], folder: Path, repair: bool = False) -> pd.DataFrame:
@@ -370,7 +415,8 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
     Raises
     ------
     ValueError, FileNotFoundError
-        Before anything starts, if a notebook does not know a parameter or a checkpoint is missing or does not fit.
+        Before anything starts, if a notebook does not know a parameter, a checkpoint is missing or does not fit, or no subject can
+        take part.
     RuntimeError
         Before anything starts, if somebody else runs the study.
     OSError
@@ -378,6 +424,9 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
     """
     started, where = time.monotonic(), where or Cluster()
     check_subjects(plan)
+    plan, left_out = stages.check_cohort(plan)
+    for reason in left_out.values():
+        print(f"left out: {reason}", file=sys.stderr)
     everything = tasks(plan)
     wanted = choose(everything, only) if only else everything
     folder = _report_folder(plan)
@@ -386,13 +435,26 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
         _check(plan, wanted, _states(wanted, folder))
     with ledger.locked(folder):
         states = _states(wanted, folder, repair=True)
-        results = dict.fromkeys(states.task)
+        results, unfit = dict.fromkeys(states.task), ()
         if not all(states.state == "done"):
             _check(plan, wanted, states)
             volumes.remove_leftovers(stages.root(plan))
-            results = execute_all(wanted, folder, where)
-        if any(results.values()) or len(results) < len(wanted) or not report.exists():
-            volumes.write_bytes(report, _index(plan, _states(everything, folder), folder).encode())
+            before = {}
+            if plan.bids_dir:
+                # Whose images turn out to be unfit is left out before hours are spent, and the study goes on with the others.
+                left = set(states.task[states.state != "done"])
+                before = execute_all([task for task in _first(wanted) if task.name in left], folder, where)
+                unfit = _unfit(plan, {name for name, each in before.items() if _failed(each)})
+                left_out |= {subject: f"{layout.name(subject)}: {before[f'00_cohort_{layout.name(subject)}'].error}" for subject in unfit}
+                everything = tasks(plan, unfit)
+                named = {task.name: task for task in everything}
+                wanted = [named[task.name] for task in wanted if task.name in named]
+                for warning in stages.findings(plan, unfit):
+                    print(warning, file=sys.stderr)
+            results = execute_all(wanted, folder, where, before)
+        if any(results.values()) or len(results) < len(wanted) or plan.bids_dir or not report.exists():
+            remarks = {"Left out": list(left_out.values()), "Warnings": stages.findings(plan, unfit)}
+            volumes.write_bytes(report, _index(plan, _states(everything, folder), folder, remarks).encode())
     failed = {name: each.error for name, each in results.items() if _failed(each)}
     skipped = [task.name for task in wanted if task.name not in results]
     return Outcome(failed, skipped, sum(each is not None for each in results.values()), report, time.monotonic() - started)
@@ -427,14 +489,30 @@ def free_mb(folder: Path) -> float:
     return shutil.disk_usage(folder).free / 1e6
 
 
-def execute_all(wanted: list[Task], folder: Path, where: Cluster) -> dict[str, Execution | None]:
+def execute_all(
+    wanted: list[Task], folder: Path, where: Cluster, before: Mapping[str, Execution | None] = MappingProxyType({})
+) -> dict[str, Execution | None]:
     """Execute the notebooks that are not done, each after those it needs. One that fails does not stop those that do not need it.
+
+    Parameters
+    ----------
+    wanted : list of Task
+        Each after those it needs.
+    folder : Path
+        Where executed notebooks, records and log are kept.
+    where : Cluster
+        What executes them.
+    before : mapping of str to (Execution or None)
+        What an earlier call returned: these are not executed again.
 
     Returns
     -------
     dict
         Task -> what became of its execution; None if it was done before. Tasks that could not start are not in it.
     """
+    wanted = [task for task in wanted if task.name not in before]
+    if not wanted or _full(before):
+        return dict(before)
     # In the order of the method, the first subject would be finished before the last is begun, and cores would lie idle at the end.
     named = {task.name: task for task in wanted}
     wanted = [named[name] for name in schedule.urgent_first(_graph(wanted), expected_s(wanted, folder))]
@@ -442,7 +520,7 @@ def execute_all(wanted: list[Task], folder: Path, where: Cluster) -> dict[str, E
     with clusters.start(where, folder / "jobs") as (client, again):
         if importlib.util.find_spec("bokeh"):  # Without it the address shows nothing but that it is missing.
             print(f"dashboard: {client.dashboard_link}", file=sys.stderr)
-        return _gather(client, again, wanted, folder, where)
+        return _gather(client, again, wanted, folder, where, before)
 
 
 def _graph(wanted: list[Task]) -> dict[str, tuple[str, ...]]:
@@ -457,11 +535,16 @@ def _failed(result: Execution | None) -> bool:
     return result is not None and result.error is not None
 
 
-def _gather(client, again, wanted: list[Task], folder: Path, where: Cluster) -> dict[str, Execution | None]:
+def _full(results: Mapping[str, Execution | None]) -> bool:
+    """Whether a task found the disk full. One is enough: the others would fail of it as well, one after the other."""
+    return any(_failed(each) and f"[Errno {errno.ENOSPC}]" in each.error for each in results.values())
+
+
+def _gather(client, again, wanted: list[Task], folder: Path, where: Cluster, before: Mapping) -> dict[str, Execution | None]:
     """Submit tasks as soon as their needs are met, until none is left that can start."""
     from dask.distributed import wait
 
-    waiting, running, results, blocked = list(wanted), {}, {}, set()
+    waiting, running, results, blocked = list(wanted), {}, dict(before), set()
     named, renewed = {task.name for task in wanted}, time.monotonic()
     with _Progress(wanted, expected_s(wanted, folder), where.size()) as progress:
         while True:
@@ -506,8 +589,8 @@ def _gather(client, again, wanted: list[Task], folder: Path, where: Cluster) -> 
                 facts = {"seconds": result.seconds, "images": result.images, **({"error": result.error} if result.error else {})}
                 ledger.log(folder, event="failed" if result.error else "done", task=task.name, **facts)
                 progress.end(task, result)
-                if f"[Errno {errno.ENOSPC}]" in (result.error or ""):
-                    waiting = []  # One full disk is enough: the others would fail of it as well, one after the other.
+                if _full({task.name: result}):
+                    waiting = []
 
 
 class _Progress:
@@ -575,8 +658,8 @@ class _Progress:
                 row.set_description_str(line)
 
 
-def _index(plan: Study, states: pd.DataFrame, folder: Path) -> str:
-    """The report's first page: every task with its state, duration, page, and error."""
+def _index(plan: Study, states: pd.DataFrame, folder: Path, remarks: Mapping[str, list[str]]) -> str:
+    """The report's first page: remarks under their titles, and every task with its state, duration, page, and error."""
 
     def row(task):
         # A kernel that died leaves no page.
@@ -593,11 +676,14 @@ def _index(plan: Study, states: pd.DataFrame, folder: Path) -> str:
         "th{text-align:left;border-bottom:1px solid #999}td,th{padding:.15em 1.5em .15em 0;vertical-align:top}.time{text-align:right}"
         ".failed td:nth-child(2),.failed td:nth-child(4){color:#b0413e;font-weight:bold}.missing td{color:#777}"
     )
-    body = "\n".join(map(row, states.itertuples()))
+    body, said = "\n".join(map(row, states.itertuples())), ""
+    for title, lines in remarks.items():
+        items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+        said += f"<p>{title}:</p>\n<ul>{items}</ul>\n" if lines else ""
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{plan.name}</title><style>{style}</style>\n'
-        f"<h1>Study “{plan.name}”</h1><p>{stages.SEMI_SYNTHETIC}.</p><p>{counts}; {spent_h:.1f} h of computing in the last "
-        f"execution of each. Executed notebooks, in the order of the method:</p>\n"
+        f"<h1>Study “{plan.name}”</h1><p>{stages.note(plan.subjects[0])}.</p>\n{said}<p>{counts}; {spent_h:.1f} h of computing in the "
+        f"last execution of each. Executed notebooks, in the order of the method:</p>\n"
         f'<table><tr><th>notebook</th><th>state</th><th class="time">min:s</th><th>error</th></tr>\n{body}</table></html>\n'
     )
 

@@ -46,7 +46,7 @@ def _run(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
             raise ValueError(f"--workers is {options.workers}: accepted are whole numbers from 1")
         where = dataclasses.replace(where, **{"workers" if where.kind == "local" else "jobs": options.workers})
     if options.dry_run:
-        batch.check_subjects(plan)
+        plan = _settled(plan)
         wanted = {task.name for task in batch.choose(batch.tasks(plan), options.only or ["*"])}
         states = batch.status(plan)
         _tell(plan, states[states.task.isin(wanted)], where)
@@ -67,11 +67,23 @@ def _run(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
 def _status(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
     from helpers import batch
 
+    plan = _settled(plan)
     states = batch.status(plan)
     _tell(plan, states, where)
     for task in states[states.state == "failed"].itertuples():
         print(f"failed: {task.task}: {task.error}")
     return 0
+
+
+def _settled(plan: Study) -> Study:
+    """The study with the subjects that take part; those of one's own data that do not are told."""
+    from helpers import batch, stages
+
+    batch.check_subjects(plan)
+    plan, left_out = stages.check_cohort(plan)
+    for reason in left_out.values():
+        print(f"left out: {reason}")
+    return plan
 
 
 def _tell(plan: Study, states, where: Cluster) -> None:

@@ -1,6 +1,11 @@
 """Where things are: the repository's folders and the BIDS names of everything that a study writes."""
 
+import os
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+from helpers.study import CONTRASTS
 
 ROOT = Path(__file__).resolve().parents[2]
 ANATOMY = ROOT / "data" / "anatomy"
@@ -12,15 +17,22 @@ FIGURES = ROOT / "figures"
 SPACE = "MNI152NLin2009aSym"
 
 
-def image(root, subject: int, suffix: str, *, desc: str, acq: str | None = None, rec: str | None = None, res: str | None = None) -> Path:
+def name(subject: int | str) -> str:
+    """How a subject is called in names of files: ``sub-01`` for 1, ``sub-p07`` for one's own ``"p07"``, or ``sub-p07_ses-2``."""
+    return f"sub-{subject}" if isinstance(subject, str) else f"sub-{subject:02d}"
+
+
+def image(
+    root, subject: int | str, suffix: str, *, desc: str, acq: str | None = None, rec: str | None = None, res: str | None = None
+) -> Path:
     """Path of one image of a study.
 
     Parameters
     ----------
     root : str or Path
         Folder of the study's derivatives.
-    subject : int
-        Number of the subject; 1 becomes ``sub-01``.
+    subject : int or str
+        Number of the subject, or label of one of your own, as in `name`.
     suffix : str
         Contrast (``T1w``, ``T2w``, ``FLAIR``) or ``mask``.
     desc : str
@@ -37,6 +49,137 @@ def image(root, subject: int, suffix: str, *, desc: str, acq: str | None = None,
     >>> image("x", 1, "T1w", desc="registered", acq="axial", res="5skip1p5").name
     'sub-01_acq-axial_space-MNI152NLin2009aSym_res-5skip1p5_desc-registered_T1w.nii.gz'
     """
-    entities = {"sub": f"{subject:02d}", "acq": acq, "rec": rec, "space": SPACE, "res": res, "desc": desc}
-    name = "_".join(f"{key}-{value}" for key, value in entities.items() if value is not None)
-    return Path(root) / f"sub-{subject:02d}" / "anat" / f"{name}_{suffix}.nii.gz"
+    entities = {"acq": acq, "rec": rec, "space": SPACE, "res": res, "desc": desc}
+    stem = "_".join([name(subject), *(f"{key}-{value}" for key, value in entities.items() if value is not None)])
+    return Path(root).joinpath(*name(subject).split("_"), "anat", f"{stem}_{suffix}.nii.gz")
+
+
+def uri(path: Path, dataset: str = "", root: str | Path = "") -> str:
+    """BIDS URI of an image: of one of the study's own, or of one in the data set at `root` that a description calls `dataset`.
+
+    Examples
+    --------
+    >>> uri(Path("/x/sub-01/ses-2/anat/sub-01_ses-2_T1w.nii.gz"))
+    'bids::sub-01/ses-2/anat/sub-01_ses-2_T1w.nii.gz'
+    """
+    if dataset:
+        return f"bids:{dataset}:{Path(path).relative_to(root).as_posix()}"
+    folders = Path(path).parts[:-1]
+    start = max(number for number, folder in enumerate(folders) if folder.startswith("sub-"))
+    return f"bids::{'/'.join((*folders[start:], Path(path).name))}"
+
+
+def find_subjects(
+    bids_dir: str | Path, labels: Iterable[str], select: Mapping[str, str]
+) -> tuple[dict[str, dict[str, Path]], dict[str, str]]:
+    """Look for the T1w, T2w and FLAIR of each subject, and of each session of one that has sessions, in a BIDS data set.
+
+    Looks into ``sub-*/anat`` and ``sub-*/ses-*/anat`` and nowhere else, so no link can lead it round in circles.
+
+    Parameters
+    ----------
+    bids_dir : str or Path
+        The data set.
+    labels : iterable of str
+        Subjects (``"01"``), sessions (``"01_ses-2"``), or ``"all"``.
+    select : mapping of str to str
+        Contrast -> entities, as in ``"acq-3D_run-2"``, that decide where a subject has several images of a contrast.
+
+    Returns
+    -------
+    found : dict of str to dict of str to Path
+        Label -> contrast -> image.
+    left_out : dict of str to str
+        Label -> one line that says why that subject cannot take part.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    ValueError
+        If a label is not there, or an image must be chosen: naming those among which.
+    """
+    bids_dir = Path(bids_dir)
+    if not bids_dir.is_dir():
+        raise FileNotFoundError(f"{bids_dir}: no such folder")
+    everyone = _folders(bids_dir, "sub-")
+    if not everyone:
+        raise ValueError(f"{bids_dir}: no subjects: accepted is a BIDS data set, with folders sub-<label>")
+    wanted = list(labels)
+    if wanted == ["all"]:
+        wanted = everyone
+    found, left_out, open_questions = {}, {}, []
+    for label in wanted:
+        subject, _, session = label.partition("_ses-")
+        if subject not in everyone:
+            near = ", ".join(everyone[:8]) + (", and so on" if len(everyone) > 8 else "")
+            raise ValueError(f"{bids_dir}: no subject {subject!r}: accepted are {near}")
+        try:
+            if not _LABEL.fullmatch(subject):
+                raise ValueError(f"sub-{subject}: labels have letters and digits only")
+            folder = bids_dir / f"sub-{subject}"
+            sessions = [session] if session else _folders(folder, "ses-")
+            if session and session not in _folders(folder, "ses-"):
+                raise ValueError(f"sub-{subject}: no session {session!r}")
+        except (ValueError, OSError) as error:
+            left_out[label] = str(error)
+            continue
+        for each in sessions or [""]:
+            name = f"{subject}_ses-{each}" if each else subject
+            try:
+                if each and not _LABEL.fullmatch(each):
+                    raise ValueError(f"sub-{name}: labels have letters and digits only")
+                images, question = _contrasts(folder / f"ses-{each}" if each else folder, name, select)
+            except (ValueError, OSError) as error:
+                left_out[name] = str(error)
+                continue
+            found[name] = images
+            open_questions += question
+    if open_questions:
+        more = f" (and {len(open_questions) - 1} more)" if len(open_questions) > 1 else ""
+        raise ValueError(f"{bids_dir}: {open_questions[0]}{more}")
+    return found, left_out
+
+
+_LABEL = re.compile("[A-Za-z0-9]+")
+
+
+def _folders(folder: Path, prefix: str) -> list[str]:
+    """What follows the prefix in the names of the folders in `folder`, sorted."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name.removeprefix(prefix) for entry in entries if entry.name.startswith(prefix) and _is_folder(entry))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # A link that leads to itself.
+        return False
+
+
+def _contrasts(folder: Path, label: str, select: Mapping[str, str]) -> tuple[dict[str, Path], list[str]]:
+    """The images of one subject or session, and a question for each contrast of which there are several."""
+    names = sorted(os.listdir(folder / "anat")) if (folder / "anat").is_dir() else []
+    images, missing, questions = {}, [], []
+    for contrast in CONTRASTS:
+        form = rf"sub-{label}(_[A-Za-z]+-[A-Za-z0-9]+)*_{contrast}\.nii(\.gz)?"
+        there = [name for name in names if re.fullmatch(form, name) and (folder / "anat" / name).is_file()]
+        if len(there) > 1 and contrast in select:
+            there = [name for name in there if set(select[contrast].split("_")) <= set(name.split("_"))] or there
+        if not there:
+            other = [name for name in names if re.search(rf"_{contrast}\.(?!json$)", name)]
+            missing.append(f"{contrast} ({', '.join(other)} is no .nii or .nii.gz file)" if other else contrast)
+        elif len(there) > 1:
+            answer = f'select = {{{contrast} = "{_distinct(there)}"}}'
+            questions.append(f"sub-{label} has {len(there)} {contrast} images, {', '.join(there)}: say in the study which, as in {answer}")
+        images[contrast] = folder / "anat" / (there[0] if there else "")
+    if missing:
+        raise ValueError(f"sub-{label}: no {', no '.join(missing)} in {folder / 'anat'}")
+    return images, questions
+
+
+def _distinct(names: list[str]) -> str:
+    """Entities of the first name that not all of the names have."""
+    parts = [set(name.split("_")[1:-1]) for name in names]
+    own = [part for part in names[0].split("_")[1:-1] if not all(part in others for others in parts)]
+    return "_".join(own) or "_".join([part for part in names[1].split("_")[1:-1] if part not in parts[0]])

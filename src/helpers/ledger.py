@@ -77,8 +77,8 @@ def done(folder: Path, name: str, version: str, repair: bool = False) -> bool:
     version : str
         What `stamp` gives for it now.
     repair : bool
-        Remove the sidecar of a file whose content is no longer the one that the sidecar vouches for, so that the notebook
-        makes it again, and keep the new times of a file that was written again with the same content.
+        Remove the sidecar of a file of the study whose content is no longer the one that the sidecar vouches for, so that the
+        notebook makes it again, and keep the new times of a file that was written again with the same content.
     """
     try:
         written = json.loads(_path(folder, name).read_text())
@@ -102,7 +102,9 @@ def done(folder: Path, name: str, version: str, repair: bool = False) -> bool:
                 continue
             same = False
             sidecar = volumes.read_sidecar(path) or {}
-            if repair and not path.endswith(".json") and sidecar.get("ContentSha256", content) != content:
+            # What lies elsewhere, such as a data set of one's own, is not the study's to mend.
+            ours = Path(path).is_relative_to(folder.absolute().parent)
+            if repair and ours and not path.endswith(".json") and sidecar.get("ContentSha256", content) != content:
                 volumes.sidecar_path(path).unlink(missing_ok=True)
     if same and touched and repair:
         volumes.write_bytes(_path(folder, name), json.dumps({"stamp": version, "files": files}, indent=0).encode())

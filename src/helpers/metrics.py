@@ -362,27 +362,3 @@ def cutoff(frequency: np.ndarray, correlation: np.ndarray, level: float = 0.5) -
         return float(frequency[-1])
     share = (correlation[last] - level) / (correlation[last] - correlation[last + 1])
     return float(frequency[last] + share * (frequency[last + 1] - frequency[last]))
-
-
-def axis_spectrum(volume: np.ndarray, axis: int, voxel_mm: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Power spectrum of a volume along one axis, averaged over the lines along it.
-
-    An image that was interpolated from thick slices has much less power near the end of the spectrum
-    across them than along the other axes.
-
-    Parameters
-    ----------
-    volume : ndarray, shape (X, Y, Z)
-    axis : {0, 1, 2}
-    voxel_mm : float
-        Voxel size along the axis.
-
-    Returns
-    -------
-    frequency : ndarray, shape (n // 2 + 1,), cycles/mm
-    power : ndarray, shape (n // 2 + 1,), relative to frequency zero
-    """
-    volume = volumes.check(volume)
-    spectrum = np.abs(np.fft.rfft(volume, axis=axis)) ** 2
-    power = spectrum.mean(axis=tuple(other for other in range(3) if other != axis))
-    return np.fft.rfftfreq(volume.shape[axis], voxel_mm), power / power[0]

@@ -16,7 +16,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from helpers import linear, volumes
-from helpers.study import CONTRASTS, ORIENTATIONS, check
+from helpers.study import CONTRASTS, ORIENTATIONS, check, subject_seed
 
 #: Near the centre of mass of a brain in MNI space (RAS, mm): the point about which a head is turned.
 BRAIN_CENTRE_MM = (0.0, -20.0, 12.0)
@@ -31,7 +31,7 @@ _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SAME_VOXEL = 1e-3
 
 
-def motion(seed: int, subject: int, contrast: str, orientation: str) -> np.ndarray:
+def motion(seed: int, subject: int | str, contrast: str, orientation: str) -> np.ndarray:
     """Rigid motion of one simulated scan: how the head lay when these slices were acquired.
 
     Three rotations (about x, then y, then z) through the centre of the brain, `BRAIN_CENTRE_MM`, each uniform in
@@ -42,8 +42,8 @@ def motion(seed: int, subject: int, contrast: str, orientation: str) -> np.ndarr
     ----------
     seed : int
         Seed of the study, 0 or more.
-    subject : int
-        Number of the subject, 0 or more.
+    subject : int or str
+        Number of the subject, 0 or more, or the label of one of your own.
     contrast : str
         ``T1w``, ``T2w`` or ``FLAIR``.
     orientation : str
@@ -61,6 +61,7 @@ def motion(seed: int, subject: int, contrast: str, orientation: str) -> np.ndarr
     """
     contrast = check("contrast", contrast, CONTRASTS)
     orientation = check("orientation", orientation, ORIENTATIONS)
+    subject = subject_seed(subject)
     for name, value in (("seed", seed), ("subject", subject)):
         if value != int(value) or value < 0:
             raise ValueError(f"{name} is {value!r}: accepted are whole numbers from 0")
@@ -170,10 +171,10 @@ def estimate(
     try:
         with tempfile.TemporaryDirectory(prefix="registration_") as folder:
             result = ants.registration(
-                fixed=_ants_image(ants, fixed, fixed_affine),
-                moving=_ants_image(ants, moving, moving_affine),
+                fixed=ants_image(ants, fixed, fixed_affine),
+                moving=ants_image(ants, moving, moving_affine),
                 type_of_transform=_ANTS_NAME[kind],
-                mask=_ants_image(ants, mask, fixed_affine),
+                mask=ants_image(ants, mask, fixed_affine),
                 mask_all_stages=True,
                 aff_metric="mattes",
                 aff_shrink_factors=(6, 4, 2),
@@ -300,7 +301,8 @@ def import_ants():
     return ants
 
 
-def _ants_image(ants, volume, affine):
+def ants_image(ants, volume: np.ndarray, affine: np.ndarray):
+    """A volume and its affine (mm, RAS+) as an image of ants, which is float32 and has LPS positions."""
     affine = _FLIP @ affine
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     origin, voxels = affine[:3, 3].tolist(), np.ascontiguousarray(volume, dtype=np.float32)

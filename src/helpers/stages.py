@@ -8,12 +8,14 @@ that was killed goes on where it was.
 Arrays and physics live in the other modules; this one only connects them.
 """
 
+import dataclasses
 import functools
 import hashlib
 import inspect
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,8 +23,12 @@ import numpy as np
 import pandas as pd
 
 from helpers import figures, layout, phantom, volumes
-from helpers.study import CONTRASTS, GROUND_TRUTH, ONE_ORIENTATION, Resolution, Study, sources, visited_slices
+from helpers.study import CONTRASTS, GROUND_TRUTH, ONE_ORIENTATION, Resolution, Study, sources, subject_seed, visited_slices
 
+#: The subject that stands for images given as targets.
+TARGET = "target"
+
+OWN_DATA = "Prepared from images of a data set of one's own"
 SEMI_SYNTHETIC = "Semi-synthetic: simulated from tissue maps of one real brain; not an acquisition of a person"
 
 HACA3_SOURCES = ("haca3/networks.py", "haca3/checkpoint.py", "haca3/harmonizer.py")
@@ -43,16 +49,42 @@ def title(plan: Study) -> str:
 def root(plan: Study) -> Path:
     """Folder of the study's results, made and described as a BIDS derivative."""
     results = folder(plan)
-    if not (results / "dataset_description.json").exists():
+    path = results / "dataset_description.json"
+    # Notebooks after the first know nothing of the data set from which the images came: its description stays.
+    if not path.exists() or (plan.bids_dir and _described_source(path) != plan.bids_dir):
+        ours, *others = _software()
         description = {
             "Name": title(plan),
             "BIDSVersion": "1.10.0",
             "DatasetType": "derivative",
-            "GeneratedBy": [{"Name": "resolution-matters", "Version": version("resolution-matters"), "Description": SEMI_SYNTHETIC}],
+            "GeneratedBy": [{**ours, "Description": note(plan.subjects[0])}, *others],
         }
-        volumes.write_bytes(results / ".bidsignore", b"tables/\nreport/\nfigures/\nencodings/\n")
-        volumes.write_bytes(results / "dataset_description.json", json.dumps(description, indent=2).encode() + b"\n")
+        if plan.bids_dir:
+            # Relative, as it would be shared: BIDS takes it from this folder.
+            description["DatasetLinks"] = {"source": os.path.relpath(plan.bids_dir, results)}
+            description["SourceDatasets"] = [{"URL": os.path.relpath(plan.bids_dir, results)}]
+        # Names without a slash: to the validator a pattern with one is not that of a folder.
+        volumes.write_bytes(results / ".bidsignore", b"tables\nreport\nfigures\nencodings\n")
+        volumes.write_bytes(path, json.dumps(description, indent=2).encode() + b"\n")
     return results
+
+
+def _described_source(path: Path) -> str | None:
+    """The data set from which a derivative says that it came, or None."""
+    try:
+        return str((path.parent / json.loads(path.read_text())["DatasetLinks"]["source"]).resolve())
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@functools.cache
+def _software() -> list[dict[str, str]]:
+    return [{"Name": name, "Version": version(name)} for name in ("resolution-matters", "antspyx", "nibabel", "numpy", "scipy", "torch")]
+
+
+def note(subject: int | str) -> str:
+    """What a subject is, in a sentence for sidecars and reports."""
+    return OWN_DATA if isinstance(subject, str) else SEMI_SYNTHETIC
 
 
 @functools.cache
@@ -73,33 +105,58 @@ def _done(path: Path, key: str) -> bool:
     return sidecar.get("Key") == key and path.is_file() and path.stat().st_size == sidecar.get("ContentBytes")
 
 
-def _make(outputs: Mapping[str, Path], key: str, inputs: Iterable[Path], work: Callable[[list[str]], Iterable[Output]]) -> None:
+def _make(outputs: Mapping[str, Path], key: str, inputs: Sequence[Path], work: Callable[[list[str]], Iterable[Output]]) -> None:
     """Write those of `outputs` that are not there already under this key: `work` gets their names, and yields one after the other."""
     missing = [name for name, path in outputs.items() if not _done(path, key)]
     if not missing:
         return
     for name, (volume, affine, facts) in zip(missing, work(missing), strict=True):
-        made_from = [f"bids::{source.parent.parent.name}/anat/{source.name}" for source in inputs]
-        record = {"Key": key, "Sources": made_from, "SpatialReference": layout.SPACE, "Note": SEMI_SYNTHETIC}
+        first = volumes.read_sidecar(inputs[0]) if inputs else {}
+        record = {
+            "Key": key,
+            "Sources": [layout.uri(source) for source in inputs],
+            "SpatialReference": layout.SPACE,
+            "Note": first.get("Note", SEMI_SYNTHETIC),
+            "SkullStripped": first.get("SkullStripped", True),
+            "GeneratedBy": _software(),
+        }
         volumes.write(outputs[name], volume, affine, {**record, **facts})
 
 
-def cohort(plan: Study, subject: int) -> dict[str, Path]:
+def cohort(plan: Study, subject: int | str) -> dict[str, Path]:
     """The subject's high-resolution images and brain mask, 1 mm isotropic in MNI space.
 
-    Subject n is scanned by the study's scanner n; the target subject by the target scanner.
+    A number is a semi-synthetic subject: n is scanned by the study's scanner n, the target subject by the target scanner. A label is
+    one of the study's `bids_dir`, or `TARGET`; without a `bids_dir` what was prepared before is taken.
 
     Returns
     -------
     dict
         Contrast -> path, and ``"mask"`` -> path of the brain mask.
+
+    Raises
+    ------
+    ValueError
+        If an image of one's own is not fit for the study: naming the file, and why.
+    FileNotFoundError
+        If it was not prepared, and the study does not say from what.
     """
-    target = subject == phantom.TARGET_SEED
-    scanner = "target" if target else f"study-{(subject - 1) % 10 + 1}"
     paths = {contrast: layout.image(root(plan), subject, contrast, desc="preproc") for contrast in CONTRASTS}
     paths["mask"] = layout.image(root(plan), subject, "mask", desc="brain")
+    if isinstance(subject, int):
+        _simulate(subject, paths)
+    elif plan.bids_dir or (subject == TARGET and plan.targets):
+        _prepare(plan, subject, paths)
+    elif missing := [path for path in paths.values() if not _done(path, (volumes.read_sidecar(path) or {}).get("Key", ""))]:
+        raise FileNotFoundError(f"{missing[0]}: not there yet: notebook 00_cohort makes it from bids_dir")
+    return paths
+
+
+def _simulate(subject: int, paths: Mapping[str, Path]) -> None:
+    target = subject == phantom.TARGET_SEED
+    scanner = "target" if target else f"study-{(subject - 1) % 10 + 1}"
     anatomy = {path.name: volumes.read_sidecar(path)["ContentSha256"] for path in sorted(layout.ANATOMY.glob("*.nii.gz"))}
-    key = _key(_code(cohort, ("phantom.py",)), [], {"subject": subject, "scanner": scanner, "anatomy": anatomy})
+    key = _key(_code(_simulate, ("phantom.py",)), [], {"subject": subject, "scanner": scanner, "anatomy": anatomy})
 
     def work(missing):
         person, machine = phantom.subject(subject), phantom.scanner(scanner)
@@ -111,10 +168,132 @@ def cohort(plan: Study, subject: int) -> dict[str, Path]:
                 yield image, person.affine, {"Scanner": scanner, "MRAcquisitionType": "3D"}
 
     _make(paths, key, [], work)
-    return paths
 
 
-def degraded(plan: Study, subject: int, contrast: str, orientation: str, resolution: Resolution) -> Path:
+def acquired(plan: Study, subject: int | str) -> dict[str, Path]:
+    """Contrast -> the image that the subject's high-resolution image is made from: for a simulated subject that image itself."""
+    if isinstance(subject, int):
+        return {contrast: path for contrast, path in cohort(plan, subject).items() if contrast != "mask"}
+    if subject == TARGET:
+        return {contrast: Path(path) for contrast, path in plan.targets if isinstance(path, str)}
+    found, left_out = layout.find_subjects(plan.bids_dir, [subject], dict(plan.select))
+    if subject not in found:
+        raise ValueError(f"{plan.bids_dir}: {'; '.join(left_out.values())}")
+    return found[subject]
+
+
+def check_cohort(plan: Study) -> tuple[Study, dict[str, str]]:
+    """Who of a data set takes part, as far as names and headers tell: fast, so that it can be asked before anything starts.
+
+    Returns
+    -------
+    plan : Study
+        With the subjects that take part, and sessions told apart. As it was if its subjects are simulated.
+    left_out : dict of str to str
+        Label -> one line that says why that subject does not.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        If nobody is left, an image must be chosen, or a target's image cannot be used.
+    """
+    from helpers import preparation
+
+    for path in [each for _, each in plan.targets if isinstance(each, str)]:
+        if refusals := [each.text for each in preparation.examine_grid(*volumes.geometry(path)) if each.refuses]:
+            raise ValueError(f"{path}: {refusals[0]}")
+    if not plan.bids_dir:
+        return plan, {}
+    if folder(plan).resolve() == Path(plan.bids_dir):
+        raise ValueError(f"output_dir is {plan.bids_dir}, which is bids_dir as well: accepted is a folder of its own")
+    found, left_out = layout.find_subjects(plan.bids_dir, plan.subjects, dict(plan.select))
+    seen: dict[tuple, str] = {}
+    for label, images in found.items():
+        try:
+            if label == TARGET:
+                raise ValueError(f"{layout.name(label)}: the name is taken by the images of targets")
+            _refuse(images, {contrast: preparation.examine_grid(*volumes.geometry(path)) for contrast, path in images.items()})
+            for contrast, path in images.items():
+                # Nothing but a copy has the same bytes: even the same voxels are compressed with another time.
+                twin = seen.setdefault(volumes.fingerprint(path), f"{layout.name(label)}'s {contrast}")
+                if twin != f"{layout.name(label)}'s {contrast}":
+                    raise ValueError(f"{path}: the same file as {twin}: accepted are images of different people")
+        except (ValueError, OSError) as error:
+            left_out[label] = str(error)
+    fit = tuple(label for label in found if label not in left_out)
+    if not fit:
+        first = "; ".join(list(left_out.values())[:3])
+        raise ValueError(f"{plan.bids_dir}: no subject can take part: {first}{'; and so on' if len(left_out) > 3 else ''}")
+    return dataclasses.replace(plan, subjects=fit), left_out
+
+
+def findings(plan: Study, unfit: Iterable[str] = ()) -> list[str]:
+    """What is wrong with images of one's own that take part all the same, a line each; those of `unfit` subjects do not."""
+    lines = []
+    for subject in [each for each in plan.subjects if each not in unfit]:
+        for contrast in CONTRASTS:
+            sidecar = volumes.read_sidecar(layout.image(root(plan), subject, contrast, desc="preproc")) or {}
+            lines += [f"{layout.name(subject)} {contrast}: {each}" for each in sidecar.get("Findings", [])]
+    return lines
+
+
+def _prepare(plan: Study, subject: str, paths: Mapping[str, Path]) -> None:
+    """Examine images of one's own and bring them onto the MNI grid."""
+    from helpers import preparation
+
+    files = acquired(plan, subject)
+    for path in files.values():
+        volumes.note(path)
+    contents = {contrast: hashlib.sha256(path.read_bytes()).hexdigest() for contrast, path in files.items()}
+    # Notebooks that use a target know nothing of what is done to subjects.
+    brain = plan.brain if subject != TARGET else "extract"
+    parameters = {"contents": contents, "brain": brain, "seed": plan.seed}
+    key = _key(_code(_prepare, ("preparation.py", "registration.py", "phantom.py", "linear.py")), [], parameters)
+    # Each image of a target is a subject of its own, of whom nothing else need be known.
+    together = [list(files)] if subject != TARGET else [[contrast] for contrast in files]
+
+    def work(missing):
+        images = {contrast: volumes.read(path) for contrast, path in files.items()}
+        examined = {contrast: preparation.examine(*image) for contrast, image in images.items()}
+        _refuse(files, {contrast: findings for contrast, (findings, _) in examined.items()})
+        union = np.zeros(phantom.SHAPE, bool)
+        for group in together:
+            prepared = preparation.prepare({contrast: images[contrast] for contrast in group}, brain, plan.seed)
+            _refuse(files, prepared.findings)
+            union |= prepared.brain
+            for contrast in [each for each in group if each in missing]:
+                findings, sharp = examined[contrast]
+                yield prepared.images[contrast], phantom.AFFINE, {
+                    "Note": OWN_DATA,
+                    **_origin([files[contrast]], plan, subject),
+                    "SkullStripped": brain == "extract" or preparation.is_stripped(images[contrast][0]),
+                    "Findings": [str(each) for each in [*findings, *prepared.findings[contrast]]],
+                    "VoxelSizeMm": sharp.voxel_mm.round(4).tolist(),
+                    "EstimatedSliceSeparationMm": dict(zip(sharp.directions, sharp.thickness_mm.round(2).tolist(), strict=True)),
+                    "FieldOfViewCoverage": round(prepared.coverage[contrast], 4),
+                    "Agreement": round(prepared.agreement[contrast], 4),
+                    "TransformFromMni": prepared.transforms[contrast].round(6).tolist(),
+                }
+        if "mask" in missing:
+            yield union, phantom.AFFINE, {"Type": "Brain", "Note": OWN_DATA, **_origin(files.values(), plan, subject)}
+
+    _make({name: paths[name] for name in (*files, "mask")}, key, [], work)
+
+
+def _origin(files: Iterable[Path], plan: Study, subject: str) -> dict:
+    """Where a prepared image comes from. Images of a target need not be in any data set: they are named only."""
+    if subject == TARGET:
+        return {"Sources": [], "TargetImages": [path.name for path in files]}
+    return {"Sources": [layout.uri(path, "source", plan.bids_dir) for path in files]}
+
+
+def _refuse(files: Mapping[str, Path], findings: Mapping[str, list]) -> None:
+    refusals = [f"{files[contrast]}: {each.text}" for contrast, found in findings.items() for each in found if each.refuses]
+    if refusals:
+        raise ValueError("; ".join(refusals))
+
+
+def degraded(plan: Study, subject: int | str, contrast: str, orientation: str, resolution: Resolution) -> Path:
     """The 2D acquisition simulated from the subject's high-resolution image."""
     from helpers import degradation, slice_profile
 
@@ -130,7 +309,7 @@ def degraded(plan: Study, subject: int, contrast: str, orientation: str, resolut
     return path
 
 
-def registered(plan: Study, subject: int, contrast: str, orientation: str, resolution: Resolution, transform: str | None = None) -> Path:
+def registered(plan: Study, subject: int | str, contrast: str, orientation: str, resolution: Resolution, transform: str | None = None) -> Path:
     """The simulated 2D acquisition back on the 1 mm MNI grid.
 
     The stack is first moved as a patient moves between scans; `transform` (the study's unless given)
@@ -166,7 +345,7 @@ def registered(plan: Study, subject: int, contrast: str, orientation: str, resol
     return path
 
 
-def source_images(plan: Study, subject: int, experiment: str, resolution: Resolution | None) -> dict[str, Path]:
+def source_images(plan: Study, subject: int | str, experiment: str, resolution: Resolution | None) -> dict[str, Path]:
     """Contrast -> path of the image that HACA3 gets for it in an experiment of Table 1."""
     return {
         contrast: cohort(plan, subject)[contrast] if orientation == "3D" else registered(plan, subject, contrast, orientation, resolution)
@@ -174,7 +353,7 @@ def source_images(plan: Study, subject: int, experiment: str, resolution: Resolu
     }
 
 
-def harmonized(plan: Study, subject: int, experiment: str, resolution: Resolution | None, again: bool = False) -> dict[str, Path]:
+def harmonized(plan: Study, subject: int | str, experiment: str, resolution: Resolution | None, again: bool = False) -> dict[str, Path]:
     """The three harmonized images of one experiment at one resolution.
 
     Parameters
@@ -192,7 +371,7 @@ def harmonized(plan: Study, subject: int, experiment: str, resolution: Resolutio
     from helpers import metrics
 
     inputs = source_images(plan, subject, experiment, resolution)
-    aims = [cohort(plan, phantom.TARGET_SEED)[contrast] for contrast in CONTRASTS]
+    aims = target_images(plan)
     desc, res = "harmonizedAgain" if again else "harmonized", resolution.slug if resolution else None
     paths = {contrast: layout.image(root(plan), subject, contrast, desc=desc, rec=experiment, res=res) for contrast in CONTRASTS}
     settings = {
@@ -200,13 +379,15 @@ def harmonized(plan: Study, subject: int, experiment: str, resolution: Resolutio
         "anatomy": plan.anatomy,
         "mask": plan.mask,
         # One noise field per subject, the same for its ground truth and for every arm.
-        "seed": int(np.random.SeedSequence([plan.seed, subject, int(again)]).generate_state(1)[0]),
+        "seed": int(np.random.SeedSequence([plan.seed, subject_seed(subject), int(again)]).generate_state(1)[0]),
         "slice_step": plan.slice_step,
     }
     models = [_digest(path) for path in _models(plan)]
     code = _code(harmonized, HACA3_SOURCES)
-    parents = [*inputs.values(), *aims]
-    key = _key(code, parents, {"settings": settings, "models": models, "how": _network_options(plan)})
+    parents = [*inputs.values(), *aims.values()]
+    numbers = {contrast: list(each) for contrast, each in plan.targets if not isinstance(each, str)}
+    parameters = {"settings": settings, "models": models, "how": _network_options(plan)}
+    key = _key(code, parents, {**parameters, **({"targets": numbers} if numbers else {})})
 
     def work(missing):
         shared = [contrast for contrast, orientation in sources(experiment).items() if orientation == "3D" and resolution]
@@ -231,6 +412,7 @@ def harmonized(plan: Study, subject: int, experiment: str, resolution: Resolutio
             "Experiment": experiment,
             "SourceOrientations": sources(experiment),
             "Transform": plan.transform,
+            **({"Targets": numbers} if numbers else {}),
             "Harmonization": {**settings, **_network_options(plan), "weights": models, "weights_file": Path(plan.weights).name},
             **(_resolution(resolution) if resolution else {}),
         }
@@ -240,6 +422,14 @@ def harmonized(plan: Study, subject: int, experiment: str, resolution: Resolutio
 
     _make(paths, key, parents, work)
     return paths
+
+
+def target_images(plan: Study) -> dict[str, Path]:
+    """Contrast -> path of the image that says how harmonized images look; a contrast given by theta and eta has none."""
+    if not plan.targets:
+        return {contrast: cohort(plan, phantom.TARGET_SEED)[contrast] for contrast in CONTRASTS}
+    given = [contrast for contrast, each in plan.targets if isinstance(each, str)]
+    return {contrast: cohort(plan, TARGET)[contrast] for contrast in given}
 
 
 def visited(plan: Study, volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -264,7 +454,7 @@ def preview_axis(plan: Study) -> int | None:
     return slice_axis(plan) if plan.slice_step > 1 else None
 
 
-def scores(plan: Study, subject: int, experiment: str) -> pd.DataFrame:
+def scores(plan: Study, subject: int | str, experiment: str) -> pd.DataFrame:
     """Score one experiment at every resolution; one CSV per resolution is kept.
 
     Arms: ``harmonized`` against the harmonized 3D images, ``input`` (no harmonizer: the registered
@@ -280,11 +470,11 @@ def scores(plan: Study, subject: int, experiment: str) -> pd.DataFrame:
     return pd.concat([_scores(plan, subject, experiment, each) for each in resolutions], ignore_index=True)
 
 
-def _scores(plan: Study, subject: int, experiment: str, resolution: Resolution | None) -> pd.DataFrame:
+def _scores(plan: Study, subject: int | str, experiment: str, resolution: Resolution | None) -> pd.DataFrame:
     from helpers import metrics
 
     slug = f"_res-{resolution.slug}" if resolution else ""
-    path = root(plan) / "tables" / f"sub-{subject:02d}_exp-{experiment}{slug}_scores.csv"
+    path = root(plan) / "tables" / f"{layout.name(subject)}_exp-{experiment}{slug}_scores.csv"
     mask, truth = cohort(plan, subject)["mask"], harmonized(plan, subject, GROUND_TRUTH, None)
     scored = harmonized(plan, subject, experiment, resolution, again=resolution is None)
     inputs = source_images(plan, subject, experiment, resolution)
@@ -303,7 +493,7 @@ def _scores(plan: Study, subject: int, experiment: str, resolution: Resolution |
     return _read_table(path)
 
 
-def input_scores(plan: Study, subject: int, contrast: str, image: Path) -> pd.DataFrame:
+def input_scores(plan: Study, subject: int | str, contrast: str, image: Path) -> pd.DataFrame:
     """Score a source of HACA3 against the subject's 3D image: what is lost before the harmonizer does anything.
 
     Several experiments share a source, so each has a table of its own.
@@ -320,7 +510,7 @@ def input_scores(plan: Study, subject: int, contrast: str, image: Path) -> pd.Da
     return _read_table(path)
 
 
-def frequencies(plan: Study, subject: int, experiment: str) -> pd.DataFrame:
+def frequencies(plan: Study, subject: int | str, experiment: str) -> pd.DataFrame:
     """What is left of each through-plane frequency in the sources of HACA3 and in what it makes of them; a CSV per resolution is kept.
 
     The ``input`` arm is compared with the 3D image, the ``harmonized`` arm with the harmonized 3D images, by
@@ -338,10 +528,10 @@ def frequencies(plan: Study, subject: int, experiment: str) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _frequencies(plan: Study, subject: int, experiment: str, resolution: Resolution) -> pd.DataFrame:
+def _frequencies(plan: Study, subject: int | str, experiment: str, resolution: Resolution) -> pd.DataFrame:
     from helpers import metrics
 
-    path = root(plan) / "tables" / f"sub-{subject:02d}_exp-{experiment}_res-{resolution.slug}_frequencies.csv"
+    path = root(plan) / "tables" / f"{layout.name(subject)}_exp-{experiment}_res-{resolution.slug}_frequencies.csv"
     mask, truth = cohort(plan, subject)["mask"], harmonized(plan, subject, GROUND_TRUTH, None)
     made, inputs = harmonized(plan, subject, experiment, resolution), source_images(plan, subject, experiment, resolution)
     key = _key(_code(_frequencies, ("metrics.py",)), [mask, *truth.values(), *made.values(), *inputs.values()], _how(plan))
@@ -384,7 +574,7 @@ def cutoffs(curves: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, "cutoff_per_mm"])
 
 
-def attention(plan: Study, subject: int, experiment: str) -> pd.DataFrame:
+def attention(plan: Study, subject: int | str, experiment: str) -> pd.DataFrame:
     """How much each source weighed in each harmonized image of one experiment, from the sidecars.
 
     Returns
@@ -423,7 +613,7 @@ def all_registrations(plan: Study) -> pd.DataFrame:
         for contrast, orientation in plan.acquisitions():
             for resolution in plan.resolutions:
                 sidecar = volumes.read_sidecar(registered(plan, subject, contrast, orientation, resolution))
-                about = {"subject": subject, "contrast": contrast, "orientation": orientation, "resolution": resolution.label}
+                about = {"subject": _called(subject), "contrast": contrast, "orientation": orientation, "resolution": resolution.label}
                 about |= {"separation_mm": resolution.separation_mm, "registration_error_mm": sidecar["RegistrationErrorMm"]}
                 rows.append({**about, "transform": plan.transform, "seed": plan.seed})
     columns = ["subject", "contrast", "orientation", "resolution", "separation_mm", "registration_error_mm", "transform", "seed"]
@@ -463,9 +653,14 @@ def _gather(plan: Study, name: str, parts: list[pd.DataFrame]) -> pd.DataFrame:
     return table
 
 
-def _about(subject: int, experiment: str, resolution: Resolution | None, contrast: str) -> dict:
+def _called(subject: int | str) -> int | str:
+    """A subject in tables. A label of digits would be read back as a number."""
+    return layout.name(subject) if isinstance(subject, str) else subject
+
+
+def _about(subject: int | str, experiment: str, resolution: Resolution | None, contrast: str) -> dict:
     return {
-        "subject": subject,
+        "subject": _called(subject),
         "experiment": experiment,
         "resolution": resolution.label if resolution else GROUND_TRUTH,
         "thickness_mm": resolution.thickness_mm if resolution else 1.0,
@@ -510,10 +705,10 @@ def headline(plan: Study) -> str:
     ends = table[table.separation_mm.isin([table.separation_mm.min(), table.separation_mm.max()])]
     # A 3D image is its own reference: an infinite PSNR has no mean.
     shown = ends.replace(float("inf"), float("nan")).pivot_table("psnr_db", ["experiment", "contrast"], ["arm", "resolution"])
-    return f"Mean PSNR inside the brain, dB ({len(plan.subjects)} subjects)\n{shown.round(1).to_string(na_rep='')}"
+    return f"Mean PSNR inside the brain, dB ({table.subject.nunique()} subjects)\n{shown.round(1).to_string(na_rep='')}"
 
 
-def figure_2_panels(plan: Study, subject: int, examples: Mapping[str, tuple[str, Resolution | None]]) -> dict[str, np.ndarray]:
+def figure_2_panels(plan: Study, subject: int | str, examples: Mapping[str, tuple[str, Resolution | None]]) -> dict[str, np.ndarray]:
     """The panels of figure 2: a slice of the T1w source and of the harmonized T1w image for each example.
 
     Parameters
@@ -529,7 +724,7 @@ def figure_2_panels(plan: Study, subject: int, examples: Mapping[str, tuple[str,
     """
     scale = {
         "original": np.percentile(_read(cohort(plan, subject)["T1w"])[0], 95),
-        "harmonized": np.percentile(_read(cohort(plan, phantom.TARGET_SEED)["T1w"])[0], 95),
+        "harmonized": targets(plan)["T1w"].norm,
     }
     panels = {"original": {}, "harmonized": {}}
     for label, (experiment, resolution) in examples.items():
@@ -628,22 +823,23 @@ def _load(models: tuple[Path, ...], **options):
 
 @functools.cache
 def targets(plan: Study) -> dict:
-    """What defines the target contrasts: theta, eta and intensity scale of the target subject's images."""
+    """What defines the target contrasts: theta, eta and intensity scale of the target subject's images, or of those given."""
     from helpers import haca3
 
-    images = cohort(plan, phantom.TARGET_SEED)
-    parents = [images[contrast] for contrast in CONTRASTS]
+    images = target_images(plan)
+    given = {contrast: each for contrast, each in plan.targets if not isinstance(each, str)}
+    aims = {contrast: haca3.Target(np.float32(each[:2]), np.float32(each[2:4]), each[4]) for contrast, each in given.items()}
     path = root(plan) / "encodings" / "targets.npz"
-    key = _key(_code(targets.__wrapped__, HACA3_SOURCES), parents, {"model": _digest(_models(plan)[0]), **_network_options(plan)})
+    parameters = {"model": _digest(_models(plan)[0]), **_network_options(plan)}
+    key = _key(_code(targets.__wrapped__, HACA3_SOURCES), images.values(), parameters)
     if not _done(path, key):
-        found = {contrast: harmonizer(plan).target(volumes.read(images[contrast])[0]) for contrast in CONTRASTS}
+        found = {contrast: harmonizer(plan).target(volumes.read(image)[0]) for contrast, image in images.items()}
         arrays = {f"{contrast} {name}": value for contrast, target in found.items() for name, value in vars(target).items()}
         _write_arrays(path, arrays, key)
     arrays = _read_arrays(path)
-    return {
-        contrast: haca3.Target(arrays[f"{contrast} theta"], arrays[f"{contrast} eta"], float(arrays[f"{contrast} norm"]))
-        for contrast in CONTRASTS
-    }
+    for contrast in images:
+        aims[contrast] = haca3.Target(arrays[f"{contrast} theta"], arrays[f"{contrast} eta"], float(arrays[f"{contrast} norm"]))
+    return {contrast: aims[contrast] for contrast in CONTRASTS}
 
 
 def _encoding(plan: Study, image: Path, shared: bool):

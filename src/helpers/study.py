@@ -8,6 +8,7 @@ import difflib
 import math
 import re
 import tomllib
+import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,6 +20,10 @@ ANATOMIES = ("shared", "independent", "argmax")
 MASKS = ("first", "union", "intersection")
 VARIANTS = ("haca3", "haca3plus")
 PRECISIONS = ("float32", "bfloat16")
+BRAINS = ("extract", "keep")
+
+#: A subject of one's own: a BIDS label, and of several sessions which.
+_LABEL = re.compile(r"[A-Za-z0-9]+(_ses-[A-Za-z0-9]+)?")
 
 _RESOLUTION = re.compile(r"\s*(\d+(?:[.p]\d+)?)\s*(?:\|\||‖|skip)\s*(\d+(?:[.p]\d+)?)\s*")
 
@@ -167,6 +172,52 @@ def visited_slices(n: int, step: int) -> range:
     return range(step // 2, n, step)
 
 
+def _per_contrast(field: str, values, settle) -> tuple:
+    """A table with a contrast per key as pairs, which can be compared and hashed; each value as `settle` leaves it."""
+    try:
+        values = dict(values)
+    except (TypeError, ValueError):
+        raise ValueError(f"{field} is {values!r}: accepted is a table with keys of {', '.join(CONTRASTS)}") from None
+    return tuple(sorted((check(field, contrast, CONTRASTS), settle(f"{field}.{contrast}", value)) for contrast, value in values.items()))
+
+
+def _entities(field: str, value) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[a-z]+-[A-Za-z0-9]+(_[a-z]+-[A-Za-z0-9]+)*", value):
+        raise ValueError(f"{field} is {value!r}: accepted are entities of a file name, such as 'run-1' or 'acq-3D_run-2'")
+    return value
+
+
+def _target(field: str, value) -> str | tuple[float, ...]:
+    """A path, or theta (2), eta (2) and norm in one tuple."""
+    if isinstance(value, str) and value:
+        return str(Path(value).resolve())
+    try:
+        numbers = (*value["theta"], *value["eta"], value["norm"]) if isinstance(value, dict) else tuple(value)
+        numbers = tuple(float(number) for number in numbers)
+    except (KeyError, TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != 5 or not all(map(math.isfinite, numbers)) or numbers[4] <= 0 or (isinstance(value, dict) and len(value) != 3):
+        accepted = "the path of an image, or theta and eta, two numbers each, and norm, a number above 0"
+        raise ValueError(f"{field} is {value!r}: accepted are {accepted}")
+    return numbers
+
+
+def _target_table(numbers: tuple[float, ...]) -> dict:
+    return {"theta": list(numbers[:2]), "eta": list(numbers[2:4]), "norm": numbers[4]}
+
+
+def subject_seed(subject: int | str) -> int:
+    """What random numbers of a subject start from: its number, or for a label one that no numbered subject has.
+
+    Examples
+    --------
+    >>> subject_seed(7), subject_seed("7") > 2**32
+    (7, True)
+    """
+    # A checksum, since Python's own hash of a text differs from process to process.
+    return 2**32 + zlib.crc32(subject.encode()) if isinstance(subject, str) else subject
+
+
 @dataclass(frozen=True)
 class Study:
     """Everything that decides what a study computes. One TOML file is one study.
@@ -175,8 +226,9 @@ class Study:
     ----------
     name : str
         Letters, digits and hyphens; the folder below ``data/derivatives``.
-    subjects : tuple of int
-        Seeds of the semi-synthetic subjects; 1 to 10 are the study's.
+    subjects : tuple of int or of str
+        Seeds of the semi-synthetic subjects, of which 1 to 10 are the study's; or labels of your own, as in ``sub-<label>``, which stand
+        for all sessions of a subject, ``"01_ses-2"`` for one. Unless given: subject 1, or all in `bids_dir`, as does ``"all"``.
     experiments : tuple of str
         Keys of `EXPERIMENTS`.
     resolutions : tuple of Resolution
@@ -203,6 +255,16 @@ class Study:
         Compile the networks: repays itself in whole volumes with weights of the published width.
     seed : int
         Seed of anatomy noise and of the motion that registration has to undo.
+    bids_dir : str
+        Your own BIDS data set, with T1w, T2w and FLAIR of each subject; empty: semi-synthetic subjects. Relative: to the working folder.
+    select : dict
+        Contrast -> entities of the file name, such as ``"acq-3D_run-2"``: which image is meant where a subject has several.
+    brain : str
+        ``extract``: background is removed unless it is already; ``keep``: your images stay as they are. HACA3 expects it removed.
+    targets : dict
+        Contrast -> what harmonized images look like: an image's path, or a table of ``theta`` and ``eta`` (two numbers each) and
+        ``norm``, the scale of the output. An image is prepared as subjects are; but for a T1w its background must be removed. All
+        three contrasts, or none for the semi-synthetic target subject.
     output_dir : str
         Folder of the results (relative: to the working folder), or empty for ``data/derivatives/<name>``.
 
@@ -213,7 +275,7 @@ class Study:
     """
 
     name: str = "demo"
-    subjects: tuple[int, ...] = (1,)
+    subjects: tuple[int | str, ...] | None = None
     experiments: tuple[str, ...] = tuple(EXPERIMENTS)
     resolutions: tuple[Resolution, ...] = RESOLUTIONS
     transform: str = "known"
@@ -227,6 +289,10 @@ class Study:
     precision: str = "float32"
     compiled: bool = False
     seed: int = 0
+    bids_dir: str = ""
+    select: tuple[tuple[str, str], ...] = ()
+    brain: str = "extract"
+    targets: tuple[tuple[str, str | tuple[float, ...]], ...] = ()
     output_dir: str = ""
 
     def __post_init__(self):
@@ -235,11 +301,14 @@ class Study:
 
         if not (isinstance(self.name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", self.name)):
             raise ValueError(f"name is {self.name!r}: accepted are letters, digits and hyphens")
-        for field in ("weights", "fusion", "output_dir"):
+        for field in ("weights", "fusion", "bids_dir", "output_dir"):
             if not isinstance(getattr(self, field), str) or (field == "weights" and not self.weights):
                 raise ValueError(f"{field} is {getattr(self, field)!r}: accepted is a path as text")
-        if self.output_dir:  # Kernels have a working folder of their own.
-            settle("output_dir", str(Path(self.output_dir).resolve()))
+        for field in ("bids_dir", "output_dir"):
+            if getattr(self, field):  # Kernels have a working folder of their own.
+                settle(field, str(Path(getattr(self, field)).resolve()))
+        if self.subjects is None:
+            settle("subjects", ("all",) if self.bids_dir else (1,))
         for field in ("subjects", "experiments", "resolutions", "reconstruction"):
             values = getattr(self, field)
             values = (values,) if isinstance(values, (str, int, Resolution)) else values
@@ -247,8 +316,16 @@ class Study:
                 raise ValueError(f"{field} is {values!r}: accepted is a list of at least one")
             settle(field, tuple(values))
         for subject in self.subjects:
-            if isinstance(subject, bool) or not isinstance(subject, int) or subject < 1:
-                raise ValueError(f"subjects has {subject!r}: accepted are whole numbers from 1")
+            if isinstance(subject, str):
+                if not _LABEL.fullmatch(subject):
+                    raise ValueError(f"subjects has {subject!r}: accepted are labels of letters and digits, such as '01' or '01_ses-2'")
+            elif isinstance(subject, bool) or not isinstance(subject, int) or subject < 1:
+                raise ValueError(f"subjects has {subject!r}: accepted are whole numbers from 1, and with bids_dir labels as text")
+            elif self.bids_dir:
+                raise ValueError(f"subjects has {subject!r}: accepted with bids_dir are labels as text, such as '{subject:02d}'")
+        if len({type(subject) for subject in self.subjects}) > 1:
+            text = "accepted are numbers of semi-synthetic subjects or labels of your own, not both"
+            raise ValueError(f"subjects is {list(self.subjects)!r}: {text}")
         settle("experiments", tuple(check("experiment", each, EXPERIMENTS) for each in self.experiments))
         settle("resolutions", tuple(each if isinstance(each, Resolution) else Resolution.parse(each) for each in self.resolutions))
         settle("reconstruction", tuple(check("reconstruction", each, ORIENTATIONS) for each in self.reconstruction))
@@ -260,6 +337,12 @@ class Study:
         check("mask", self.mask, MASKS)
         check("variant", self.variant, VARIANTS)
         check("precision", self.precision, PRECISIONS)
+        check("brain", self.brain, BRAINS)
+        settle("select", _per_contrast("select", self.select, _entities))
+        settle("targets", _per_contrast("targets", self.targets, _target))
+        if self.targets and len(self.targets) < len(CONTRASTS):
+            missing = ", ".join(contrast for contrast in CONTRASTS if contrast not in dict(self.targets))
+            raise ValueError(f"targets has no {missing}: accepted are all of {', '.join(CONTRASTS)}, or none")
         if not isinstance(self.compiled, bool):
             raise ValueError(f"compiled is {self.compiled!r}: accepted are true and false")
         for field in ("slice_step", "seed"):
@@ -305,7 +388,8 @@ class Study:
     def literals(self) -> dict:
         """The study as plain lists, strings and numbers: what a notebook's parameters cell can hold."""
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        return {**plain, "resolutions": [each.label for each in self.resolutions]}
+        targets = {contrast: each if isinstance(each, str) else _target_table(each) for contrast, each in self.targets}
+        return {**plain, "resolutions": [each.label for each in self.resolutions], "select": dict(self.select), "targets": targets}
 
     def acquisitions(self) -> list[tuple[str, str]]:
         """The (contrast, orientation) pairs that the study's experiments need as 2D stacks."""

@@ -9,6 +9,7 @@ study knows what its result depends on.
 
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import tempfile
@@ -67,10 +68,6 @@ def check(volume: np.ndarray, what: str = "volume") -> np.ndarray:
     return volume
 
 
-#: What nibabel raises at a file that is no NIfTI, or not all of one.
-_UNREADABLE = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError, zlib.error)
-
-
 def read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Read a NIfTI volume.
 
@@ -91,21 +88,124 @@ def read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is not NIfTI, is truncated, is not 3D, is empty, or holds values that are not finite.
+        If it is not NIfTI, is truncated, is not 3D, is empty, holds values that are not finite, or does not say where its voxels lie.
     """
+    image = _open(path)
+    try:
+        volume = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from None
+    # Trailing axes of length one (X, Y, Z, 1) are how some converters write a 3D image.
+    while volume.ndim > 3 and volume.shape[-1] == 1:
+        volume = volume[..., 0]
+    return check(volume, str(path)), _affine(image, path)
+
+
+def geometry(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape and affine of a NIfTI volume, from its header alone.
+
+    Returns
+    -------
+    shape : tuple of three int
+    affine : ndarray, shape (4, 4), float64
+        Voxel index to world position in mm (RAS+).
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `read`, as far as a header can tell.
+    """
+    image = _open(path)
+    shape = image.shape
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3:
+        raise ValueError(f"{path} has {len(shape)} dimensions, shape {shape}: accepted are 3D volumes")
+    return shape, _affine(image, path)
+
+
+#: What nibabel raises at a file that is no NIfTI, or not all of one.
+_UNREADABLE = (
+    nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError, OverflowError, zlib.error
+)
+#: Units of length in a NIfTI header, in mm. Where a header names none, they are mm.
+_UNIT_MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
+#: Voxels of an MR image of a head, generously.
+_VOXEL_MM = (0.01, 100.0)
+#: How far apart, in mm, the two affines of a header may place a corner of the volume.
+_SAME_PLACE_MM = 1.0
+
+
+def _open(path: str | Path) -> nib.Nifti1Image:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     note(path)
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise ValueError(f"{path}: accepted are names that end in .nii or .nii.gz")
     try:
         image = nib.load(path)
-        volume = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
     except _UNREADABLE as error:
-        raise ValueError(f"{path}: not a readable NIfTI volume ({str(error).splitlines()[0]})") from None
-    # Trailing axes of length one (X, Y, Z, 1) are how some converters write a 3D image.
-    while volume.ndim > 3 and volume.shape[-1] == 1:
-        volume = volume[..., 0]
-    return check(volume, str(path)), image.affine
+        raise _unreadable(path, error) from None
+    if not isinstance(image, nib.Nifti1Image):
+        raise ValueError(f"{path}: not a readable NIfTI volume (it is {type(image).__name__})")
+    return image
+
+
+def _millimetres(image: nib.Nifti1Image, path: str | Path) -> float:
+    """The header's unit of length in mm."""
+    try:
+        return _UNIT_MM[image.header.get_xyzt_units()[0]]
+    except KeyError:  # A code that the format does not know.
+        raise ValueError(f"{path}: not a readable NIfTI volume (unknown unit {int(image.header['xyzt_units'])})") from None
+
+
+def _unreadable(path: str | Path, error: Exception) -> ValueError:
+    return ValueError(f"{path}: not a readable NIfTI volume ({(str(error) or type(error).__name__).splitlines()[0]})")
+
+
+def _affine(image: nib.Nifti1Image, path: str | Path) -> np.ndarray:
+    """Voxel index to position in mm, if the header gives one and does not contradict itself."""
+    (sform, has_sform), (qform, has_qform) = image.get_sform(coded=True), _qform(image, path)
+    if not has_sform and not has_qform:
+        raise ValueError(f"{path}: neither qform nor sform is set, so left and right cannot be told: accepted is a header with one of them")
+    affine = np.array(sform if has_sform else qform, dtype=np.float64)
+    affine[:3] *= _millimetres(image, path)
+    size = np.linalg.norm(affine[:3, :3], axis=0)
+    possible = np.isfinite(affine).all() and _VOXEL_MM[0] <= size.min() and size.max() <= _VOXEL_MM[1]
+    if not possible or abs(np.linalg.det(affine[:3, :3] / size)) < 1e-6:
+        sizes = " x ".join(f"{mm:.4g}" for mm in size)
+        accepted = f"accepted are {_VOXEL_MM[0]:g} to {_VOXEL_MM[1]:g} mm along three directions"
+        raise ValueError(f"{path}: impossible geometry, voxels of {sizes} mm: {accepted}")
+    if has_sform and has_qform:
+        corners = np.array([(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in (*image.shape, 1, 1)[:3]))]).T
+        apart = np.linalg.norm(((sform - qform) @ corners)[:3], axis=0).max() * _millimetres(image, path)
+        if not apart <= _SAME_PLACE_MM:
+            accepted = f"accepted are headers with one of them, or with two that agree to {_SAME_PLACE_MM:g} mm"
+            raise ValueError(f"{path}: sform and qform disagree by up to {apart:.1f} mm: {accepted}")
+    return affine
+
+
+def _qform(image: nib.Nifti1Image, path: str | Path):
+    try:
+        # What is stored: nibabel takes a voxel size of 0 for 1.
+        kind = type(image.header)
+        with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as file:
+            stored = kind(file.read(kind.template_dtype.itemsize), check=False)
+        return stored.get_qform(coded=True)
+    except _UNREADABLE as error:  # Impossible quaternions or voxel sizes.
+        raise ValueError(f"{path}: impossible geometry ({str(error).splitlines()[0]})") from None
+
+
+def fingerprint(path: str | Path) -> tuple:
+    """What two files must have in common to be copies of each other: their size, and 64 kB of their beginning, middle and end."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        parts = []
+        for start in (0, size // 2, max(size - 65536, 0)):
+            file.seek(start)
+            parts.append(file.read(65536))
+    return size, hashlib.sha256(b"".join(parts)).digest()
 
 
 class Header(NamedTuple):
@@ -119,12 +219,8 @@ class Header(NamedTuple):
     affine: np.ndarray | None
 
 
-#: Units of length in a NIfTI header, in mm. Where a header names none, they are mm.
-_UNIT_MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
-
-
 def read_header(path: str | Path) -> Header:
-    """Read the grid of a NIfTI volume from its header, and none of its voxels.
+    """Read what the header of a NIfTI volume says of its grid, and none of its voxels; `geometry` is for those that must have a place.
 
     Parameters
     ----------
@@ -134,7 +230,7 @@ def read_header(path: str | Path) -> Header:
     Returns
     -------
     Header
-        In mm, whichever unit of length the header names. `read` takes the numbers as mm.
+        In mm, whichever unit of length the header names.
 
     Raises
     ------
@@ -143,17 +239,14 @@ def read_header(path: str | Path) -> Header:
     ValueError
         If it has no NIfTI header, fewer than three axes, or an affine that is not finite and invertible.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    image = _open(path)
+    header, millimetres = image.header, _millimetres(image, path)
     try:
-        header = nib.load(path).header
-        millimetres = _UNIT_MM[header.get_xyzt_units()[0]]
         placed = header["sform_code"] > 0 or header["qform_code"] > 0
         affine = header.get_best_affine() if placed else None
         voxel_mm = np.array(header.get_zooms()[:3], dtype=float) * millimetres
-    except (*_UNREADABLE, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a readable NIfTI header ({(str(error) or type(error).__name__).splitlines()[0]})") from None
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from None
     shape = tuple(int(n) for n in header.get_data_shape())
     if len(shape) < 3 or min(shape) < 1:
         raise ValueError(f"{path} has shape {shape}: accepted are volumes with at least one voxel along three axes")
@@ -205,7 +298,7 @@ def write(path: str | Path, volume: np.ndarray, affine: np.ndarray, sidecar: dic
     Raises
     ------
     ValueError
-        If the volume fails `check` or the name does not end in ``.nii.gz``.
+        If the volume fails `check`, the affine cannot be one, or the name does not end in ``.nii.gz``.
     """
     path = Path(path)
     if not path.name.endswith(".nii.gz"):
@@ -215,6 +308,9 @@ def write(path: str | Path, volume: np.ndarray, affine: np.ndarray, sidecar: dic
         volume = volume.astype(np.uint8)
     elif volume.dtype not in (np.uint8, np.int16):
         volume = volume.astype(np.float32)
+    affine = np.asarray(affine, dtype=np.float64)
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+        raise ValueError(f"{path}: affine is {affine.tolist()}: accepted are finite 4x4 matrices that can be inverted")
     image = nib.Nifti1Image(volume, affine)
     image.header.set_xyzt_units("mm", "sec")
     # mtime=0 and no file name in the gzip header: the same volume gives the same bytes.

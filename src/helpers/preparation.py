@@ -1,0 +1,568 @@
+"""From a laboratory's own images to HACA3's grid: is an image fit, bias correction, rigid registration to MNI, the brain.
+
+Arrays and affines in mm go in and come out. What is wrong with an image is a list of `Finding`; a finding that refuses says
+that a result would mean nothing, a warning says what the result will suffer from.
+
+*The template.* Images are brought to MNI by rigid registration to an image of the same contrast that `helpers.phantom` renders from
+the embedded tissue maps, without noise and unwarped. That brain lies in MNI152 2009a symmetric space (rigid, see ``data/README.md``), on
+HACA3's grid, and is at hand without a download. It is one person's brain, not an average: enough for six degrees of freedom, which
+leave every brain its own size, and each contrast can be aimed at its own. Two brains lie alike to 1 or 2 mm and degrees, no better.
+
+*The brain.* There is no trained brain extraction here. `brain_mask` is a threshold and morphology within the template's
+neighbourhood. It is good enough to find the brain, not to measure its outline: dura can stay, and in the one patient seen with a
+skull a piece of the temporal muscle did. A mask of a dedicated program is better: an image whose background is removed keeps its own.
+"""
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from helpers import phantom, registration, volumes
+from helpers.study import BRAINS, CONTRASTS, check
+
+#: The paper's images have voxels of 1 mm. Protocols of up to 1.2 mm are common; twice that is not a 3D acquisition of this kind.
+REFUSED_VOXEL_MM = 1.5
+WARNED_VOXEL_MM = 1.25
+#: Angle by which two axes may differ from a right one before ITK's grids, which have right angles, misplace the image.
+SHEAR_DEGREES = 0.5
+#: Power along an axis over that of the two others, at the frequency taken for the Nyquist frequency of the slices. There a slice profile
+#: as wide as the separation and cubic interpolation have left about a third of the power (tests/test_preparation.py).
+SPECTRAL_DROP = 0.35
+#: How much thicker than the voxels an image must look before it is called interpolated. True 3D images stay below 1.1.
+THICK_FACTOR = 1.5
+#: Part of the foreground that has exactly the largest value before an image is called clipped.
+CLIPPED_FRACTION = 1e-3
+#: No adult's brain is smaller than this in any direction.
+SMALLEST_EXTENT_MM = 90
+#: Part of the template's brain that the field of view must hold.
+REFUSED_COVERAGE, WARNED_COVERAGE = 0.90, 0.99
+
+#: Normalized mutual information of a contrast with the T1w. In two patients: 1.063 to 1.105 with their own, 1.012 to 1.015 with the
+#: other's, 1.019 with their own mirrored.
+LEAST_SAME_PERSON = 1.035
+
+#: Correlation of the T1w's edges with the template's. In three patients: 0.33 to 0.40; at most 0.18 upside down, back to front, or with
+#: axes swapped. Left and right do not tell: mirrored, 0.40.
+REFUSED_LIKENESS, WARNED_LIKENESS = 0.2, 0.3
+
+#: The anatomical directions of an axis by its axis code, as they stand in messages.
+DIRECTIONS = {
+    **dict.fromkeys("LR", "left-right"), **dict.fromkeys("PA", "posterior-anterior"), **dict.fromkeys("IS", "inferior-superior")
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong with an image.
+
+    Parameters
+    ----------
+    refuses : bool
+        True: the image cannot be used. False: a warning.
+    text : str
+        One line: what, which value, what is accepted.
+    """
+
+    refuses: bool
+    text: str
+
+    def __str__(self) -> str:
+        return f"{'refused' if self.refuses else 'warning'}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """Spectra of an image along its three axes, and what they say about its slices.
+
+    Parameters
+    ----------
+    directions : tuple of str
+        Anatomical direction of each array axis.
+    frequency : ndarray, shape (n,), cycles/mm
+        Middle of each band.
+    power : ndarray, shape (3, n)
+        Power density along each array axis, in arbitrary units that are the same for the three; NaN beyond the Nyquist frequency.
+    ratio : ndarray, shape (3, n)
+        Power along an axis over the geometric mean of that along the two others.
+    voxel_mm : ndarray, shape (3,)
+        From the affine.
+    thickness_mm : ndarray, shape (3,)
+        Slice separation that the spectrum tells of; the voxel size where it tells of none.
+    """
+
+    directions: tuple[str, str, str]
+    frequency: np.ndarray
+    power: np.ndarray
+    ratio: np.ndarray
+    voxel_mm: np.ndarray
+    thickness_mm: np.ndarray
+
+    @property
+    def thick(self) -> np.ndarray:
+        """Shape (3,), bool: the axes along which the image was interpolated from thicker slices."""
+        return self.thickness_mm > THICK_FACTOR * self.voxel_mm
+
+
+def directions(affine: np.ndarray) -> tuple[str, str, str]:
+    """Anatomical direction that is nearest to each array axis.
+
+    Examples
+    --------
+    >>> directions(np.diag([-1, 1, 1, 1]))
+    ('left-right', 'posterior-anterior', 'inferior-superior')
+    """
+    return tuple(DIRECTIONS[code] for code in nib.aff2axcodes(affine))
+
+
+def sharpness(volume: np.ndarray, affine: np.ndarray) -> Sharpness:
+    """Compare the power spectra along the three axes.
+
+    Slices of a separation d carry nothing beyond 1 / (2 d) cycles/mm across them, however finely they are interpolated, while
+    anatomy has about the same spectrum in all directions: eight true 3D images (FLAIR of two patients, six of simulated subjects) never fall
+    below `SPECTRAL_DROP` of the other axes. So the frequency at which an axis does, for good, gives the separation. On 24 simulated
+    images, sliced at 3 to 6.5 mm and brought back, it is right to 1 mm, and more often too low than too high; two patients' slices of
+    about 3 mm read as 2.2 to 2.6.
+
+    Edges of the head and of a brain mask, which are cut after interpolation and as sharp in every direction, are faded out first.
+    A loss that two axes share, as when a matrix was zero-filled in plane, does not show.
+
+    Parameters
+    ----------
+    volume : ndarray, shape (X, Y, Z)
+    affine : ndarray, shape (4, 4)
+        Voxel index to position in mm.
+
+    Returns
+    -------
+    Sharpness
+    """
+    volume = volumes.check(volume)
+    voxel_mm = np.linalg.norm(np.asarray(affine, float)[:3, :3], axis=0)
+    weight = _fade(volume, voxel_mm)
+    faded = (volume - np.average(volume, weights=weight)).astype(np.float32) * weight
+    # Bands must hold at least one frequency of each axis.
+    width = max(0.02, 1.01 / float(np.min(voxel_mm * volume.shape)))
+    edges = np.arange(0.03, 0.5 / voxel_mm.min() + width / 2, width)
+    middle = (edges[1:] + edges[:-1]) / 2
+    power = np.full((3, len(middle)), np.nan)
+    for axis, (n, mm) in enumerate(zip(volume.shape, voxel_mm, strict=True)):
+        lines = np.square(np.abs(np.fft.rfft(faded, axis=axis)))
+        # Per cycles/mm, so that the three axes compare whatever their numbers and sizes of voxels.
+        density = lines.mean(axis=tuple(other for other in range(3) if other != axis), dtype=np.float64) * mm / n
+        band = np.digitize(np.fft.rfftfreq(n, mm), edges)
+        for number in range(1, len(edges)):
+            # A band that reaches beyond the last frequency would mix signal and nothing.
+            if (band == number).any() and middle[number - 1] <= 0.5 / mm:
+                power[axis, number - 1] = density[band == number].mean()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logarithm = np.log(power)
+        ratio = np.exp([logarithm[axis] - np.delete(logarithm, axis, axis=0).mean(axis=0) for axis in range(3)])
+    thickness_mm = np.array([_thickness(middle, row, mm) for row, mm in zip(ratio, voxel_mm, strict=True)])
+    return Sharpness(directions(affine), middle, power, ratio, voxel_mm, thickness_mm)
+
+
+def _fade(volume, voxel_mm, margin_mm=1.0, width_mm=8.0):
+    """Weight of each voxel: 0 outside the head or the brain, rising to 1 within a few mm of its surface."""
+    inside = np.pad(foreground(volume), 1)
+    depth = ndimage.distance_transform_edt(inside, sampling=voxel_mm)[1:-1, 1:-1, 1:-1]
+    weight = np.sin(np.clip((depth - margin_mm) / width_mm, 0, 1) * np.pi / 2) ** 2
+    return weight.astype(np.float32) if weight.any() else np.ones(volume.shape, np.float32)
+
+
+def _thickness(frequency, ratio, voxel_mm):
+    """Half the period at which the ratio falls below `SPECTRAL_DROP` and, on average, stays there; else the voxel size."""
+    known = np.isfinite(ratio)
+    frequency, logarithm, drop = frequency[known], np.log(np.maximum(ratio[known], 1e-12)), math.log(SPECTRAL_DROP)
+    for number in range(len(logarithm)):
+        if logarithm[number] < drop and logarithm[number:].mean() < drop:
+            if number == 0:
+                return max(voxel_mm, 0.5 / frequency[0])
+            part = (logarithm[number - 1] - drop) / (logarithm[number - 1] - logarithm[number])
+            return max(voxel_mm, 0.5 / (frequency[number - 1] + part * (frequency[number] - frequency[number - 1])))
+    return voxel_mm
+
+
+def foreground(volume: np.ndarray) -> np.ndarray:
+    """Where the head, or the brain of a skull-stripped image, is: its largest piece, without holes.
+
+    Parameters
+    ----------
+    volume : ndarray, shape (X, Y, Z)
+
+    Returns
+    -------
+    ndarray, shape (X, Y, Z), bool
+        Nothing if the volume is constant.
+    """
+    volume = volumes.check(volume)
+    if volume.min() == volume.max():
+        return np.zeros(volume.shape, bool)
+    if is_stripped(volume):
+        return _largest(volume != 0)
+    from skimage.filters import threshold_otsu
+
+    # Half of Otsu's threshold: grey matter, cerebrospinal fluid and noise would be three classes, where it knows two.
+    return _largest(ndimage.binary_opening(volume > threshold_otsu(volume) / 2))
+
+
+def is_stripped(volume: np.ndarray) -> bool:
+    """Whether the background of an image was removed: more than half of its voxels are exactly 0, those of its rim nearly all."""
+    rim = np.concatenate([np.take(volume, (0, -1), axis).ravel() for axis in range(3)])
+    return bool(np.mean(volume == 0) > 0.5 and np.mean(rim == 0) > 0.98)
+
+
+def _largest(mask):
+    labels, count = ndimage.label(mask)
+    if count > 1:
+        mask = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+    return ndimage.binary_fill_holes(mask)
+
+
+def examine(volume: np.ndarray, affine: np.ndarray) -> tuple[list[Finding], Sharpness | None]:
+    """Is an image fit to be the high-resolution image of the study?
+
+    Parameters
+    ----------
+    volume : ndarray, shape (X, Y, Z)
+        As acquired, or as some program left it.
+    affine : ndarray, shape (4, 4)
+        Voxel index to position in mm.
+
+    Returns
+    -------
+    findings : list of Finding
+        What is wrong with voxel size, grid, spectrum, clipping, negative values. Empty: nothing.
+    sharpness : Sharpness or None
+        None if the image is constant.
+    """
+    volume, affine = volumes.check(volume), np.asarray(affine, float)
+    findings = examine_grid(volume.shape, affine)
+    if volume.min() == volume.max():
+        return [*findings, Finding(True, f"every voxel is {volume.min():g}: accepted are images with contrast")], None
+    found = sharpness(volume, affine)
+    for axis in np.flatnonzero(found.thick):
+        text = (
+            f"interpolated from slices about {found.thickness_mm[axis]:.1f} mm apart {found.directions[axis]}, though its voxels are "
+            f"{found.voxel_mm[axis]:.2f} mm: slices simulated in that direction lose less than they should, and scores flatter"
+        )
+        findings.append(Finding(False, text))
+    largest = float(volume.max())
+    clipped = np.count_nonzero(volume == largest) / max(np.count_nonzero(foreground(volume)), 1)
+    if clipped > CLIPPED_FRACTION:
+        text = f"{100 * clipped:.2g} % of its foreground is exactly {largest:g}, the largest value: intensities were clipped"
+        findings.append(Finding(False, text))
+    negative = int(np.count_nonzero(volume < 0))
+    if negative:
+        text = f"{negative} voxels are negative, down to {volume.min():.4g}: no magnitude image has such; they become 0"
+        findings.append(Finding(False, text))
+    return findings, found
+
+
+def examine_grid(shape: tuple[int, ...], affine: np.ndarray) -> list[Finding]:
+    """What the header alone tells of an image: voxel size and right angles.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of the volume.
+    affine : ndarray, shape (4, 4)
+        Voxel index to position in mm.
+    """
+    affine = np.asarray(affine, float)
+    voxel_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    size = " x ".join(f"{mm:.2f}" for mm in voxel_mm)
+    findings = []
+    if voxel_mm.max() > REFUSED_VOXEL_MM:
+        text = f"voxels of {size} mm: accepted as a high-resolution image are voxels of up to {REFUSED_VOXEL_MM:g} mm"
+        findings.append(Finding(True, text))
+    elif voxel_mm.max() > WARNED_VOXEL_MM or voxel_mm.max() > WARNED_VOXEL_MM * voxel_mm.min():
+        findings.append(Finding(False, f"voxels of {size} mm: the study asks for 1 mm in every direction"))
+    unit = affine[:3, :3] / voxel_mm
+    cosine = np.abs(unit.T @ unit - np.eye(3)).max()
+    shear = math.degrees(math.asin(min(cosine, 1)))
+    if shear > SHEAR_DEGREES:
+        findings.append(Finding(True, f"axes {shear:.1f} degrees off the right angle: accepted are grids with right angles"))
+    extent_mm = voxel_mm * shape
+    if extent_mm.min() < SMALLEST_EXTENT_MM:
+        extent = " x ".join(f"{mm:.0f}" for mm in extent_mm)
+        text = f"field of view of {extent} mm: accepted are images of a whole brain, {SMALLEST_EXTENT_MM} mm or more"
+        findings.append(Finding(True, text))
+    return findings
+
+
+@functools.lru_cache(maxsize=3)
+def template(contrast: str) -> tuple[np.ndarray, np.ndarray]:
+    """What images of a contrast are registered to: the embedded brain itself, noise-free, and its mask.
+
+    Parameters
+    ----------
+    contrast : str
+        One of `study.CONTRASTS`.
+
+    Returns
+    -------
+    image : ndarray, shape (192, 224, 192), float32, read-only
+        On the grid `phantom.AFFINE`.
+    brain : ndarray, shape (192, 224, 192), bool, read-only
+    """
+    fractions = phantom.anatomy()
+    brain = sum(fractions.values()) > 0.5
+    nothing = np.zeros(phantom.SHAPE, bool)
+    # Seed 0 belongs to nobody: this is the anatomy as it is, which no seed gives.
+    person = phantom.Subject(0, fractions, brain, nothing, np.zeros((3, *phantom.SHAPE), np.float32), phantom.AFFINE)
+    image = phantom.render(person, phantom.scanner("target"), contrast)
+    image.setflags(write=False)
+    brain.setflags(write=False)
+    return image, brain
+
+
+def correct_bias(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Divide by the smooth intensity inhomogeneity that N4 finds in the foreground.
+
+    The field is scaled to a geometric mean of 1 in the foreground, so that the image keeps its scale.
+
+    Parameters
+    ----------
+    volume : ndarray, shape (X, Y, Z)
+        0 or more.
+    affine : ndarray, shape (4, 4)
+        Voxel index to position in mm.
+
+    Returns
+    -------
+    ndarray, shape (X, Y, Z), float32
+
+    References
+    ----------
+    N. J. Tustison et al., "N4ITK: improved N3 bias correction", IEEE Transactions on Medical Imaging 29(6):1310-1320, 2010.
+    """
+    ants = registration.import_ants()
+    volume = np.ascontiguousarray(volumes.check(volume), np.float32)
+    inside = foreground(volume) & (volume > 0)
+    box = ndimage.find_objects(inside.astype(np.uint8))[0]
+    part, mask = volume[box], inside[box]
+    # N4 fits a field that bends over centimetres: voxels of about 4 mm are enough, and it takes a sixth of the time.
+    voxel_mm = np.linalg.norm(np.asarray(affine, float)[:3, :3], axis=0)
+    shrink = max(1, min(round(4 / float(np.cbrt(voxel_mm.prod()))), min(part.shape) // 8))
+    images = [registration.ants_image(ants, each, affine) for each in (part, mask.astype(np.float32))]
+    field = ants.n4_bias_field_correction(
+        images[0], mask=images[1], shrink_factor=shrink, convergence={"iters": [50, 50, 30, 20], "tol": 1e-6}, return_bias_field=True
+    ).numpy()
+    field = np.maximum(field, 1e-3) / np.exp(np.mean(np.log(np.maximum(field[mask], 1e-3))))
+    result = volume.copy()
+    # Outside the box nothing is known of the field, and nothing is kept of the image.
+    result[box] = part / field
+    return result
+
+
+def brain_mask(t1: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Find the brain in a T1w image that lies in MNI space: a threshold, then morphology.
+
+    Tissue between half and one and a half times the intensity of white matter, near the template's brain; bridges to the scalp
+    broken by an erosion of 2 mm (3 mm cost 7 % of a simulated subject's tissue), the largest piece kept and grown back; sulci
+    closed over 6 mm; what is thinner than 10 mm removed.
+
+    Parameters
+    ----------
+    t1 : ndarray, shape (192, 224, 192)
+        T1w, bias-corrected, on the grid of the template.
+    inside : ndarray, shape (192, 224, 192), bool
+        The field of view of the acquisition.
+
+    Returns
+    -------
+    ndarray, shape (192, 224, 192), bool
+
+    Raises
+    ------
+    ValueError
+        If nothing like a brain is found.
+    """
+    known = template("T1w")[1]
+    near, core = _grown(known, 10), _shrunk(known, 15) & inside
+    if not core.any() or (typical := float(np.median(t1[core]))) <= 0:
+        raise ValueError("no brain where the template has one: accepted are T1w images of a whole head or brain")
+    tissue = ndimage.binary_opening(near & (t1 > 0.5 * typical) & (t1 < 1.5 * typical))
+    brain = _grown(_largest(_shrunk(tissue, 2)), 3) & near
+    brain = ndimage.binary_fill_holes(_shrunk(_grown(brain, 6), 6))
+    brain = _grown(_largest(_shrunk(brain, 5)), 5.5) & brain
+    brain = (ndimage.gaussian_filter(brain.astype(np.float32), 1.5) > 0.5) & inside
+    if brain.sum() < 500e3:
+        raise ValueError(f"a brain of {brain.sum() / 1e3:.0f} ml found in the T1w image: accepted are 500 ml or more")
+    return brain
+
+
+def _grown(mask, radius_mm):
+    from edt import edt
+
+    return edt(~mask) <= radius_mm
+
+
+def _shrunk(mask, radius_mm):
+    from edt import edt
+
+    # The rim of the array is no surface of the mask's, but a mask that touches it was cut there.
+    return edt(mask.copy()) > radius_mm  # A copy, since edt takes nothing that is read-only.
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A subject on HACA3's grid, `phantom.SHAPE` voxels of `phantom.AFFINE`.
+
+    Parameters
+    ----------
+    images : dict of str to ndarray, shape (192, 224, 192), float32
+        Contrast -> bias-corrected image, interpolated once; intensities keep their scale.
+    brain : ndarray, shape (192, 224, 192), bool
+        Outside of it the images are 0 (unless they were to be kept).
+    transforms : dict of str to ndarray, shape (4, 4)
+        Contrast -> position in MNI space to position in the image as acquired, mm.
+    coverage : dict of str to float
+        Contrast -> part of the template's brain that the field of view holds.
+    agreement : dict of str to float
+        Contrast -> `edge_likeness` to the template (T1w, or a single image), `mutual_information` with the T1w (others).
+    findings : dict of str to list of Finding
+        Contrast -> what is wrong with it that shows in MNI space only.
+    """
+
+    images: dict[str, np.ndarray]
+    brain: np.ndarray
+    transforms: dict[str, np.ndarray]
+    coverage: dict[str, float]
+    agreement: dict[str, float]
+    findings: dict[str, list[Finding]]
+
+
+def prepare(images: Mapping[str, tuple[np.ndarray, np.ndarray]], brain: str = "extract", seed: int = 0) -> Prepared:
+    """Bring the contrasts of a subject onto HACA3's grid: N4, rigid to MNI, others rigid to the T1w, background removed.
+
+    The T1w is registered to the template, every other contrast to the T1w as it then lies in MNI space, which composes the two
+    transforms; each image is interpolated once, from its own grid. A single image, such as a target's, is registered to the template of its own contrast.
+
+    Parameters
+    ----------
+    images : mapping of str to (ndarray of shape (X, Y, Z), ndarray of shape (4, 4))
+        Contrast -> volume and affine (voxel index to position in mm). With T1w, or only one contrast. Negative values become 0.
+    brain : {"extract", "keep"}
+        Remove what is not brain, unless that was done (`is_stripped`); or keep the images as they are.
+    seed : int
+        Of the sampling of voxels in registration.
+
+    Raises
+    ------
+    ValueError
+        If an image is constant or not 3D, a brain cannot be found, or there is no T1w to find it in.
+    """
+    brain = check("brain", brain, BRAINS)
+    images = {
+        check("contrast", contrast, CONTRASTS): (np.maximum(volumes.check(volume, contrast), 0), affine)
+        for contrast, (volume, affine) in images.items()
+    }
+    lead = "T1w" if "T1w" in images else next(iter(images))
+    if lead != "T1w" and len(images) > 1:
+        raise ValueError(f"images are {', '.join(images)}: accepted are T1w with others, or one contrast")
+    extract = brain == "extract" and not is_stripped(images[lead][0])
+    if extract and lead != "T1w":
+        text = "and the brain is found in a T1w only: accepted is one whose background is removed"
+        raise ValueError(f"the {lead} image has its background, {text}")
+    fixed, known = template(lead)
+    target = (phantom.SHAPE, phantom.AFFINE)
+    transforms, on_grid, seen, agreement = {}, {}, {}, {}
+    for contrast in (lead, *(other for other in images if other != lead)):
+        volume, affine = correct_bias(*images[contrast]), images[contrast][1]
+        # Within the brain only: the template has no skull, and around a brain that was cut out there is nothing to compare.
+        transforms[contrast] = registration.estimate(volume, affine, fixed, phantom.AFFINE, known, seed=seed)
+        on_grid[contrast] = registration.resample(volume, affine, *target, transforms[contrast])
+        seen[contrast] = registration.resample(np.ones(volume.shape, np.float32), affine, *target, transforms[contrast]) > 0.5
+        alike = edge_likeness if contrast == lead else mutual_information
+        agreement[contrast] = alike(fixed, on_grid[contrast], known & seen[contrast])
+        if contrast == lead:
+            fixed = on_grid[lead]
+            known = brain_mask(fixed, seen[lead]) if extract else _resampled_mask(images[lead][0], affine, transforms[lead])
+    coverage = {contrast: float(seen[contrast][template(lead)[1]].mean()) for contrast in images}
+    if brain == "extract":
+        on_grid = {contrast: np.where(known, image, np.float32(0)) for contrast, image in on_grid.items()}
+    findings = {contrast: _misplaced(contrast, lead, coverage[contrast], agreement[contrast]) for contrast in images}
+    return Prepared({contrast: on_grid[contrast] for contrast in images}, known, transforms, coverage, agreement, findings)
+
+
+def _resampled_mask(volume, affine, transform):
+    inside = foreground(volume).astype(np.float32)
+    return registration.resample(inside, affine, phantom.SHAPE, phantom.AFFINE, transform) > 0.5
+
+
+def mutual_information(first: np.ndarray, second: np.ndarray, mask: np.ndarray, bins: int = 48) -> float:
+    """Normalized mutual information within a mask, (H(a) + H(b)) / H(a, b): 1 if one tells nothing of the other, 2 if it tells all.
+
+    Parameters
+    ----------
+    first, second : ndarray, shape (X, Y, Z)
+    mask : ndarray, shape (X, Y, Z), bool
+    bins : int
+        Of the histogram of each, from its 1st to its 99th percentile.
+
+    References
+    ----------
+    C. Studholme, D. L. G. Hill, D. J. Hawkes, "An overlap invariant entropy measure of 3D medical image alignment", Pattern
+    Recognition 32(1):71-86, 1999.
+    """
+    values = [image[mask] for image in (first, second)]
+    if not values[0].size:
+        return 1.0
+    values = [np.clip(each, *np.percentile(each, [1, 99])) for each in values]
+    joint = np.histogram2d(*values, bins)[0] / values[0].size
+
+    def entropy(part):
+        return -float(np.sum(part[part > 0] * np.log(part[part > 0])))
+
+    return (entropy(joint.sum(axis=0)) + entropy(joint.sum(axis=1))) / max(entropy(joint), 1e-12)
+
+
+def edge_likeness(first: np.ndarray, second: np.ndarray, mask: np.ndarray, sigma_mm: float = 3.0) -> float:
+    """Correlation of the gradient magnitudes of two images of different people: are there edges where there should be?
+
+    Parameters
+    ----------
+    first, second : ndarray, shape (X, Y, Z)
+        On a grid of 1 mm.
+    mask : ndarray, shape (X, Y, Z), bool
+        Its outermost 4 mm do not count: they hold the edge of whatever mask made the images.
+    sigma_mm : float
+        Of the smoothing: about how far apart the same gyrus of two people lies.
+
+    Returns
+    -------
+    float
+        -1 to 1; 0 if the mask is too small or an image is flat in it.
+    """
+    inner = _shrunk(mask, 4)
+    edges = []
+    for image in (first, second):
+        # Fat and vessels would outshine everything else.
+        limit = np.percentile(image[mask], 99.5) if mask.any() else 0
+        edges.append(ndimage.gaussian_gradient_magnitude(np.minimum(image, limit).astype(np.float32), sigma_mm)[inner])
+    if not inner.any() or min(float(each.std()) for each in edges) == 0:
+        return 0.0
+    return float(np.corrcoef(*edges)[0, 1])
+
+
+def _misplaced(contrast, lead, coverage, agreement):
+    findings = []
+    if coverage < WARNED_COVERAGE:
+        accepted = f"accepted are {100 * REFUSED_COVERAGE:.0f} % or more, good are {100 * WARNED_COVERAGE:.0f} %"
+        text = f"its field of view holds {100 * coverage:.0f} % of the template's brain: {accepted}"
+        findings.append(Finding(coverage < REFUSED_COVERAGE, text))
+    if contrast == lead and agreement < WARNED_LIKENESS:
+        value = f"correlation of edges {agreement:.2f}, accepted from {REFUSED_LIKENESS:g}, good from {WARNED_LIKENESS:g}"
+        text = f"looks little like a brain that lies as its header says ({value}): wrong orientation?"
+        findings.append(Finding(agreement < REFUSED_LIKENESS, text))
+    if contrast != lead and agreement < LEAST_SAME_PERSON:
+        value = f"mutual information {agreement:.3f}, accepted from {LEAST_SAME_PERSON}"
+        text = f"shares little with the {lead} ({value}): another person, or left and right changed places?"
+        findings.append(Finding(True, text))
+    return findings

@@ -1,0 +1,552 @@
+"""One's own BIDS data set: what is found in it, what is refused and how, and what may never happen."""
+
+import gzip
+import hashlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import MappingProxyType
+
+import nibabel as nib
+import numpy as np
+import pytest
+from helpers import batch, cli, degradation, layout, ledger, registration, stages, volumes
+from helpers.study import CONTRASTS, Resolution, Study, subject_seed
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+AFFINE = np.array([[-1.0, 0, 0, 60], [0, 1, 0, -60], [0, 0, 1, -60], [0, 0, 0, 1]])
+SHAPE = (120, 120, 120)
+
+
+def image(seed=0, shape=SHAPE, dtype=np.uint8):
+    """A ball of noise: small as a file, since most of it is nothing."""
+    rng = np.random.default_rng(seed)
+    volume = np.zeros(shape, dtype)
+    middle = tuple(slice(n // 2 - 4, n // 2 + 4) for n in shape)
+    volume[middle] = rng.integers(1, 200, tuple(min(n, 8) for n in shape))
+    return volume
+
+
+def save(path, volume, affine=AFFINE, change=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(volume, affine), path)
+    if change:  # nibabel itself would mend the header when it saves.
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+        header = nib.Nifti1Header(raw[:348], check=False)
+        change(header)
+        raw = header.binaryblock + raw[348:]
+        path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+    return path
+
+
+def dataset(folder, labels=("01",), session=None):
+    """A BIDS data set of small images, all different."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "dataset_description.json").write_text('{"Name": "mine", "BIDSVersion": "1.10.0"}')
+    for label in labels:
+        for contrast in CONTRASTS:
+            name = f"sub-{label}" + (f"_ses-{session}" if session else "")
+            seed = int(hashlib.sha256(f"{name}{contrast}".encode()).hexdigest()[:8], 16)
+            save(folder.joinpath(*name.split("_"), "anat", f"{name}_{contrast}.nii.gz"), image(seed))
+    return folder
+
+
+def refused(tmp_path, capsys, text):
+    """Run a study file that must be refused before anything starts; return the one line that says why."""
+    (tmp_path / "mine.toml").write_text(f'bids_dir = "{tmp_path / "bids"}"\noutput_dir = "{tmp_path / "results"}"\n{text}\n')
+    assert cli.main(["run", str(tmp_path / "mine.toml")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert not (tmp_path / "results").exists()
+    return error
+
+
+# ---------------------------------------------------------------- the study file
+
+
+def test_a_study_of_ones_own_takes_everyone_unless_told_whom():
+    assert Study(bids_dir="x").subjects == ("all",)
+    assert Study(bids_dir="x", subjects=["01", "p07_ses-2"]).subjects == ("01", "p07_ses-2")
+    assert Study().subjects == (1,)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"subjects": ["../x"]}, "subjects has '../x': accepted are labels of letters and digits"),
+        ({"subjects": ["a b"]}, "subjects has 'a b'"),
+        ({"subjects": ["ü"]}, "subjects has 'ü'"),
+        ({"subjects": [1], "bids_dir": "x"}, "subjects has 1: accepted with bids_dir are labels as text, such as '01'"),
+        ({"subjects": [1, "01"]}, "not both"),
+        ({"subjects": [1.5], "bids_dir": "x"}, "subjects has 1.5"),
+        ({"bids_dir": 3}, "bids_dir is 3: accepted is a path as text"),
+        ({"brain": "bet"}, "brain is 'bet': accepted are extract, keep"),
+        ({"select": "run-1"}, "select is 'run-1': accepted is a table"),
+        ({"select": {"PDw": "run-1"}}, "select is 'PDw': accepted are T1w, T2w, FLAIR"),
+        ({"select": {"T1w": "../run-1"}}, "select.T1w is '../run-1': accepted are entities"),
+        ({"targets": {"T1w": "a.nii.gz"}}, "targets has no T2w, FLAIR: accepted are all"),
+        ({"targets": dict.fromkeys(CONTRASTS, {"theta": [1, 2], "eta": [1, 2]})}, "accepted are the path of an image, or theta and eta"),
+        ({"targets": dict.fromkeys(CONTRASTS, {"theta": [1], "eta": [1, 2], "norm": 1})}, "theta and eta, two numbers each"),
+        ({"targets": dict.fromkeys(CONTRASTS, {"theta": [1, 2], "eta": [1, 2], "norm": 0})}, "norm, a number above 0"),
+    ],
+)
+def test_a_bad_value_is_named(fields, message):
+    with pytest.raises(ValueError) as error:
+        Study(**fields)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_study_of_ones_own_survives_the_trip_through_literals():
+    target = {"theta": [0.1, 0.2], "eta": [0.3, 0.4], "norm": 300.0}
+    plan = Study(bids_dir="x", subjects=["01"], select={"T1w": "run-1"}, brain="keep", targets={"T1w": "t.nii.gz", "T2w": target, "FLAIR": target})
+    assert Study(**json.loads(json.dumps(plan.literals()))) == plan
+    assert plan.literals()["targets"]["T2w"] == target
+    assert hash(plan)
+
+
+def test_seeds_of_numbered_subjects_are_their_numbers_and_no_label_has_them():
+    assert [subject_seed(n) for n in (1, 11, 100)] == [1, 11, 100]
+    seeds = {subject_seed(label) for label in ("1", "01", "p07", "p07_ses-1")}
+    assert len(seeds) == 4
+    assert min(seeds) >= 2**32
+    # Golden: the motion of a label must be the same next year and on another machine.
+    assert subject_seed("p07") == 2**32 + 3427476158
+    first, second = (registration.motion(0, each, "T1w", "axial") for each in ("p07", 1))
+    assert not np.allclose(first, second)
+
+
+def test_every_notebook_of_a_study_of_ones_own_knows_its_parameters(tmp_path):
+    target = save(tmp_path / "t.nii.gz", image())
+    plan = Study(bids_dir=str(tmp_path), subjects=["01_ses-2", "p07"], targets=dict.fromkeys(CONTRASTS, str(target)))
+    wanted = batch.tasks(plan)
+    batch.check_parameters(wanted)
+    names = [task.name for task in wanted]
+    assert "00_cohort_sub-01_ses-2" in names
+    assert "04_harmonization_sub-p07_exp-1a" in names
+    truth = next(task for task in wanted if task.name == "04_harmonization_sub-p07_exp-3D")
+    assert "00_cohort_target" in truth.needs
+
+
+def test_targets_given_as_numbers_need_no_image():
+    plan = Study(targets=dict.fromkeys(CONTRASTS, {"theta": [1, 2], "eta": [3, 4], "norm": 5}))
+    assert "00_cohort_target" not in [task.name for task in batch.tasks(plan)]
+    assert stages.target_images(plan) == {}
+
+
+# ---------------------------------------------------------------- the study
+
+
+def test_a_subject_whose_images_turn_out_unfit_is_left_out_and_the_study_goes_on_with_the_others(tmp_path, monkeypatch, capsys):
+    dataset(tmp_path / "bids", ["01", "02"])
+    plan = Study(bids_dir=str(tmp_path / "bids"), output_dir=str(tmp_path / "results"), experiments=["1a"])
+    calls = []
+
+    def execute_all(wanted, folder, where, before=MappingProxyType({})):
+        calls.append([task for task in wanted if task.name not in before])
+        results = dict(before)
+        for task in calls[-1]:
+            error = "ValueError: clipped" if task.name == "00_cohort_sub-01" else None
+            ledger.log(folder, event="failed" if error else "done", task=task.name, seconds=1, images=0, **({"error": error} if error else {}))
+            results[task.name] = batch.Execution(error, 1)
+        return results
+
+    monkeypatch.setattr(batch, "execute_all", execute_all)
+    monkeypatch.setattr(stages, "check_models", lambda plan: None)
+    outcome = batch.run(plan)
+    first, second = calls
+    assert {task.name for task in first} == {"00_cohort_target", "00_cohort_sub-01", "00_cohort_sub-02"}
+    assert {task.name for task in second} & {"01_slice_profiles", "04_harmonization_sub-02_exp-1a"}
+    assert not [task for task in second if "sub-01" in task.name]
+    (analysis,) = [task for task in second if task.name == "05_analysis"]
+    assert analysis.parameters["subjects"] == ["02"]
+    batch.check_parameters(second)
+    assert outcome.failed == {"00_cohort_sub-01": "ValueError: clipped"}
+    assert outcome.skipped == []
+    assert "<li>sub-01: ValueError: clipped</li>" in outcome.report.read_text()
+    # What is told of it later agrees, before and after the study file's "all" has become labels.
+    (tmp_path / "mine.toml").write_text(f'bids_dir = "{plan.bids_dir}"\noutput_dir = "{plan.output_dir}"\nexperiments = ["1a"]\n')
+    for command in (["status"], ["run", "--dry-run", "--only", "04*sub-02*"]):
+        assert cli.main([*command, str(tmp_path / "mine.toml")]) == 0
+        assert "00_cohort" in capsys.readouterr().out
+    names = set(batch.status(stages.check_cohort(plan)[0]).task)
+    assert {"00_cohort_sub-01", "04_harmonization_sub-02_exp-1a"} <= names
+    assert "02_degradation_sub-01" not in names
+
+
+def test_results_are_not_written_into_the_data_set(tmp_path):
+    folder = dataset(tmp_path / "bids")
+    with pytest.raises(ValueError, match="output_dir is .*bids, which is bids_dir as well"):
+        stages.check_cohort(Study(bids_dir=str(folder), output_dir=str(folder)))
+
+
+# ---------------------------------------------------------------- what is found
+
+
+def test_subjects_and_sessions_are_found(tmp_path):
+    dataset(tmp_path, ["01", "p07"])
+    dataset(tmp_path, ["02"], session="1")
+    dataset(tmp_path, ["02"], session="B")
+    found, left_out = layout.find_subjects(tmp_path, ["all"], {})
+    assert list(found) == ["01", "02_ses-1", "02_ses-B", "p07"]
+    assert left_out == {}
+    assert found["02_ses-B"]["FLAIR"] == tmp_path / "sub-02" / "ses-B" / "anat" / "sub-02_ses-B_FLAIR.nii.gz"
+    assert list(layout.find_subjects(tmp_path, ["02"], {})[0]) == ["02_ses-1", "02_ses-B"]
+    assert list(layout.find_subjects(tmp_path, ["02_ses-B"], {})[0]) == ["02_ses-B"]
+    assert layout.image("r", "02_ses-B", "T1w", desc="x").as_posix() == f"r/sub-02/ses-B/anat/sub-02_ses-B_space-{layout.SPACE}_desc-x_T1w.nii.gz"
+
+
+def test_several_runs_are_a_question_that_names_them_and_select_answers_it(tmp_path, capsys):
+    folder = dataset(tmp_path / "bids")
+    one = folder / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
+    one.rename(one.with_name("sub-01_acq-a_run-1_T1w.nii.gz"))
+    save(one.with_name("sub-01_acq-a_run-2_T1w.nii.gz"), image(7))
+    error = refused(tmp_path, capsys, "")
+    assert "sub-01 has 2 T1w images, sub-01_acq-a_run-1_T1w.nii.gz, sub-01_acq-a_run-2_T1w.nii.gz: say in the study which" in error
+    assert 'select = {T1w = "run-1"}' in error
+    found, _ = layout.find_subjects(folder, ["all"], {"T1w": "run-2", "T2w": "run-2"})
+    # Where there is only one, it is taken.
+    assert [path.name for path in found["01"].values()] == ["sub-01_acq-a_run-2_T1w.nii.gz", "sub-01_T2w.nii.gz", "sub-01_FLAIR.nii.gz"]
+
+
+def test_a_subject_that_lacks_a_contrast_is_listed_and_left_out(tmp_path):
+    dataset(tmp_path, ["01", "02", "03"])
+    (tmp_path / "sub-02" / "anat" / "sub-02_FLAIR.nii.gz").unlink()
+    wrong = tmp_path / "sub-03" / "anat" / "sub-03_T2w.nii.gz"
+    wrong.rename(wrong.with_name("sub-03_T2w.mgz"))
+    plan, left_out = stages.check_cohort(Study(bids_dir=str(tmp_path)))
+    assert plan.subjects == ("01",)
+    assert left_out["02"] == f"sub-02: no FLAIR in {tmp_path / 'sub-02' / 'anat'}"
+    assert "no T2w (sub-03_T2w.mgz is no .nii or .nii.gz file)" in left_out["03"]
+
+
+def test_strange_names_are_left_out_and_never_followed(tmp_path):
+    dataset(tmp_path, ["01"])
+    for name in ("sub-a b", "sub-ü", "sub-$(touch x)", "sub-..", "sub-"):
+        (tmp_path / name / "anat").mkdir(parents=True)
+    (tmp_path / "sub-loop").symlink_to(tmp_path / "sub-loop")
+    (tmp_path / "sub-round").symlink_to(tmp_path)
+    found, left_out = layout.find_subjects(tmp_path, ["all"], {})
+    assert list(found) == ["01"]
+    assert set(left_out) == {"a b", "ü", "$(touch x)", "..", "", "round"}
+    assert "labels have letters and digits only" in left_out["a b"]
+
+
+def test_a_copy_under_another_name_is_left_out(tmp_path):
+    dataset(tmp_path, ["01", "02"])
+    twin = tmp_path / "sub-02" / "anat" / "sub-02_T2w.nii.gz"
+    twin.write_bytes((tmp_path / "sub-01" / "anat" / "sub-01_T2w.nii.gz").read_bytes())
+    plan, left_out = stages.check_cohort(Study(bids_dir=str(tmp_path)))
+    assert plan.subjects == ("01",)
+    assert left_out["02"] == f"{twin}: the same file as sub-01's T2w: accepted are images of different people"
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('subjects = ["02"]', "no subject '02': accepted are 01"),
+        ('subjects = ["01_ses-9"]', "sub-01: no session '9'"),
+        ("subjects = [1]", "accepted with bids_dir are labels as text"),
+        ("select = 3", "select is 3: accepted is a table"),
+        ("subjects = 2.5", "subjects is 2.5: accepted is a list"),
+    ],
+)
+def test_what_the_study_asks_for_in_vain_is_named(tmp_path, capsys, text, message):
+    dataset(tmp_path / "bids")
+    assert message in refused(tmp_path, capsys, text)
+
+
+def test_a_data_set_that_is_none_is_named(tmp_path, capsys):
+    assert f"{tmp_path / 'bids'}: no such folder" in refused(tmp_path, capsys, "")
+    (tmp_path / "bids").mkdir()
+    assert "no subjects: accepted is a BIDS data set" in refused(tmp_path, capsys, "")
+
+
+def test_thick_slices_are_refused_before_anything_starts(tmp_path, capsys):
+    dataset(tmp_path / "bids")
+    save(tmp_path / "bids" / "sub-01" / "anat" / "sub-01_T2w.nii.gz", image(3, (120, 120, 40)), AFFINE @ np.diag([1, 1, 3, 1]))
+    error = refused(tmp_path, capsys, "")
+    assert "no subject can take part" in error
+    assert "sub-01_T2w.nii.gz: voxels of 1.00 x 1.00 x 3.00 mm: accepted as a high-resolution image are voxels of up to 1.5 mm" in error
+
+
+def test_a_thousand_subjects_are_looked_through_in_ten_seconds(tmp_path):
+    first = dataset(tmp_path, ["0000"])
+    contents = {contrast: gzip.decompress((first / f"sub-0000/anat/sub-0000_{contrast}.nii.gz").read_bytes()) for contrast in CONTRASTS}
+    for number in range(1, 1000):
+        folder = tmp_path / f"sub-{number:04d}" / "anat"
+        folder.mkdir(parents=True)
+        for order, (contrast, content) in enumerate(contents.items()):
+            packed = gzip.compress(content[:4096], 1, mtime=3 * number + order)  # Headers are all that is read.
+            (folder / f"sub-{number:04d}_{contrast}.nii.gz").write_bytes(packed)
+    started = time.process_time()
+    plan, left_out = stages.check_cohort(Study(bids_dir=str(tmp_path)))
+    assert time.process_time() - started < 10
+    assert (len(plan.subjects), left_out) == (1000, {})
+
+
+# ---------------------------------------------------------------- faults of a file
+
+
+def unset(header):
+    header["qform_code"] = header["sform_code"] = 0
+
+
+def contradict(header):
+    header.set_qform(AFFINE, 1)
+    header.set_sform(np.diag([-1, 1, 1, 1]) @ AFFINE, 1)
+
+
+def flat(header):
+    header["sform_code"], header["qform_code"] = 1, 0
+    header["srow_z"] = 0
+
+
+def nothing_wide(header):
+    header["sform_code"], header["qform_code"] = 0, 1
+    header["pixdim"][3] = 0
+
+
+def metres_by_mistake(header):
+    header.set_xyzt_units("meter")
+
+
+WRONG_HEADERS = [
+    (unset, "neither qform nor sform is set, so left and right cannot be told"),
+    (contradict, "sform and qform disagree by up to 120.0 mm: accepted are headers with one of them"),
+    (flat, "impossible geometry, voxels of 1 x 1 x 0 mm"),
+    (nothing_wide, "impossible geometry"),
+    (metres_by_mistake, "impossible geometry, voxels of 1000 x 1000 x 1000 mm: accepted are 0.01 to 100 mm"),
+]
+
+
+@pytest.mark.parametrize("change, message", WRONG_HEADERS, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_header_that_says_nothing_or_nonsense_of_its_place_is_refused(tmp_path, capsys, change, message):
+    path = dataset(tmp_path / "bids") / "sub-01" / "anat" / "sub-01_FLAIR.nii.gz"
+    save(path, image(), change=change)
+    for function in (volumes.read, volumes.geometry):
+        with pytest.raises(ValueError) as error:
+            function(path)
+        assert f"{path}: " in str(error.value)
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
+    assert message in refused(tmp_path, capsys, "")
+
+
+def test_a_header_in_metres_or_micrometres_is_read_in_millimetres(tmp_path):
+    for unit, factor in (("meter", 1e-3), ("micron", 1e3)):
+        path = save(tmp_path / f"{unit}.nii", image(), np.diag([factor] * 3 + [1]) @ AFFINE, lambda header, unit=unit: header.set_xyzt_units(unit))
+        np.testing.assert_allclose(volumes.read(path)[1], AFFINE, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float32, np.float64, np.dtype(">i2"), np.dtype(">f4")])
+def test_numbers_of_any_kind_are_read(tmp_path, dtype):
+    volume = image(1, dtype=np.uint8).astype(dtype)
+    header = nib.Nifti1Header(endianness=">" if np.dtype(dtype).byteorder == ">" else "<")
+    nib.save(nib.Nifti1Image(volume, AFFINE, header), tmp_path / "x.nii.gz")
+    np.testing.assert_array_equal(volumes.read(tmp_path / "x.nii.gz")[0], volume.astype(np.float32))
+
+
+def test_slope_and_intercept_are_applied(tmp_path):
+    made = nib.Nifti1Image(image(1, dtype=np.uint8).astype(np.int16), AFFINE)
+    made.header.set_slope_inter(0.5, -3)
+    made.header.set_data_dtype(np.int16)
+    values = np.asarray(made.dataobj) * 0.5 - 3
+    nib.save(nib.Nifti1Image(values, AFFINE, made.header), tmp_path / "x.nii.gz")
+    stored = nib.load(tmp_path / "x.nii.gz")
+    assert stored.get_data_dtype() == np.int16
+    np.testing.assert_allclose(volumes.read(tmp_path / "x.nii.gz")[0], values, atol=0.01)
+
+
+FAULTS = {
+    "cut short": (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), "not a readable NIfTI volume"),
+    "text": (lambda path: path.write_bytes(b"hello"), "not a readable NIfTI volume"),
+    "empty": (lambda path: path.write_bytes(b""), "not a readable NIfTI volume"),
+    "pickle": (lambda path: path.write_bytes(pickle.dumps(os.getcwd)), "not a readable NIfTI volume"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), "is no .nii or .nii.gz file"),
+    "2D": (lambda path: save(path, image()[:, :, 60]), "has 2 dimensions"),
+    "4D": (lambda path: save(path, np.stack([image()] * 2, -1)), "has 4 dimensions"),
+    "NaN": (lambda path: save(path, np.where(image() > 100, np.float32(np.nan), 1)), "voxels that are NaN or infinite"),
+    "infinite": (lambda path: save(path, np.where(image() > 100, np.float32(np.inf), 1)), "voxels that are NaN or infinite"),
+    "all zero": (lambda path: save(path, image() * 0), "every voxel is 0: accepted are images with contrast"),
+    "constant": (lambda path: save(path, image() * 0 + 7), "every voxel is 7: accepted are images with contrast"),
+    "sheared": (lambda path: save(path, image(), AFFINE @ np.array([[1, 0.2, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])), "off the right angle"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_an_image_is_one_line_with_its_path_and_nothing_half_written(tmp_path, fault):
+    path = dataset(tmp_path / "bids") / "sub-01" / "anat" / "sub-01_T2w.nii.gz"
+    break_it, message = FAULTS[fault]
+    break_it(path)
+    plan = Study(bids_dir=str(tmp_path / "bids"), subjects=["01"], output_dir=str(tmp_path / "results"))
+    with pytest.raises((ValueError, OSError)) as error:
+        stages.cohort(plan, "01")
+    assert path.name in str(error.value)
+    assert str(path.parent) in str(error.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "results").rglob("*.nii.gz"))
+    assert not list((tmp_path / "results").rglob("*.tmp"))
+
+
+def test_an_image_in_four_dimensions_of_which_the_last_is_one_is_accepted(tmp_path):
+    path = save(tmp_path / "x.nii.gz", image()[..., None])
+    assert volumes.geometry(path)[0] == SHAPE
+
+
+def test_a_sidecar_that_is_no_json_disturbs_nobody(tmp_path):
+    dataset(tmp_path)
+    (tmp_path / "sub-01" / "anat" / "sub-01_T1w.json").write_text("{not json")
+    assert stages.check_cohort(Study(bids_dir=str(tmp_path)))[1] == {}
+
+
+def test_a_subject_that_was_never_prepared_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="sub-p07.*: not there yet: notebook 00_cohort makes it from bids_dir"):
+        stages.cohort(Study(subjects=["p07"], output_dir=str(tmp_path)), "p07")
+
+
+@pytest.fixture
+def somewhere():
+    """A folder that others may enter, which they may not enter pytest's."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_folders_that_cannot_be_read_or_written_are_named(somewhere):
+    folder = dataset(somewhere / "bids", ["01", "02"])
+    (folder / "sub-02" / "anat").chmod(0)
+    (somewhere / "closed").mkdir(mode=0o555)
+    script = somewhere / "try.py"
+    script.write_text(f"""
+import os
+from helpers import stages, volumes
+from helpers.study import Study
+import numpy as np
+study = Study(bids_dir={str(folder)!r}, output_dir={str(somewhere / "closed" / "x")!r})
+stages.check_cohort(study)  # What is imported on the way may lie where only root can read.
+os.setgid(65534)
+os.setuid(65534)
+plan, left_out = stages.check_cohort(study)
+print(plan.subjects, left_out)
+try:
+    volumes.write({str(somewhere / "closed" / "x.nii.gz")!r}, np.ones((2, 2, 2)), np.eye(4))
+except OSError as error:
+    print("refused:", error)
+""")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True).stdout
+    assert "('01',)" in done
+    assert "Permission denied" in done.splitlines()[0]
+    assert str(folder / "sub-02" / "anat") in done
+    assert "refused: [Errno 13] Permission denied" in done
+    assert list((somewhere / "closed").iterdir()) == []
+
+
+# ---------------------------------------------------------------- the data set that comes out
+
+
+def test_what_a_study_writes_is_a_valid_bids_derivative(results_dir):
+    plan = Study(subjects=[1], output_dir=str(results_dir))
+    stages.registered(plan, 1, "T1w", "axial", Resolution(5, 1.5))
+    volumes.write_bytes(results_dir / "tables" / "x.csv", b"a\n")
+    volumes.write_bytes(results_dir / "report" / "x.html", b"a\n")
+    errors = invalid(results_dir)
+    assert errors == []
+
+
+def invalid(folder):
+    """Errors of the BIDS validator, which needs no network."""
+    binary = os.path.join(os.path.dirname(sys.executable), "bids-validator-deno")
+    done = subprocess.run([binary, str(folder), "--json"], capture_output=True, text=True)
+    issues = json.loads(done.stdout)["issues"]["issues"]
+    return [issue for issue in issues if issue["severity"] == "error"]
+
+
+@pytest.mark.slow
+def test_a_bids_data_set_becomes_a_valid_derivative_that_says_where_it_comes_from(results_dir, tmp_path):
+    simulated = stages.cohort(Study(subjects=[1], output_dir=str(results_dir)), 1)
+    for contrast in CONTRASTS:
+        volume, affine = volumes.read(simulated[contrast])
+        save(tmp_path / "bids" / "sub-p1" / "ses-a" / "anat" / f"sub-p1_ses-a_{contrast}.nii.gz", volume, registration.motion(1, 1, contrast, "axial") @ affine)
+    plan = Study(bids_dir=str(tmp_path / "bids"), output_dir=str(tmp_path / "results"))
+    plan, left_out = stages.check_cohort(plan)
+    assert (plan.subjects, left_out) == (("p1_ses-a",), {})
+    paths = stages.cohort(plan, "p1_ses-a")
+    before = {path: path.read_bytes() for path in paths.values()}
+    sidecar = volumes.read_sidecar(paths["T2w"])
+    assert sidecar["Sources"] == ["bids:source:sub-p1/ses-a/anat/sub-p1_ses-a_T2w.nii.gz"]
+    assert sidecar["SpatialReference"] == layout.SPACE
+    assert {"Name": "antspyx"}.items() <= sidecar["GeneratedBy"][1].items()
+    assert "Semi-synthetic" not in sidecar["Note"]
+    # Later stages take what is there, without knowing of the data set, and their files say the same of themselves.
+    later = Study(subjects=["p1_ses-a"], output_dir=str(tmp_path / "results"))
+    assert stages.cohort(later, "p1_ses-a") == paths
+    stack = stages.registered(later, "p1_ses-a", "T2w", "axial", Resolution(5, 1.5))
+    assert volumes.read_sidecar(stack)["Note"] == sidecar["Note"]
+    assert invalid(tmp_path / "results") == []
+    assert {path.name for path in tmp_path.iterdir()} == {"bids", "results"}
+    assert not [path for path in (tmp_path / "bids").rglob("*") if path.is_file() and not path.name.endswith(".nii.gz")]
+    # And again, the same bytes.
+    for path in paths.values():
+        volumes.sidecar_path(path).unlink()
+    stages.cohort(plan, "p1_ses-a")
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+# ---------------------------------------------------------------- where voxels lie
+
+
+@st.composite
+def grids(draw):
+    """Any turned, mirrored, anisotropic grid with its shape."""
+    shape = tuple(draw(st.integers(3, 9)) for _ in range(3))
+    angles = [draw(st.floats(-180, 180)) for _ in range(3)]
+    sizes = [draw(st.floats(0.3, 6)) * draw(st.sampled_from([-1, 1])) for _ in range(3)]
+    affine = np.eye(4)
+    affine[:3, :3] = registration.Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.diag(sizes)
+    affine[:3, 3] = [draw(st.floats(-300, 300)) for _ in range(3)]
+    return shape, affine
+
+
+KINDS = st.sampled_from([np.uint8, np.int16, np.float32, np.float64, np.dtype(">i2")])
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(grids(), KINDS, st.integers(0, 2**16))
+def test_world_coordinates_survive_reading_and_writing(tmp_path, grid, kind, seed):
+    shape, affine = grid
+    volume = np.random.default_rng(seed).integers(0, 200, shape).astype(kind)
+    nib.save(nib.Nifti1Image(volume, affine), tmp_path / "in.nii.gz")
+    read, read_affine = volumes.read(tmp_path / "in.nii.gz")
+    volumes.write(tmp_path / "out.nii.gz", read, read_affine)
+    again, again_affine = volumes.read(tmp_path / "out.nii.gz")
+    np.testing.assert_array_equal(again, volume.astype(np.float32))
+    corners = np.array([(*corner, 1) for corner in np.ndindex(2, 2, 2)]).T * [[n - 1] for n in (*shape, 2)]
+    assert np.abs((again_affine - affine) @ corners).max() < 0.01
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(grids(), st.sampled_from(["axial", "sagittal", "coronal"]))
+def test_world_coordinates_survive_degrading(tmp_path, grid, orientation):
+    shape, affine = grid
+    # A ramp along each world axis is its own slice: where a slice lies, the ramp has that value.
+    shape = tuple(n + 24 for n in shape)
+    world = affine[:3, :3] @ np.indices(shape).reshape(3, -1) + affine[:3, 3:]
+    axis = degradation.through_plane_axis(affine, orientation)
+    resolution = Resolution(3 * np.linalg.norm(affine[:3, axis]), 0)
+    for component, ramp in enumerate(world):
+        stack, stack_affine = degradation.degrade(ramp.reshape(shape), affine, orientation, resolution)
+        index = np.indices(stack.shape).reshape(3, -1)
+        place = stack_affine[component, :3] @ index + stack_affine[component, 3]
+        # Away from the ends, beyond which the outermost voxel goes on.
+        keep = np.abs(index[axis] - (stack.shape[axis] - 1) / 2) <= 1
+        np.testing.assert_allclose(stack.reshape(-1)[keep], place[keep], atol=0.01)

@@ -1,0 +1,198 @@
+"""Is an image fit, and one's own images on HACA3's grid."""
+
+import numpy as np
+import pytest
+from helpers import degradation, phantom, preparation, registration, stages, volumes
+from helpers.study import CONTRASTS, ORIENTATIONS, RESOLUTIONS, Resolution, Study
+from scipy import ndimage
+
+AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
+
+
+@pytest.fixture(scope="module")
+def cohort(results_dir):
+    paths = stages.cohort(Study(subjects=[1], output_dir=str(results_dir)), 1)
+    return {contrast: volumes.read(path) for contrast, path in paths.items()}
+
+
+def interpolated(image, orientation, resolution):
+    """Slices that were brought back to 1 mm: what a header calls isotropic."""
+    volume, affine = image
+    stack, stack_affine = degradation.degrade(volume, affine, orientation, resolution)
+    return registration.resample(stack, stack_affine, volume.shape, affine)
+
+
+@pytest.mark.parametrize("contrast", CONTRASTS)
+def test_a_true_3d_image_is_as_sharp_along_every_axis(cohort, contrast):
+    findings, found = preparation.examine(*cohort[contrast])
+    assert findings == []
+    assert not found.thick.any()
+    np.testing.assert_allclose(found.thickness_mm, found.voxel_mm)
+
+
+@pytest.mark.parametrize("number", [0, 7])
+@pytest.mark.parametrize("contrast, orientation", zip(CONTRASTS, ORIENTATIONS))
+def test_interpolated_slices_are_found_with_their_separation(cohort, contrast, orientation, number):
+    resolution = RESOLUTIONS[number]
+    volume = interpolated(cohort[contrast], orientation, resolution)
+    findings, found = preparation.examine(volume, cohort[contrast][1])
+    assert list(np.flatnonzero(found.thick)) == [AXIS[orientation]]
+    assert found.thickness_mm[AXIS[orientation]] == pytest.approx(resolution.separation_mm, abs=1)
+    (finding,) = [each for each in findings if "interpolated" in each.text]
+    assert not finding.refuses
+    assert preparation.directions(cohort[contrast][1])[AXIS[orientation]] in finding.text
+
+
+def test_the_separation_does_not_depend_on_how_the_axes_are_stored(cohort):
+    volume, affine = interpolated(cohort["T1w"], "axial", Resolution(4, 0)), cohort["T1w"][1]
+    first = preparation.sharpness(volume, affine)
+    turned = affine[:, [2, 0, 1, 3]] @ np.diag([-1, 1, 1, 1])
+    second = preparation.sharpness(np.transpose(volume, (2, 0, 1))[::-1].copy(), turned)
+    assert second.directions == tuple(first.directions[axis] for axis in (2, 0, 1))
+    np.testing.assert_allclose(second.thickness_mm, first.thickness_mm[[2, 0, 1]], rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    "affine, refuses, words",
+    [
+        (np.diag([0.7, 0.7, 3, 1]), True, "voxels of 0.70 x 0.70 x 3.00 mm: accepted as a high-resolution image are voxels of up to 1.5 mm"),
+        (np.diag([1, 1, 1.4, 1]), False, "voxels of 1.00 x 1.00 x 1.40 mm: the study asks for 1 mm"),
+        (np.array([[1, 0.1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), True, "axes 5.7 degrees off the right angle"),
+    ],
+)
+def test_a_grid_that_is_unfit_is_named(affine, refuses, words):
+    (finding,) = preparation.examine_grid((300, 300, 100), affine)
+    assert finding.refuses is refuses
+    assert words in finding.text
+
+
+def test_a_field_of_view_that_no_brain_fits_into_is_refused():
+    (finding,) = preparation.examine_grid((200, 200, 60), np.eye(4))
+    assert finding.refuses
+    assert "field of view of 200 x 200 x 60 mm" in finding.text
+
+
+def test_oblique_and_mirrored_grids_are_fine():
+    turned = registration.motion(0, 1, "T1w", "axial")
+    assert preparation.examine_grid((192, 224, 192), turned @ np.diag([-1, 1, 1, 1])) == []
+
+
+def test_constant_clipped_and_negative_intensities_are_named(cohort):
+    volume, affine = cohort["T1w"][0][::2, ::2, ::2].copy(), np.diag([1.0, 1, 1, 1])
+    (finding,) = [each for each in preparation.examine(np.zeros_like(volume), affine)[0]]
+    assert finding.refuses
+    assert finding.text == "every voxel is 0: accepted are images with contrast"
+    clipped = np.minimum(volume, np.percentile(volume[volume > 0], 98))
+    (finding,) = preparation.examine(clipped, affine)[0]
+    assert not finding.refuses
+    assert "intensities were clipped" in finding.text
+    negative = volume.copy()
+    negative[50, 50, 50:53] = -5
+    (finding,) = preparation.examine(negative, affine)[0]
+    assert "3 voxels are negative, down to -5" in finding.text
+
+
+def test_bias_correction_takes_a_smooth_field_away_and_keeps_the_scale(cohort):
+    volume, affine = cohort["T1w"]
+    small, small_affine = volume[::4, ::4, ::4].copy(), affine @ np.diag([4, 4, 4, 1])
+    inside = small > 0
+    steps = np.meshgrid(*(np.linspace(-1, 1, n) for n in small.shape), indexing="ij")
+    field = np.exp(0.4 * steps[0] + 0.3 * steps[2] ** 2).astype(np.float32)
+    field /= np.exp(np.log(field[inside]).mean())
+    corrected = preparation.correct_bias(small * field, small_affine)
+
+    def unevenness(image):
+        return np.std(np.log(image[inside] / small[inside]))
+
+    assert unevenness(corrected) < 0.4 * unevenness(small * field)
+    assert np.mean(corrected[inside]) == pytest.approx(np.mean(small[inside]), rel=0.05)
+    np.testing.assert_array_equal(corrected == 0, small == 0)
+
+
+def head(cohort, gap_mm=4, scalp_mm=6):
+    """The subject's T1w with a dark skull and a bright scalp around it, which touch the brain nowhere."""
+    from edt import edt
+
+    volume, brain = cohort["T1w"][0], cohort["mask"][0] > 0
+    distance = edt(~brain)
+    white = np.median(volume[brain])
+    rng = np.random.default_rng(0)
+    noise = np.abs(rng.normal(0, 0.03 * white, volume.shape)).astype(np.float32)
+    return np.where(brain, volume, noise + np.where((distance > gap_mm) & (distance < gap_mm + scalp_mm), 1.4 * white, 0).astype(np.float32)), brain
+
+
+def test_the_brain_is_found_inside_a_head(cohort):
+    volume, brain = head(cohort)
+    found = preparation.brain_mask(volume, np.ones(volume.shape, bool))
+    assert 2 * (found & brain).sum() / (found.sum() + brain.sum()) > 0.95
+    # Nothing of the scalp.
+    assert not (found & ~ndimage.binary_dilation(brain, iterations=3)).any()
+
+
+def test_no_brain_is_found_where_there_is_none():
+    with pytest.raises(ValueError, match="no brain where the template has one"):
+        preparation.brain_mask(np.zeros(phantom.SHAPE, np.float32), np.ones(phantom.SHAPE, bool))
+
+
+def test_a_stripped_image_is_told_from_a_head(cohort):
+    assert preparation.is_stripped(cohort["T1w"][0])
+    assert not preparation.is_stripped(head(cohort)[0])
+
+
+def test_mutual_information_is_two_of_an_image_with_itself_and_near_one_of_noise():
+    first, second = np.random.default_rng(0).normal(size=(2, 60, 60, 60))
+    everywhere = np.ones(first.shape, bool)
+    assert preparation.mutual_information(first, first, everywhere) == pytest.approx(2)
+    assert preparation.mutual_information(first, second, everywhere) == pytest.approx(1, abs=2e-3)
+
+
+def test_edges_of_an_image_are_like_its_own_and_unlike_those_of_one_turned_over():
+    image, brain = preparation.template("T1w")
+    assert preparation.edge_likeness(image, 3 * image, brain) == pytest.approx(1, abs=1e-6)
+    assert preparation.edge_likeness(image, image[:, :, ::-1], brain) < preparation.REFUSED_LIKENESS
+    assert preparation.edge_likeness(image, image[:, ::-1], brain) < preparation.REFUSED_LIKENESS
+    assert preparation.edge_likeness(image, np.ones_like(image), brain) == 0
+
+
+def test_the_template_is_the_embedded_brain_on_the_grid_of_haca3():
+    image, brain = preparation.template("FLAIR")
+    assert image.shape == phantom.SHAPE
+    np.testing.assert_array_equal(image > 0, brain)
+
+
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        ({"T2w": 0, "FLAIR": 0}, "images are T2w, FLAIR: accepted are T1w with others, or one contrast"),
+        ({"T2w": 1}, "the T2w image has its background"),
+    ],
+)
+def test_without_a_t1w_nothing_is_guessed(cohort, images, message):
+    volume, affine = cohort["T2w"]
+    with pytest.raises(ValueError, match=message):
+        preparation.prepare({contrast: (volume + offset, affine) for contrast, offset in images.items()})
+
+
+@pytest.mark.slow
+def test_a_moved_subject_comes_back_to_within_half_a_voxel_of_itself(cohort):
+    # T2w and FLAIR of another session: each its own motion. The truth between contrasts is known.
+    motions = {contrast: registration.motion(3, 1, contrast, "axial") for contrast in CONTRASTS}
+    moved = {contrast: (cohort[contrast][0], registration.move(cohort[contrast][1], motion)) for contrast, motion in motions.items()}
+    prepared = preparation.prepare(moved)
+    brain = cohort["mask"][0] > 0
+    back = {contrast: np.linalg.inv(motions[contrast]) @ prepared.transforms[contrast] for contrast in CONTRASTS}
+    for contrast in ("T2w", "FLAIR"):
+        assert registration.error_mm(back[contrast], back["T1w"], brain, phantom.AFFINE) < 0.5
+    assert all(not findings for findings in prepared.findings.values())
+    # Another subject's T2w is noticed, and so is a mirrored one.
+    for stranger in (phantom.render(phantom.subject(2), phantom.scanner("study-1"), "T2w", 1), cohort["T2w"][0][::-1].copy()):
+        mixed = preparation.prepare({"T1w": moved["T1w"], "T2w": (stranger, phantom.AFFINE)})
+        assert any("another person" in each.text for each in mixed.findings["T2w"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flip", [2, 1])
+def test_a_brain_upside_down_or_back_to_front_is_refused(cohort, flip):
+    volume, affine = cohort["T1w"]
+    prepared = preparation.prepare({"T1w": (np.flip(volume, flip).copy(), affine)})
+    assert any(each.refuses and "wrong orientation" in each.text for each in prepared.findings["T1w"])
