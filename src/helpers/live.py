@@ -12,10 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from helpers import degradation, metrics, registration, slice_profile
-from helpers.study import CONTRASTS, ORIENTATIONS, Resolution
-
-#: Array axis across the slices of an orientation, on a grid stored left, posterior, superior.
-AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
+from helpers.study import AXIS, CONTRASTS, ORIENTATIONS, Resolution
 
 
 def back_matrix(n: int, resolution: Resolution) -> np.ndarray:
@@ -206,10 +203,9 @@ def compare(reference: Mapping[str, np.ndarray], image: Mapping[str, np.ndarray]
     """
     peak = max(float(plane.max()) for plane in reference.values())
     inside = {plane: plane_of(looked_at.brain, plane, position) for plane in reference}
-    error = np.concatenate([(image[plane] - reference[plane])[inside[plane]] for plane in reference])
-    mean_square = float(np.mean(error.astype(np.float64) ** 2))
+    pixels = (np.concatenate([planes[plane][inside[plane]] for plane in reference])[:, None, None] for planes in (reference, image))
     similar = [metrics.ssim_map(reference[p][..., None], image[p][..., None], peak, axis=2)[..., 0][inside[p]] for p in reference]
-    return (float("inf") if mean_square == 0 else 10 * np.log10(peak**2 / mean_square)), float(np.concatenate(similar).mean())
+    return metrics.psnr(*pixels, peak), float(np.concatenate(similar).mean())
 
 
 def duel(number: int, resolutions: tuple[Resolution, ...], seed: int = 0) -> tuple[tuple[str, Resolution], tuple[str, Resolution]]:
@@ -225,6 +221,11 @@ def duel(number: int, resolutions: tuple[Resolution, ...], seed: int = 0) -> tup
     rng = np.random.default_rng([seed, number])
     choices = [(orientation, resolution) for orientation in ORIENTATIONS for resolution in resolutions]
     return tuple(choices[i] for i in rng.choice(len(choices), 2, replace=False))
+
+
+def whole(looked_at: Scene, position) -> dict[str, dict[str, np.ndarray]]:
+    """Contrast -> plane -> slice of the 3D images."""
+    return {contrast: {plane: plane_of(image, plane, position) for plane in AXIS} for contrast, image in looked_at.images.items()}
 
 
 def experiment_1(looked_at: Scene, orientation: str, resolution: Resolution, position) -> dict[str, dict[str, np.ndarray]]:

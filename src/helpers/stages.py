@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import figures, layout, phantom, volumes
-from helpers.study import CONTRASTS, GROUND_TRUTH, ONE_ORIENTATION, Resolution, Study, sources, subject_seed, visited_slices
+from helpers.study import AXIS, CONTRASTS, GROUND_TRUTH, ONE_ORIENTATION, Resolution, Study, sources, subject_seed, visited_slices
 
 #: The subject that stands for images given as targets.
 TARGET = "target"
@@ -368,8 +368,6 @@ def harmonized(plan: Study, subject: int | str, experiment: str, resolution: Res
     dict
         Target contrast -> path. A preview holds the visited slices only, with the affine that says so.
     """
-    from helpers import metrics
-
     inputs = source_images(plan, subject, experiment, resolution)
     aims = target_images(plan)
     desc, res = "harmonizedAgain" if again else "harmonized", resolution.slug if resolution else None
@@ -400,7 +398,7 @@ def harmonized(plan: Study, subject: int | str, experiment: str, resolution: Res
             summary = {}
             for plane, weights in details.attention[target].items():
                 known = np.isfinite(weights).all(axis=1)
-                stack = np.moveaxis(details.unfused[target][plane], metrics.PLANES.index(plane), 0)
+                stack = np.moveaxis(details.unfused[target][plane], AXIS[plane], 0)
                 shown = np.count_nonzero(stack[known], axis=(1, 2))
                 mean = np.average(weights[known], axis=0, weights=shown)
                 sd = np.sqrt(np.average((weights[known] - mean) ** 2, axis=0, weights=shown))
@@ -446,7 +444,7 @@ def visited(plan: Study, volume: np.ndarray, affine: np.ndarray) -> tuple[np.nda
 
 def slice_axis(plan: Study) -> int:
     """Array axis across the slices of the study's (first) reconstruction plane on HACA3's MNI grid."""
-    return {"sagittal": 0, "coronal": 1, "axial": 2}[plan.reconstruction[0]]
+    return AXIS[plan.reconstruction[0]]
 
 
 def preview_axis(plan: Study) -> int | None:
@@ -539,7 +537,7 @@ def _frequencies(plan: Study, subject: int | str, experiment: str, resolution: R
         window, affine = metrics.brain_window(_read(mask)[0] > 0), _read(mask)[1]
         parts = []
         for contrast, orientation in sources(experiment).items():
-            if orientation == "3D" or (axis := metrics.PLANES.index(orientation)) == preview_axis(plan):
+            if orientation == "3D" or (axis := AXIS[orientation]) == preview_axis(plan):
                 continue
             pairs = {
                 "input": [visited(plan, *each)[0] for each in (_read(cohort(plan, subject)[contrast]), volumes.read(inputs[contrast]))],

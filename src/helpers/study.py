@@ -15,6 +15,8 @@ from pathlib import Path
 
 CONTRASTS = ("T1w", "T2w", "FLAIR")
 ORIENTATIONS = ("axial", "sagittal", "coronal")
+#: The array axis along which an orientation stacks its slices, on a grid stored left, posterior, superior such as HACA3's.
+AXIS = {"axial": 2, "coronal": 1, "sagittal": 0}
 TRANSFORMS = ("known", "rigid", "affine")
 ANATOMIES = ("shared", "independent", "argmax")
 MASKS = ("first", "union", "intersection")

@@ -17,9 +17,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
-from helpers import degradation, figures, live, slice_profile
+from helpers import figures, live, slice_profile
 from helpers.figures import BLUE, GREEN, ORANGE, VERMILLION
-from helpers.study import CONTRASTS, EXPERIMENTS, ORIENTATIONS, RESOLUTIONS, Resolution
+from helpers.study import AXIS, CONTRASTS, EXPERIMENTS, ORIENTATIONS, RESOLUTIONS, Resolution
 
 _DPI = 80
 _FILTERS = {"ls": "least squares", "pm": "equiripple", "ms": "windowed sinc", "min": "minimum phase", "max": "maximum phase"}
@@ -247,12 +247,12 @@ body[data-voila] .jp-MarkdownCell {display: none}
 
 
 def _upright(planes: Mapping[str, np.ndarray], plane: str) -> np.ndarray:
-    return figures.upright(np.expand_dims(planes[plane], live.AXIS[plane]), plane, 0)
+    return figures.upright(np.expand_dims(planes[plane], AXIS[plane]), plane, 0)
 
 
 def _brain_axes(axes, plane: str, **look):
     """An image of a plane in its axes, cropped to where a brain in MNI space is."""
-    across, down = (axis for axis in range(3) if axis != live.AXIS[plane])
+    across, down = (axis for axis in range(3) if axis != AXIS[plane])
     n = {0: 192, 1: 224, 2: 192}
     image = axes.imshow(np.zeros((n[down], n[across])), interpolation="nearest", **look)
     rows = _SHOWN[down] if plane == "axial" else tuple(n[down] - 1 - edge for edge in _SHOWN[down][::-1])
@@ -307,8 +307,8 @@ class Explorer:
                 self.images[plane, column] = _brain_axes(axes, plane, **look)
                 if row == 0:
                     axes.set_title(column, fontsize=14)
-            self.cross += [(plane, *(draw(0, color=ORANGE, lw=1, ls=":") for draw in (grid[row, 0].axvline, grid[row, 0].axhline)))]
-        return [*self.images.values(), *(line for _, *lines in self.cross for line in lines)]
+            self.cross.append([draw(0, color=ORANGE, lw=1, ls=":") for draw in (grid[row, 0].axvline, grid[row, 0].axhline)])
+        return [*self.images.values(), *(line for lines in self.cross for line in lines)]
 
     def update(self, _change=None) -> None:
         """Follow the controls: first what is acquired, then, as soon as it is there, what HACA3 makes of it."""
@@ -319,7 +319,7 @@ class Explorer:
         aim = {contrast: self.targets[contrast]}
         shown = (value["subject"], contrast, position)
         if shown not in self.known:
-            whole = {c: {plane: live.plane_of(image, plane, position) for plane in live.AXIS} for c, image in looked_at.images.items()}
+            whole = live.whole(looked_at, position)
             self.known = {shown: (whole, live.harmonized(self.model, aim, looked_at, whole, position)[contrast])}
         whole, truth = self.known[shown]
         sources = live.experiment_1(looked_at, value["orientation"], resolution, position)
@@ -354,7 +354,7 @@ class Explorer:
 
     def _move(self, position):
         left, back, up = position[0], position[1], 191 - position[2]
-        for (_, vertical, horizontal), (x, y) in zip(self.cross, ((left, back), (left, up), (back, up)), strict=True):
+        for (vertical, horizontal), (x, y) in zip(self.cross, ((left, back), (left, up), (back, up)), strict=True):
             vertical.set_xdata([x, x])
             horizontal.set_ydata([y, y])
 
@@ -424,7 +424,7 @@ class Guess:
         self._enable(False)
         self.says.value = _text([f"{self._describe()} Harmonizing …"])
         looked_at = self.subject()
-        whole = {c: {plane: live.plane_of(image, plane, self._POSITION) for plane in live.AXIS} for c, image in looked_at.images.items()}
+        whole = live.whole(looked_at, self._POSITION)
         aim = {self.contrast: self.targets[self.contrast]}
         truth, *made = (
             live.harmonized(self.model, aim, looked_at, each, self._POSITION)[self.contrast] for each in (whole, *self.sources)
@@ -494,7 +494,6 @@ class TableOne:
         figure.savefig(buffer, format="png", dpi=_DPI + 20)
         figures.plt.close(figure)
         self.figure.value = buffer.getvalue()
-
 
     def still(self) -> None:
         """Show every experiment, one after the other."""

@@ -43,6 +43,7 @@ from torch import Tensor, nn
 from helpers import study, volumes
 from helpers.haca3 import checkpoint
 from helpers.haca3.networks import SLICE, keep_freed_memory, labels_to_beta, most_probable
+from helpers.study import AXIS
 
 SHAPE = (192, 224, 192)  #: the only accepted grid: MNI, 1 mm
 #: Variant -> intensity above which a pixel is foreground of a source, and the published mask.
@@ -50,7 +51,6 @@ _PUBLISHED = {"haca3": (1e-6, "first"), "haca3plus": (1e-2, "union")}
 
 _PAD = tuple(SLICE // 2 - n // 2 for n in SHAPE)  # voxels before the volume on each axis: 16, 0, 16
 _CROP = tuple(slice(start, start + n) for start, n in zip(_PAD, SHAPE))
-AXIS = {"axial": 2, "coronal": 1, "sagittal": 0}  #: the axis along which an orientation stacks its slices
 TARGET_SLICES = range(100, 120)  #: coronal slices that describe a target
 _FUSION_ORDER = ("axial", "coronal", "sagittal")  # channels of the fusion net
 _LARGE = ("beta_encoder", "eta_encoder", "decoder")  # networks in which the time goes

@@ -35,7 +35,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from helpers.haca3 import networks
-from helpers.haca3.harmonizer import AXIS, TARGET_SLICES, slice_of
+from helpers.haca3.harmonizer import TARGET_SLICES, slice_of
+from helpers.study import AXIS
 
 LABELS = networks.BETA_DIM
 LESION = LABELS - 1  #: the label whose pixels weigh more
