@@ -405,6 +405,29 @@ def test_the_ladder_of_studies_is_told_by_the_column_transform(whole):
         claims.verdicts(scores, ladder=pd.concat([scores, rigid.assign(seed=1)]))
 
 
+def test_studies_in_three_planes_become_one(whole):
+    data, (scores, attention, cutoffs) = whole
+    better = {"axial": 0.0, "coronal": 1.0, "sagittal": 5.0}  # so by 2 in the mean
+
+    def previews(table):
+        for plane, by in better.items():
+            part = table[table.plane == plane] if "plane" in table else table
+            part = part.assign(reconstruction=plane, **{c: part[c] + 0.01 * by for c in ("psnr_db", "ssim", "weight", "cutoff_per_mm") if c in part})
+            if "ssim" in part:  # A preview has the SSIM of its own slices only.
+                part = part.assign(ssim=np.nan, **{f"ssim_{other}": part.ssim if other == plane else np.nan for other in better})
+            yield part
+
+    apart = [pd.concat(previews(table)).sample(frac=1, random_state=0) for table in (scores, attention, cutoffs)]
+    # The slices of a plane tell nothing of frequencies across it.
+    apart[2] = apart[2][(apart[2].reconstruction != "axial") | (apart[2].experiment != "1a")]
+    read = claims.read(*map(claims.over_planes, apart))
+    assert read.planes == set(better)
+    for name in ("scores", "weights", "cutoffs"):
+        for key, values in getattr(data, name).items():
+            raised = 0.03 if name == "cutoffs" and key[1] == "1a" else 0.02
+            np.testing.assert_allclose(getattr(read, name)[key], values + raised, atol=1e-9)
+
+
 def test_the_mixed_model_finds_what_was_put_in(whole):
     data, (scores, *_) = whole
     found = claims.mixed_model(scores).set_index("effect")

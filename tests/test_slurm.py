@@ -36,7 +36,7 @@ def squeue(*options):
     return subprocess.run(["squeue", "--noheader", *options], check=True, capture_output=True, text=True).stdout.split()
 
 
-def test_a_study_of_which_a_job_is_cancelled_midway_completes(slurm, tmp_path):
+def test_a_study_whose_jobs_are_cancelled_midway_completes(slurm, tmp_path):
     study, report = tmp_path / "tiny.toml", tmp_path / "results" / "report"
     study.write_text(
         f'output_dir = "{tmp_path / "results"}"\nsubjects = [1]\nexperiments = ["3", "5"]\nresolutions = ["3||0", "5||1.5"]\n'
@@ -50,19 +50,21 @@ def test_a_study_of_which_a_job_is_cancelled_midway_completes(slurm, tmp_path):
             assert driver.poll() is None and time.monotonic() < until, (tmp_path / "log").read_text()
             time.sleep(0.5)
         time.sleep(5)
-        # One that executes a notebook: the registration, or on a slow machine another one.
-        while not (busy := [job for job in squeue("--states=running", "--format=%i") if "ipykernel" in _processes_of(job)]):
+        # All of them, while a notebook is executed: had one survived, it might end the study before another takes the lost one's place.
+        cancelled = []
+        while not any("ipykernel" in _processes_of(job) for job in cancelled):
             assert driver.poll() is None and time.monotonic() < until, (tmp_path / "log").read_text()
             time.sleep(0.5)
-        subprocess.run(["scancel", busy[0]], check=True)
+            cancelled = squeue("--states=running", "--format=%i")
+        subprocess.run(["scancel", *cancelled], check=True)
         assert driver.wait(timeout=1200) == 0, (tmp_path / "log").read_text()
     finally:
         driver.kill()
-    # The notebook that was cut short was executed again, by another job, within the same run.
+    # The notebooks that were cut short were executed again, by other jobs, within the same run.
     done = [each["task"] for each in ledger.events(report) if each["event"] == "done"]
     assert len(done) == len(set(done)) == 9
     assert not any(each["event"] == "failed" for each in ledger.events(report))
-    assert len(list((report / "jobs").glob("*.err"))) >= 3
+    assert len(list((report / "jobs").glob("*.err"))) > len(cancelled)
     assert (tmp_path / "results" / "tables" / "scores.csv").is_file()
     # No job is left behind.
     assert squeue("--states=running", "--format=%i") == []

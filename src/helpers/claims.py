@@ -697,6 +697,30 @@ def read(scores, attention=None, cutoffs=None, ladder=None, region: str = "brain
     return Data(_score_arrays(scores, region, subjects), mean_weights, others["cutoffs"], steps, planes)
 
 
+def over_planes(table: pd.DataFrame) -> pd.DataFrame:
+    """One table of studies that differ in their plane of reconstruction alone: previews in three planes judge orientations alike.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Scores, attention, curves or cut-offs of the studies, one below the other.
+
+    Returns
+    -------
+    DataFrame
+        As that of one study whose `reconstruction` names all planes. Numbers are means over the planes that have them (a plane's own
+        slices say nothing about frequencies across them); ``ssim_planes`` is the mean of the planes' own ``ssim_<plane>``.
+    """
+    planes = [plane for plane in ORIENTATIONS if plane in set(table.reconstruction)]
+    if "ssim" in table:
+        table = table.assign(ssim_planes=[getattr(row, f"ssim_{row.reconstruction}") for row in table.itertuples()])
+    measured = ["psnr_db", "data_range", "correlation", "cutoff_per_mm", "weight", "weight_sd"]
+    values = [column for column in table if column in measured or column.startswith("ssim")]
+    keys = [column for column in table if column not in (*values, "reconstruction")]
+    means = table.groupby(keys, sort=False, dropna=False)[values].mean().reset_index()
+    return means.assign(reconstruction="+".join(planes))
+
+
 def check_scores(scores: pd.DataFrame, what: str = "scores") -> None:
     """Refuse a score table that is not one whole study.
 

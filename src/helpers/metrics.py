@@ -235,10 +235,11 @@ def _box_of_content(reference, image):
 
 
 def score_column(table: pd.DataFrame, measure: str) -> str:
-    """The column of a score table that holds a measure: for ``ssim`` 3D SSIM, or in a preview that of the plane it visited."""
+    """The column of a score table that holds a measure: for ``ssim`` 3D SSIM, or in a preview that of the plane or planes it visited."""
     if measure != "ssim" or table["ssim"].notna().any():
         return measure
-    return next((column for column in ("ssim_axial", "ssim_coronal", "ssim_sagittal") if table[column].notna().any()), measure)
+    columns = ("ssim_planes", "ssim_axial", "ssim_coronal", "ssim_sagittal")
+    return next((column for column in columns if column in table and table[column].notna().any()), measure)
 
 
 def brain_window(brain: np.ndarray, taper_mm: float = 6.0, voxel_mm: float = 1.0) -> np.ndarray:

@@ -619,14 +619,14 @@ def all_registrations(plan: Study) -> pd.DataFrame:
 
 
 def other_studies(folders: Iterable[str | Path], table: str = "scores") -> pd.DataFrame:
-    """A table of several studies, one below the other: for the registration ladder, of studies that differ in `transform`.
+    """A table of several studies, one below the other: of a study's `ladder`, or of its `planes`.
 
     Parameters
     ----------
     folders : iterable of str or Path
         Folders of results, or names of studies in ``data/derivatives``. Each must have been run to its end.
     table : str
-        ``scores`` or ``registrations``.
+        ``scores``, ``attention``, ``frequencies`` or ``registrations``.
 
     Raises
     ------
@@ -738,8 +738,15 @@ def figure_2_panels(plan: Study, subject: int | str, examples: Mapping[str, tupl
 
 
 def figures_folder(plan: Study) -> Path:
-    """Where the study's figures go: the demo's to ``figures/`` of the repository, others' beside their results."""
-    return layout.FIGURES if root(plan) == layout.DERIVATIVES / "demo" else root(plan) / "figures"
+    """Where the study's figures go: the demo's and the ten subjects' to ``figures/`` of the repository, others' beside their results."""
+    shown = {layout.DERIVATIVES / "demo": layout.FIGURES, layout.DERIVATIVES / "ten": layout.FIGURES / "ten"}
+    return shown.get(root(plan), root(plan) / "figures")
+
+
+def save_tables(plan: Study, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Write the tables on which verdicts rest, and the verdicts, beside the figures: whoever has them can check one by the other."""
+    for name, table in tables.items():
+        volumes.write_bytes(figures_folder(plan) / f"{name}.csv", table.to_csv(index=False, float_format="%.6g").encode())
 
 
 def save_figure(plan: Study, name: int | str, fig, drawn: pd.DataFrame) -> Path:

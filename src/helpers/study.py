@@ -257,6 +257,9 @@ class Study:
         Compile the networks: repays itself in whole volumes with weights of the published width.
     seed : int
         Seed of anatomy noise and of the motion that registration has to undo.
+    planes, ladder : tuple of str
+        Finished studies, by name or folder, that the analysis takes in: those that differ from this one in their plane of
+        reconstruction alone, which makes previews in three planes one study, and those that differ in `transform` alone.
     bids_dir : str
         Your own BIDS data set, with T1w, T2w and FLAIR of each subject; empty: semi-synthetic subjects. Relative: to the working folder.
     select : dict
@@ -291,6 +294,8 @@ class Study:
     precision: str = "float32"
     compiled: bool = False
     seed: int = 0
+    planes: tuple[str, ...] = ()
+    ladder: tuple[str, ...] = ()
     bids_dir: str = ""
     select: tuple[tuple[str, str], ...] = ()
     brain: str = "extract"
@@ -325,6 +330,10 @@ class Study:
                 raise ValueError(f"subjects has {subject!r}: accepted are whole numbers from 1, and with bids_dir labels as text")
             elif self.bids_dir:
                 raise ValueError(f"subjects has {subject!r}: accepted with bids_dir are labels as text, such as '{subject:02d}'")
+        for field in ("planes", "ladder"):
+            if not isinstance(getattr(self, field), (list, tuple)) or not all(isinstance(each, str) and each for each in getattr(self, field)):
+                raise ValueError(f"{field} is {getattr(self, field)!r}: accepted is a list of names or folders of studies")
+            settle(field, tuple(getattr(self, field)))
         if len({type(subject) for subject in self.subjects}) > 1:
             text = "accepted are numbers of semi-synthetic subjects or labels of your own, not both"
             raise ValueError(f"subjects is {list(self.subjects)!r}: {text}")
