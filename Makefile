@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 STUDY ?= studies/demo.toml
 
-.PHONY: help demo study figures test test-slow bench lab app handout
+.PHONY: help demo study results figures test test-slow bench lab app handout
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -23,6 +23,11 @@ demo: $(STAMP)  ## the study on two embedded subjects, as a preview: about a qua
 
 study: $(STAMP)  ## another study: make study STUDY=studies/mine.toml
 	$(BIN)/resolution-matters run $(STUDY)
+
+results: $(STAMP)  ## the ten-subject study of figures/ten and its controls again, from nothing: hours; stop and go on as you like
+	for name in ten-coronal ten-sagittal ten ladder-rigid ladder-affine ladder whole; do \
+	  $(BIN)/resolution-matters run studies/$$name.toml || exit 1; \
+	done
 
 figures: $(STAMP)  ## draw the demo's figures again from what is computed
 	@mkdir -p data/derivatives

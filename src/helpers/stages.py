@@ -738,13 +738,20 @@ def figure_2_panels(plan: Study, subject: int | str, examples: Mapping[str, tupl
 
 
 def figures_folder(plan: Study) -> Path:
-    """Where the study's figures go: the demo's and the ten subjects' to ``figures/`` of the repository, others' beside their results."""
-    shown = {layout.DERIVATIVES / "demo": layout.FIGURES, layout.DERIVATIVES / "ten": layout.FIGURES / "ten"}
-    return shown.get(root(plan), root(plan) / "figures")
+    """Where the study's figures go.
+
+    The demo's go to ``figures/`` of the repository, those of a study that has a folder there into it; others' stay beside their results.
+    """
+    results = root(plan)
+    if results.parent == layout.DERIVATIVES:
+        shown = layout.FIGURES if results.name == "demo" else layout.FIGURES / results.name
+        if shown.is_dir():
+            return shown
+    return results / "figures"
 
 
 def save_tables(plan: Study, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Write the tables on which verdicts rest, and the verdicts, beside the figures: whoever has them can check one by the other."""
+    """Write tables beside the figures, such as those on which the verdicts rest: whoever has them can check one by the other."""
     for name, table in tables.items():
         volumes.write_bytes(figures_folder(plan) / f"{name}.csv", table.to_csv(index=False, float_format="%.6g").encode())
 
