@@ -108,7 +108,7 @@ def test_the_analysis_wrote_its_figures_beside_their_data(results_dir):
 @pytest.mark.parametrize(
     "stem, parameter, value, message",
     [
-        ("04_harmonization", "experiment", "7", "ValueError: experiment is '7': accepted are 1a"),
+        ("04_harmonization", "experiment", "1d", "ValueError: experiment is '1d': accepted are 1a"),
         ("04_harmonization", "resolutions", ["5|1"], "ValueError: resolution '5|1' is unknown"),
         ("02_degradation", "contrast", "PDw", "ValueError: contrast is 'PDw': accepted are T1w, T2w, FLAIR"),
         ("03_registration", "orientation", "oblique", "ValueError: orientation is 'oblique': accepted are axial"),

@@ -101,7 +101,9 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
 
     # What becomes of one's own images is the business of the first notebook.
     own = {key: plan.literals()[key] for key in ("bids_dir", "select", "brain")}
-    shared = {key: value for key, value in plan.literals().items() if key not in ("subjects", *own)}
+    # What other studies have to do with it, of the last.
+    beside = {key: plan.literals()[key] for key in ("planes", "ladder")}
+    shared = {key: value for key, value in plan.literals().items() if key not in ("subjects", *own, *beside)}
     prepared_s = _PREPARATION_S if plan.bids_dir else 0
     source = {**own, "seed": plan.seed} if plan.bids_dir else {}
     common = {key: shared[key] for key in ("name", "output_dir")}
@@ -162,7 +164,7 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
             encoded |= dict.fromkeys(new, name)
             last.append(name)
     if fit:
-        add("05_analysis", [], {**shared, "subjects": fit}, last)
+        add("05_analysis", [], {**shared, **beside, "subjects": fit}, last)
     return made
 
 
