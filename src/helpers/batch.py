@@ -28,7 +28,7 @@ import pandas as pd
 from helpers import cluster as clusters
 from helpers import layout, ledger, phantom, schedule, stages, volumes
 from helpers.cluster import Cluster
-from helpers.study import GROUND_TRUTH, Study, sources
+from helpers.study import GROUND_TRUTH, Study
 
 #: Seconds that a notebook took alone on a core (EPYC, Zen 5) until a study has measured its own: fixed part, and for each
 #: image that it makes. Harmonizing depends on how much of a volume is wanted, registering on the transform.
@@ -106,11 +106,11 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
     shared = {key: value for key, value in plan.literals().items() if key not in ("subjects", *own, *beside)}
     prepared_s = _PREPARATION_S if plan.bids_dir else 0
     source = {**own, "seed": plan.seed} if plan.bids_dir else {}
-    common = {key: shared[key] for key in ("name", "output_dir")}
+    common = {key: shared[key] for key in ("name", "output_dir", "dropped")}
     acquired = {**common, **{key: shared[key] for key in ("experiments", "resolutions")}}
     preview = {key: shared[key] for key in ("reconstruction", "slice_step")}
     whole = plan.slice_step == 1
-    levels = len(plan.resolutions)
+    levels, given = len(plan.resolutions), len(plan.given)
     images = len(plan.acquisitions()) * levels
     estimated_s = 0 if plan.transform == "known" else images * _ESTIMATED_TRANSFORM_S
     # Per resolution, or ground truth: three images harmonized.
@@ -127,7 +127,8 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
     for subject in plan.subjects:
         who = [layout.name(subject)]
         person = {"subject": subject}
-        start = add("00_cohort", who, {**common, **source, **person}, images=3, mb=3 * _COHORT_MB, more_s=prepared_s)
+        high = given if plan.bids_dir else 3  # What is simulated is simulated whole.
+        start = add("00_cohort", who, {**common, **source, **person}, images=high, mb=high * _COHORT_MB, more_s=prepared_s)
         if subject not in fit:
             continue
         if subject == fit[0]:
@@ -142,12 +143,12 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
             {**settings, "experiment": GROUND_TRUTH},
             [back, *target],
             images=2,
-            mb=2 * harmonized_mb + 3 * encode_mb,
-            more_s=2 * plane_s + 3 * encode_s,
+            mb=2 * harmonized_mb + given * encode_mb,
+            more_s=2 * plane_s + given * encode_s,
         )
         encoded = {}
         for experiment in plan.experiments:
-            acquisitions = [pair for pair in sources(experiment).items() if pair[1] != "3D"]
+            acquisitions = [pair for pair in plan.sources(experiment).items() if pair[1] != "3D"]
             # In a preview experiments share encoded sources: the second waits for the first, instead of doing its work again.
             after = {encoded[pair] for pair in acquisitions if pair in encoded} if not whole else ()
             new = [pair for pair in acquisitions if pair not in encoded]

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from helpers.study import CONTRASTS
+from helpers.study import CONTRASTS, DROPPABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 ANATOMY = ROOT / "data" / "anatomy"
@@ -70,9 +70,9 @@ def uri(path: Path, dataset: str = "", root: str | Path = "") -> str:
 
 
 def find_subjects(
-    bids_dir: str | Path, labels: Iterable[str], select: Mapping[str, str]
+    bids_dir: str | Path, labels: Iterable[str], select: Mapping[str, str], contrasts: Iterable[str] = CONTRASTS
 ) -> tuple[dict[str, dict[str, Path]], dict[str, str]]:
-    """Look for the T1w, T2w and FLAIR of each subject, and of each session of one that has sessions, in a BIDS data set.
+    """Look for the contrasts of each subject, and of each session of one that has sessions, in a BIDS data set.
 
     Looks into ``sub-*/anat`` and ``sub-*/ses-*/anat`` and nowhere else, so no link can lead it round in circles.
 
@@ -84,6 +84,8 @@ def find_subjects(
         Subjects (``"01"``), sessions (``"01_ses-2"``), or ``"all"``.
     select : mapping of str to str
         Contrast -> entities, as in ``"acq-3D_run-2"``, that decide where a subject has several images of a contrast.
+    contrasts : iterable of str
+        Those that a subject must have; others are not looked at.
 
     Returns
     -------
@@ -108,7 +110,7 @@ def find_subjects(
     wanted = list(labels)
     if wanted == ["all"]:
         wanted = everyone
-    found, left_out, open_questions = {}, {}, []
+    contrasts, found, left_out, open_questions = tuple(contrasts), {}, {}, []
     for label in wanted:
         subject, _, session = label.partition("_ses-")
         if subject not in everyone:
@@ -129,7 +131,7 @@ def find_subjects(
             try:
                 if each and not _LABEL.fullmatch(each):
                     raise ValueError(f"sub-{name}: labels have letters and digits only")
-                images, question = _contrasts(folder / f"ses-{each}" if each else folder, name, select)
+                images, question = _contrasts(folder / f"ses-{each}" if each else folder, name, select, contrasts)
             except (ValueError, OSError) as error:
                 left_out[name] = str(error)
                 continue
@@ -157,25 +159,32 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _contrasts(folder: Path, label: str, select: Mapping[str, str]) -> tuple[dict[str, Path], list[str]]:
+def _contrasts(folder: Path, label: str, select: Mapping[str, str], contrasts: tuple[str, ...]) -> tuple[dict[str, Path], list[str]]:
     """The images of one subject or session, and a question for each contrast of which there are several."""
     names = sorted(os.listdir(folder / "anat")) if (folder / "anat").is_dir() else []
-    images, missing, questions = {}, [], []
-    for contrast in CONTRASTS:
+    images, missing, questions = {}, {}, []
+    for contrast in contrasts:
         form = rf"sub-{label}(_[A-Za-z]+-[A-Za-z0-9]+)*_{contrast}\.nii(\.gz)?"
         there = [name for name in names if re.fullmatch(form, name) and (folder / "anat" / name).is_file()]
         if len(there) > 1 and contrast in select:
             there = [name for name in there if set(select[contrast].split("_")) <= set(name.split("_"))] or there
         if not there:
             other = [name for name in names if re.search(rf"_{contrast}\.(?!json$)", name)]
-            missing.append(f"{contrast} ({', '.join(other)} is no .nii or .nii.gz file)" if other else contrast)
+            missing[contrast] = f"{contrast} ({', '.join(other)} is no .nii or .nii.gz file)" if other else contrast
         elif len(there) > 1:
             answer = f'select = {{{contrast} = "{_distinct(there)}"}}'
             questions.append(f"sub-{label} has {len(there)} {contrast} images, {', '.join(there)}: say in the study which, as in {answer}")
         images[contrast] = folder / "anat" / (there[0] if there else "")
     if missing:
-        raise ValueError(f"sub-{label}: no {', no '.join(missing)} in {folder / 'anat'}")
+        raise ValueError(f"sub-{label}: no {', no '.join(missing.values())} in {folder / 'anat'}{_without(contrasts, missing)}")
     return images, questions
+
+
+def _without(contrasts: Iterable[str], missing: Iterable[str]) -> str:
+    """How a study could take a subject that lacks some of the contrasts: nothing if HACA3 cannot do without them."""
+    dropped = [contrast for contrast in CONTRASTS if contrast in missing or contrast not in contrasts]
+    names = ", ".join(f'"{contrast}"' for contrast in dropped)
+    return f": accepted in a study with dropped = [{names}]" if set(dropped) <= set(DROPPABLE) else ""
 
 
 def _distinct(names: list[str]) -> str:

@@ -132,7 +132,8 @@ def cohort(plan: Study, subject: int | str) -> dict[str, Path]:
     Returns
     -------
     dict
-        Contrast -> path, and ``"mask"`` -> path of the brain mask.
+        Contrast -> path, and ``"mask"`` -> path of the brain mask. One's own subjects need not have the dropped contrasts, and do not
+        show them.
 
     Raises
     ------
@@ -141,7 +142,8 @@ def cohort(plan: Study, subject: int | str) -> dict[str, Path]:
     FileNotFoundError
         If it was not prepared, and the study does not say from what.
     """
-    paths = {contrast: layout.image(root(plan), subject, contrast, desc="preproc") for contrast in CONTRASTS}
+    contrasts = CONTRASTS if isinstance(subject, int) or subject == TARGET else plan.given
+    paths = {contrast: layout.image(root(plan), subject, contrast, desc="preproc") for contrast in contrasts}
     paths["mask"] = layout.image(root(plan), subject, "mask", desc="brain")
     if isinstance(subject, int):
         _simulate(subject, paths)
@@ -176,7 +178,7 @@ def acquired(plan: Study, subject: int | str) -> dict[str, Path]:
         return {contrast: path for contrast, path in cohort(plan, subject).items() if contrast != "mask"}
     if subject == TARGET:
         return {contrast: Path(path) for contrast, path in plan.targets if isinstance(path, str)}
-    found, left_out = layout.find_subjects(plan.bids_dir, [subject], dict(plan.select))
+    found, left_out = layout.find_subjects(plan.bids_dir, [subject], dict(plan.select), plan.given)
     if subject not in found:
         raise ValueError(f"{plan.bids_dir}: {'; '.join(left_out.values())}")
     return found[subject]
@@ -206,7 +208,7 @@ def check_cohort(plan: Study) -> tuple[Study, dict[str, str]]:
         return plan, {}
     if folder(plan).resolve() == Path(plan.bids_dir):
         raise ValueError(f"output_dir is {plan.bids_dir}, which is bids_dir as well: accepted is a folder of its own")
-    found, left_out = layout.find_subjects(plan.bids_dir, plan.subjects, dict(plan.select))
+    found, left_out = layout.find_subjects(plan.bids_dir, plan.subjects, dict(plan.select), plan.given)
     seen: dict[tuple, str] = {}
     for label, images in found.items():
         try:
@@ -231,7 +233,7 @@ def findings(plan: Study, unfit: Iterable[str] = ()) -> list[str]:
     """What is wrong with images of one's own that take part all the same, a line each; those of `unfit` subjects do not."""
     lines = []
     for subject in [each for each in plan.subjects if each not in unfit]:
-        for contrast in CONTRASTS:
+        for contrast in plan.given:
             sidecar = volumes.read_sidecar(layout.image(root(plan), subject, contrast, desc="preproc")) or {}
             lines += [f"{layout.name(subject)} {contrast}: {each}" for each in sidecar.get("Findings", [])]
     return lines
@@ -346,10 +348,10 @@ def registered(plan: Study, subject: int | str, contrast: str, orientation: str,
 
 
 def source_images(plan: Study, subject: int | str, experiment: str, resolution: Resolution | None) -> dict[str, Path]:
-    """Contrast -> path of the image that HACA3 gets for it in an experiment of Table 1."""
+    """Contrast -> path of the image that HACA3 gets for it in an experiment of Table 1; nothing for a dropped contrast."""
     return {
         contrast: cohort(plan, subject)[contrast] if orientation == "3D" else registered(plan, subject, contrast, orientation, resolution)
-        for contrast, orientation in sources(experiment).items()
+        for contrast, orientation in plan.sources(experiment).items()
     }
 
 
@@ -462,7 +464,8 @@ def scores(plan: Study, subject: int | str, experiment: str) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per resolution, contrast, arm and region.
+        One row per resolution, contrast, arm and region. A dropped contrast has no source, so no arm ``input``; its orientation is
+        that of Table 1.
     """
     resolutions = [None] if experiment == GROUND_TRUTH else plan.resolutions
     return pd.concat([_scores(plan, subject, experiment, each) for each in resolutions], ignore_index=True)
@@ -483,7 +486,7 @@ def _scores(plan: Study, subject: int | str, experiment: str, resolution: Resolu
         for contrast in CONTRASTS:
             numbers = metrics.score(_read(truth[contrast])[0], volumes.read(scored[contrast])[0], brain, preview_axis(plan))
             arms = {"harmonized" if resolution else "ceiling": numbers}
-            if resolution:
+            if resolution and contrast in inputs:
                 arms["input"] = input_scores(plan, subject, contrast, inputs[contrast]).to_dict("records")
             about = _about(subject, experiment, resolution, contrast)
             rows += [{**about, "arm": arm, **row, **_how(plan)} for arm, each in arms.items() for row in each]
@@ -515,7 +518,7 @@ def frequencies(plan: Study, subject: int | str, experiment: str) -> pd.DataFram
     `helpers.metrics.fourier_correlation` inside the brain. With ``anatomy="shared"`` an output and its ground truth have the noise of the
     anatomy code in common, and what they share of it correlates as if it were anatomy, at high frequencies above all.
     Only stacks have a through-plane direction, so a contrast whose source is 3D has no rows, and neither has one whose direction a
-    preview skips.
+    preview skips, or one that was dropped.
 
     Returns
     -------
@@ -536,7 +539,7 @@ def _frequencies(plan: Study, subject: int | str, experiment: str, resolution: R
     if not _done(path, key):
         window, affine = metrics.brain_window(_read(mask)[0] > 0), _read(mask)[1]
         parts = []
-        for contrast, orientation in sources(experiment).items():
+        for contrast, orientation in plan.sources(experiment).items():
             if orientation == "3D" or (axis := AXIS[orientation]) == preview_axis(plan):
                 continue
             pairs = {
@@ -585,7 +588,7 @@ def attention(plan: Study, subject: int | str, experiment: str) -> pd.DataFrame:
     for resolution in [None] if experiment == GROUND_TRUTH else plan.resolutions:
         for target, path in harmonized(plan, subject, experiment, resolution).items():
             for plane, weights in volumes.read_sidecar(path)["Attention"].items():
-                for source in CONTRASTS:
+                for source in plan.given:
                     about = _about(subject, experiment, resolution, source)
                     about |= {"target": target, "plane": plane, "source": about.pop("contrast")}
                     rows.append({**about, "weight": weights[source]["Mean"], "weight_sd": weights[source]["SD"], **_how(plan)})
@@ -671,7 +674,9 @@ def _about(subject: int | str, experiment: str, resolution: Resolution | None, c
 
 def _how(plan: Study) -> dict:
     columns = ("transform", "anatomy", "mask", "slice_step", "seed")
-    return {"reconstruction": "+".join(plan.reconstruction), **{column: getattr(plan, column) for column in columns}}
+    # Only where something was dropped, so that tables, and the keys that hold this, stay what they were.
+    dropped = {"dropped": "+".join(plan.dropped)} if plan.dropped else {}
+    return {"reconstruction": "+".join(plan.reconstruction), **{column: getattr(plan, column) for column in columns}, **dropped}
 
 
 def _write_table(path: Path, table: pd.DataFrame, key: str) -> None:

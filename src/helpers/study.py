@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 CONTRASTS = ("T1w", "T2w", "FLAIR")
+#: What HACA3 can do without. Not T1w: it is what is registered to MNI, and what the brain is found in.
+DROPPABLE = ("T2w", "FLAIR")
 ORIENTATIONS = ("axial", "sagittal", "coronal")
 #: The array axis along which an orientation stacks its slices, on a grid stored left, posterior, superior such as HACA3's.
 AXIS = {"axial": 2, "coronal": 1, "sagittal": 0}
@@ -262,6 +264,9 @@ class Study:
         reconstruction alone, which makes previews in three planes one study, and those that differ in `transform` alone.
     bids_dir : str
         Your own BIDS data set, with T1w, T2w and FLAIR of each subject; empty: semi-synthetic subjects. Relative: to the working folder.
+    dropped : tuple of str
+        Contrasts, of `DROPPABLE`, that HACA3 does not get as sources, of no subject; those of a `bids_dir` need not have them. All
+        three target contrasts are made all the same.
     select : dict
         Contrast -> entities of the file name, such as ``"acq-3D_run-2"``: which image is meant where a subject has several.
     brain : str
@@ -297,6 +302,7 @@ class Study:
     planes: tuple[str, ...] = ()
     ladder: tuple[str, ...] = ()
     bids_dir: str = ""
+    dropped: tuple[str, ...] = ()
     select: tuple[tuple[str, str], ...] = ()
     brain: str = "extract"
     targets: tuple[tuple[str, str | tuple[float, ...]], ...] = ()
@@ -340,7 +346,11 @@ class Study:
         settle("experiments", tuple(check("experiment", each, EXPERIMENTS) for each in self.experiments))
         settle("resolutions", tuple(each if isinstance(each, Resolution) else Resolution.parse(each) for each in self.resolutions))
         settle("reconstruction", tuple(check("reconstruction", each, ORIENTATIONS) for each in self.reconstruction))
-        for field in ("subjects", "experiments", "resolutions", "reconstruction"):
+        if not isinstance(self.dropped, (list, tuple)):
+            raise ValueError(f"dropped is {self.dropped!r}: accepted is a list of contrasts, of {', '.join(DROPPABLE)}")
+        # In the order of the contrasts: which was named first makes no other study.
+        settle("dropped", tuple(sorted((check("dropped", each, DROPPABLE) for each in self.dropped), key=CONTRASTS.index)))
+        for field in ("subjects", "experiments", "resolutions", "reconstruction", "dropped"):
             if len(set(getattr(self, field))) < len(getattr(self, field)):
                 raise ValueError(f"{field} names something twice: accepted is a list without repetition")
         check("transform", self.transform, TRANSFORMS)
@@ -402,7 +412,16 @@ class Study:
         targets = {contrast: each if isinstance(each, str) else _target_table(each) for contrast, each in self.targets}
         return {**plain, "resolutions": [each.label for each in self.resolutions], "select": dict(self.select), "targets": targets}
 
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The contrasts that HACA3 gets as sources: all but the dropped ones."""
+        return tuple(contrast for contrast in CONTRASTS if contrast not in self.dropped)
+
+    def sources(self, experiment: str) -> dict[str, str]:
+        """What is left of `sources` without the dropped contrasts."""
+        return {contrast: orientation for contrast, orientation in sources(experiment).items() if contrast in self.given}
+
     def acquisitions(self) -> list[tuple[str, str]]:
         """The (contrast, orientation) pairs that the study's experiments need as 2D stacks."""
-        needed = {pair for experiment in self.experiments for pair in sources(experiment).items()}
+        needed = {pair for experiment in self.experiments for pair in self.sources(experiment).items()}
         return [(contrast, orientation) for contrast in CONTRASTS for orientation in ORIENTATIONS if (contrast, orientation) in needed]
