@@ -13,6 +13,9 @@ comparison is one number per subject (an average over the eight resolutions unle
 
 A claim's p is the largest of its comparisons. Holm's method adjusts over the whole family of 18, whether all could be tested or not.
 
+Where HACA3 did without a contrast, its output is still compared, except by claims that tie an output to its own source. A row of
+Table 1 that without it has fewer orientations than it had (3D is one) is another experiment, and counts as not run.
+
 What contradicts a claim: one of its comparisons shown to be otherwise, which is, kind by kind: below the margin, so that it is negative
 or nil, while the test for a positive difference failed; beyond the margin, on either side; above the margin; the variance less than the
 margin's multiple, while the test for a larger one failed; the standard deviation larger than the fall. That p is the smallest of the
@@ -33,6 +36,9 @@ from helpers.study import CONTRASTS, EXPERIMENTS, GROUND_TRUTH, ONE_ORIENTATION,
 
 #: Columns that say how a table was made. Rows that differ in one of them belong to different studies.
 VERSION = ("transform", "reconstruction", "anatomy", "mask", "slice_step", "seed")
+
+#: Of a table without a column ``dropped``: HACA3 got all three contrasts.
+NOTHING = "nothing"
 
 LABELS = tuple(each.label for each in RESOLUTIONS)
 SEPARATIONS_MM = np.array([each.separation_mm for each in RESOLUTIONS])
@@ -113,6 +119,8 @@ class Data:
         Scores of studies that differ in their transform alone.
     planes : frozenset of str
         Planes of reconstruction.
+    dropped : frozenset of str
+        Contrasts that HACA3 did not get.
     """
 
     scores: Mapping = field(default_factory=dict)
@@ -120,6 +128,7 @@ class Data:
     cutoffs: Mapping = field(default_factory=dict)
     ladder: Mapping = field(default_factory=dict)
     planes: frozenset = frozenset(ORIENTATIONS)
+    dropped: frozenset = frozenset()
 
     def get(self, table: str, *key: str, labels: Iterable[str] = LABELS) -> np.ndarray:
         """Values of some resolutions, shape (n, len(labels)).
@@ -133,7 +142,8 @@ class Data:
         if not held:
             raise NotRun(f"no table of {({'weights': 'attention', 'cutoffs': 'frequencies'}).get(table, table)}")
         if key not in held:
-            raise NotRun(f"{table} without {', '.join(key)}")
+            dropped = f", with {' and '.join(sorted(self.dropped))} dropped" if self.dropped else ""
+            raise NotRun(f"{table} without {', '.join(key)}{dropped}")
         labels = list(labels)
         values = held[key][:, [LABELS.index(label) for label in labels]]
         absent = [label for label, column in zip(labels, values.T, strict=True) if np.isnan(column).any()]
@@ -181,6 +191,8 @@ class Claim:
         `Data` -> list of `Comparison`; raises `NotRun`.
     all_planes : bool
         It compares orientations, which only a reconstruction in all three planes treats alike.
+    own_source : tuple of str
+        Contrasts of which it says what their own source does, or does not do, to their output.
     """
 
     id: str
@@ -188,6 +200,7 @@ class Claim:
     experiments: str
     comparisons: Callable[[Data], list[Comparison]]
     all_planes: bool = False
+    own_source: tuple[str, ...] = ()
 
 
 # ---------------------------------------------------------------- what each claim compares
@@ -357,15 +370,18 @@ CLAIMS = (
     Claim("C3", "4||1 and 5||0 (separation 5 mm) score alike", "1a-c", _same_separation("4||1", "5||0")),
     Claim("C4", "axial inputs are best", "1a, 1b, 1c", _pairs("above zero", *_all("1a", "1b"), *_all("1a", "1c")), True),
     Claim("C5", "performance is consistent when all orientations agree", "1a-c", _consistent),
-    Claim("C6", "sagittal inputs vary most, T2w above all", "1b", _sagittal_varies_most, True),
+    Claim("C6", "sagittal inputs vary most, T2w above all", "1b", _sagittal_varies_most, True, ("T2w",)),
     Claim("C7", "mixing orientations does not help, or hurts", "2, 1a-c", _mixing_against_alike, True),
     Claim("C8", "a 3D T1w improves the T1w output", "3, 1a", _pairs("above zero", ("3", "1a", "T1w"))),
-    Claim("C9", "a 3D T1w does not change the T2w and FLAIR outputs", "3, 1a", _pairs("similar", ("3", "1a", "T2w"), ("3", "1a", "FLAIR"))),
+    Claim(
+        "C9", "a 3D T1w does not change the T2w and FLAIR outputs", "3, 1a", _pairs("similar", ("3", "1a", "T2w"), ("3", "1a", "FLAIR")),
+        own_source=("T2w", "FLAIR"),
+    ),
     Claim("C10", "with a 3D T1w, mixing orientations does not help either", "4, 3", _pairs("not above zero", *_all("4", "3")), True),
     Claim("C11", "mixed beside a 3D T1w, FLAIR stays and T2w varies more at the higher resolutions", "4, 3", _flair_stays_t2w_varies),
     Claim("C12", "a 3D FLAIR improves the FLAIR output", "5, 1a", _pairs("above zero", ("5", "1a", "FLAIR"))),
     Claim("C13", "with a 3D FLAIR, mixing orientations has no major impact", "6, 5", _pairs("similar", *_all("6", "5")), True),
-    Claim("C14", "a 3D scan helps its own contrast only", "3, 5, 1a", _own_contrast_only),
+    Claim("C14", "a 3D scan helps its own contrast only", "3, 5, 1a", _own_contrast_only, own_source=CONTRASTS),
     Claim("C15", "the best 2D inputs have one orientation and the highest resolution", "1a-c, 2", _best_is_alike_and_fine),
     Claim("C16", "the harmonizer does not super-resolve", "1a-c", _no_super_resolution, True),
     Claim("C17", "the attention sees contrast, not resolution", "3-6", _attention_sees_contrast_only),
@@ -565,6 +581,8 @@ def decide(data: Data, rules: Rules = Rules()) -> tuple[pd.DataFrame, pd.DataFra
             comparisons = claim.comparisons(data)
             if claim.all_planes and data.planes != frozenset(ORIENTATIONS):
                 raise NotRun(f"reconstruction in {', '.join(sorted(data.planes))} only, which treats orientations unlike")
+            if lacking := data.dropped.intersection(claim.own_source):
+                raise NotRun(f"no source {' and '.join(sorted(lacking))}, of which it speaks")
             tested[claim.id] = examine(comparisons, rules)
         except NotRun as missing:
             reasons[claim.id] = f"not run: {missing}"
@@ -694,7 +712,7 @@ def read(scores, attention=None, cutoffs=None, ladder=None, region: str = "brain
             steps |= {(transform, *key): values for key, values in _score_arrays(table, region, subjects).items()}
     planes = frozenset(version["reconstruction"].split("+"))
     mean_weights = {key: np.mean(values, axis=0) for key, values in weights.items()}
-    return Data(_score_arrays(scores, region, subjects), mean_weights, others["cutoffs"], steps, planes)
+    return Data(_score_arrays(scores, region, subjects), mean_weights, others["cutoffs"], steps, planes, _dropped(scores))
 
 
 def over_planes(table: pd.DataFrame) -> pd.DataFrame:
@@ -733,10 +751,13 @@ def check_scores(scores: pd.DataFrame, what: str = "scores") -> None:
     similarity = [score_column(scores, "ssim")] if "ssim" in scores else []
     values = ["psnr_db", *(column for column in similarity if scores[column].notna().any())]
     _check(scores, what, keys, values, whole=False)
+    given = [contrast for contrast in CONTRASTS if contrast not in _dropped(scores)]
+    # What was dropped has no arm input, so the harmonized arm is looked at alone as well.
+    together = (scores.arm != "ceiling") & scores.contrast.isin(given)
     # The ceiling has no resolution: it is a study of its own.
-    for part in (scores[scores.arm != "ceiling"], scores[scores.arm == "ceiling"]):
-        if len(part):
-            _missing(part, what, keys, {"contrast": CONTRASTS, "subject": scores.subject.unique()})
+    for rows, contrasts in ((together, given), (scores.arm == "harmonized", CONTRASTS), (scores.arm == "ceiling", CONTRASTS)):
+        if len(part := scores[rows]):
+            _missing(part, what, keys, {"contrast": contrasts, "subject": scores.subject.unique()})
     if not (scores.arm == "harmonized").any():
         raise ValueError(f"{what} has no row of arm harmonized: accepted are tables that have")
 
@@ -745,7 +766,8 @@ def _check(table, what, keys, values, whole=True):
     for column in (*keys, *VERSION, *values):
         if column not in table:
             raise ValueError(f"{what} has no column {column}: accepted are tables with {', '.join((*keys, *VERSION, *values))}")
-    for column in VERSION:
+    table = table.assign(dropped=_dropped_column(table))
+    for column in (*VERSION, "dropped"):
         counts = table[column].value_counts()
         if len(counts) > 1:
             odd = table[table[column] == counts.index[-1]]
@@ -777,14 +799,24 @@ def _rows(table: pd.DataFrame, keys) -> str:
     return f"{len(table)} rows: {'; '.join(shown)}{' …' if len(table) > 3 else ''}"
 
 
+def _dropped_column(table) -> pd.Series:
+    """What was dropped in each row; only studies that dropped something have the column."""
+    return table["dropped"].fillna(NOTHING) if "dropped" in table else pd.Series(NOTHING, table.index)
+
+
+def _dropped(table) -> frozenset[str]:
+    return frozenset(_version(table)["dropped"].split("+")).intersection(CONTRASTS)
+
+
 def _version(table) -> dict:
-    return {column: table[column].iloc[0] for column in VERSION}
+    return {**{column: table[column].iloc[0] for column in VERSION}, "dropped": _dropped_column(table).iloc[0]}
 
 
 def _same_study(table, what, version, subjects):
+    own = _version(table)
     for column, value in version.items():
-        if table[column].iloc[0] != value:
-            raise ValueError(f"{what} has {column} {table[column].iloc[0]}: accepted is that of the scores, {value}")
+        if own[column] != value:
+            raise ValueError(f"{what} has {column} {own[column]}: accepted is that of the scores, {value}")
     found = sorted(table.subject.unique().tolist())
     if found != subjects:
         raise ValueError(f"{what} has subjects {found}: accepted are those of the scores, {subjects}")
@@ -796,8 +828,13 @@ def _arrays(table, value, keys, subjects) -> dict:
     return {key: part.droplevel(list(keys)).loc[subjects].to_numpy(float) for key, part in wide.groupby(level=list(keys))}
 
 
+def _as_in_table_1(dropped: frozenset[str]) -> list[str]:
+    """The experiments that have all of their orientations without the sources that were dropped."""
+    return [name for name, row in EXPERIMENTS.items() if {row[contrast] for contrast in set(row) - dropped} == set(row.values())]
+
+
 def _score_arrays(scores, region, subjects) -> dict:
-    rows = scores[(scores.arm == "harmonized") & (scores.region == region)]
+    rows = scores[(scores.arm == "harmonized") & (scores.region == region) & scores.experiment.isin(_as_in_table_1(_dropped(scores)))]
     found = {}
     for measure in _UNITS:
         column = score_column(scores, measure)

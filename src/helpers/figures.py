@@ -136,6 +136,8 @@ def score_figure(table: pd.DataFrame, number: int, region: str = "brain"):
         ax.set_title(f"Experiment {experiment}")
         ax.set_ylabel(MEASURES[measure] + (" of 2D slices" if column not in MEASURES else ""))
         ax.yaxis.set_tick_params(labelleft=True)
+    if "dropped" in drawn:
+        fig.suptitle(f"HACA3 without {drawn.dropped.iloc[0].replace('+', ' and ')} among its sources")
     handles, names = axes.flat[0].get_legend_handles_labels()
     handles += [plt.Line2D([], [], color=GREY, lw=0.9), plt.Line2D([], [], color="0.45", ls=":")]
     names += ["no harmonizer", "self-noise ceiling"]
@@ -200,12 +202,12 @@ def attention_figure(table: pd.DataFrame):
     keys = ["experiment", "target", "source", "orientation", "resolution", "subject"]
     drawn = table[table.experiment != GROUND_TRUTH].groupby(keys, sort=False).weight.mean().reset_index()
     experiments, labels = sorted(drawn.experiment.unique()), _in_order(drawn.resolution)
-    with_3d = [each for each in experiments if "3D" in EXPERIMENTS[each].values()]
-    experiments = with_3d or experiments
+    with_3d = sorted(drawn[drawn.orientation == "3D"].experiment.unique())  # Of the sources that HACA3 got.
+    experiments, sources = with_3d or experiments, [contrast for contrast in CONTRASTS if contrast in set(drawn.source)]
     drawn = drawn[drawn.experiment.isin(experiments)]
     fig, axes = _panels(3, len(experiments), height=1.75, sharex=True, sharey=True)
     for (target, experiment), ax in zip(((t, e) for t in CONTRASTS for e in experiments), axes.flat, strict=True):
-        for source in CONTRASTS:
+        for source in sources:
             rows = drawn[(drawn.target == target) & (drawn.experiment == experiment) & (drawn.source == source)]
             x, style = rows.resolution.map(labels.index), "-" if EXPERIMENTS[experiment][source] == "3D" else "--"
             ax.plot(x, rows.weight, ls="", marker=MARKERS[source], ms=2, mew=0, color=COLOURS[source], alpha=0.5)
@@ -218,9 +220,9 @@ def attention_figure(table: pd.DataFrame):
         if experiment == experiments[0]:
             ax.set_ylabel(f"weight, target {target}")
     axes[0, 0].set_ylim(0, 1)
-    handles = [plt.Line2D([], [], color=COLOURS[c], marker=MARKERS[c], ms=3.5, lw=0) for c in CONTRASTS]
+    handles = [plt.Line2D([], [], color=COLOURS[c], marker=MARKERS[c], ms=3.5, lw=0) for c in sources]
     handles += [plt.Line2D([], [], color="0.3", ls=style, lw=1.1) for style in ("-", "--")]
-    fig.legend(handles, [*(f"source {c}" for c in CONTRASTS), "3D", "2D"], loc="outside lower center", ncols=5, frameon=False, **_TIGHT)
+    fig.legend(handles, [*(f"source {c}" for c in sources), "3D", "2D"], loc="outside lower center", ncols=5, frameon=False, **_TIGHT)
     return fig, axes, drawn
 
 
@@ -271,9 +273,10 @@ def frequency_figure(curves: pd.DataFrame, cutoffs: pd.DataFrame):
     axes[1, 0].set_ylim(0)
     handles = [plt.Line2D([], [], color="0.3", ls=style) for style in ends.values()]
     handles += [plt.Line2D([], [], color=BLUE)]
-    handles += [plt.Line2D([], [], color=COLOURS[c], marker=MARKERS[c], ms=4, lw=1) for c in CONTRASTS]
+    shown = [contrast for contrast in CONTRASTS if contrast in set(cutoffs.contrast)]
+    handles += [plt.Line2D([], [], color=COLOURS[c], marker=MARKERS[c], ms=4, lw=1) for c in shown]
     handles += [plt.Line2D([], [], color=GREY), plt.Line2D([], [], color="0.2", ls=":", marker="_", ms=7)]
-    names = [*ends, "output, mean", *CONTRASTS, "input", "Nyquist of the slices"]
+    names = [*ends, "output, mean", *shown, "input", "Nyquist of the slices"]
     fig.legend(handles, names, loc="outside lower center", ncols=4 if len(experiments) > 1 else 2, frameon=False, **_TIGHT)
     return fig, axes, cutoffs
 
@@ -303,6 +306,8 @@ def ladder_figure(scores: pd.DataFrame, registrations: pd.DataFrame, region: str
     for ax, measure, column in zip(axes.flat, MEASURES, columns, strict=False):
         for arm, contrast in ((arm, contrast) for arm in ("input", "harmonized") for contrast in CONTRASTS):
             rows = drawn[(drawn.arm == arm) & (drawn.contrast == contrast)]
+            if rows.empty:  # A dropped contrast has no source that could be scored.
+                continue
             wide = rows.pivot(index="subject", columns="transform", values=column)[steps]
             look = {"color": GREY if arm == "input" else COLOURS[contrast], "marker": MARKERS[contrast]}
             ax.plot(range(len(steps)), wide.T, **look, ms=1.5, lw=0.4, alpha=0.6)
