@@ -428,6 +428,57 @@ def test_studies_in_three_planes_become_one(whole):
             np.testing.assert_allclose(getattr(read, name)[key], values + raised, atol=1e-9)
 
 
+def without(made, dropped):
+    """The tables of a study that dropped contrasts."""
+    scores, attention, cutoffs = (table.assign(dropped="+".join(dropped)) for table in made)
+    scores = scores[(scores.arm != "input") | ~scores.contrast.isin(dropped)]
+    return scores, attention[~attention.source.isin(dropped)], cutoffs[~cutoffs.contrast.isin(dropped)]
+
+
+@pytest.mark.parametrize(
+    "dropped, decided",
+    [
+        (["FLAIR"], {"C2", "C3", "C4", "C5", "C6", "C8"}),
+        (["T2w"], {"C2", "C3", "C4", "C5", "C8", "C12"}),
+        (["T2w", "FLAIR"], {"C2", "C3", "C4", "C5"}),
+    ],
+)
+def test_a_claim_that_needs_a_dropped_contrast_was_not_run(whole, dropped, decided):
+    _, made = whole
+    made = without(made, dropped)
+    verdicts, comparisons = claims.verdicts(*made, ladder=pd.concat([made[0], made[0].assign(transform="rigid")]))
+    silent = verdicts[verdicts.sentence.str.startswith("Undecided: not run: ")]
+    assert set(verdicts.claim) - set(silent.claim) == decided
+    assert silent.sentence.str.contains(f"with {' and '.join(sorted(dropped))} dropped|no source .*, of which it speaks").all()
+    assert (silent.verdict == UNDECIDED).all()
+    # The rest is tested as ever: on the outputs of all three contrasts.
+    complete = claims.verdicts(*whole[1])[1]
+    for name in decided:
+        pd.testing.assert_frame_equal(*(table[table.claim == name].reset_index(drop=True) for table in (comparisons, complete)))
+    assert by_claim(verdicts)["C4"] == SUPPORTED
+
+
+def test_a_3d_flair_that_was_dropped_improves_nothing(whole):
+    reasons = by_claim(claims.verdicts(*without(whole[1], ["FLAIR"]))[0], "sentence")
+    assert reasons["C12"] == "Undecided: not run: scores without psnr_db, 5, FLAIR, with FLAIR dropped."
+    assert reasons["C9"] == "Undecided: not run: no source FLAIR, of which it speaks."
+    assert reasons["C16"] == "Undecided: not run: cutoffs without harmonized, 1a, FLAIR, with FLAIR dropped."
+
+
+def test_what_was_dropped_must_be_said_and_be_the_same_everywhere(whole):
+    scores, attention, cutoffs = without(whole[1], ["FLAIR"])
+    with pytest.raises(ValueError, match="scores lacks .* FLAIR input"):
+        claims.verdicts(scores.drop(columns="dropped"))
+    with pytest.raises(ValueError, match="scores lacks .* FLAIR harmonized"):
+        claims.verdicts(scores[(scores.contrast != "FLAIR") | (scores.experiment != "1b")])
+    with pytest.raises(ValueError, match="scores lacks .* T2w input"):
+        claims.verdicts(scores[(scores.contrast != "T2w") | (scores.arm != "input")])
+    with pytest.raises(ValueError, match="attention has dropped nothing: accepted is that of the scores, FLAIR"):
+        claims.verdicts(scores, whole[1][1])
+    with pytest.raises(ValueError, match="mixes versions of the study: dropped is FLAIR in .* rows and nothing in"):
+        claims.verdicts(pd.concat([scores, whole[1][0][:7].assign(subject=11)]))
+
+
 def test_the_mixed_model_finds_what_was_put_in(whole):
     data, (scores, *_) = whole
     found = claims.mixed_model(scores).set_index("effect")

@@ -148,6 +148,21 @@ def test_the_ladder_joins_the_same_subjects_on_every_step(table):
     assert axes[0, 2].get_legend_handles_labels()[1] == ["rigid"]
 
 
+def test_a_dropped_contrast_is_drawn_as_a_target_and_not_as_a_source(table, attention):
+    table = table[(table.arm != "input") | (table.contrast != "FLAIR")].assign(dropped="FLAIR")
+    fig, axes, _ = figures.score_figure(table, 6)
+    assert "without FLAIR" in fig.get_suptitle()
+    assert axes[0, 0].get_legend_handles_labels()[1] == list(CONTRASTS)
+    assert sorted(len(line.get_xdata()) for line in axes[0, 0].get_lines() if line.get_color() == figures.GREY) == [0, 0, 8]  # T1w is perfect
+    _, axes, _ = figures.attention_figure(attention[attention.source != "FLAIR"])
+    assert axes.shape == (3, 2)  # In experiments 5 and 6 nothing 3D is left.
+    assert {line.get_label() for line in axes[0, 0].get_lines()} & set(CONTRASTS) == {"T1w", "T2w"}
+    steps = pd.concat([table.assign(transform=each) for each in ("known", "rigid")])
+    errors = pd.DataFrame({"resolution": ["3||0"], "transform": ["rigid"], "registration_error_mm": [0.1]})
+    _, axes, _ = figures.ladder_figure(steps, errors)
+    assert axes[0, 0].get_legend_handles_labels()[1] == list(CONTRASTS)
+
+
 def test_the_forest_has_a_row_per_claim_with_its_verdict_and_is_in_margins():
     verdicts = pd.DataFrame({"claim": ["C1", "C2", "C3"], "statement": ["a", "b", "c"], "verdict": ["supported", "contradicted", "undecided"],
                              "sentence": ["", "", "Undecided: not run: x."], "comparison": ["p", "q", None]})  # fmt: skip

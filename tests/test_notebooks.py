@@ -127,6 +127,17 @@ def test_a_bad_parameter_stops_it_at_once_and_is_named(stem, parameter, value, m
     assert not (tmp_path / "results").exists()
 
 
+def test_harmonization_shows_a_dropped_contrast_as_a_target_alone(results_dir, tmp_path):
+    small = {**SMALL["04_harmonization"], "dropped": ["T2w"], "output_dir": str(results_dir)}
+    path = str(layout.NOTEBOOKS / "04_harmonization.ipynb")
+    executed = papermill.execute_notebook(path, str(tmp_path / "out.ipynb"), small, progress_bar=False, cwd=str(tmp_path))
+    tables = [output["data"]["text/plain"] for cell in code_cells(executed) for output in cell.outputs if "text/plain" in output.get("data", {})]
+    assert "{'T1w': '3D', 'FLAIR': 'axial'}" in tables
+    (scores,) = [each for each in tables if "input" in each]
+    assert scores.count("harmonized") == 3
+    assert scores.count("input") == 2
+
+
 def test_papermill_by_hand_takes_the_experiment_as_a_number(results_dir, tmp_path):
     command = [sys.executable, "-m", "papermill", str(layout.NOTEBOOKS / "04_harmonization.ipynb"), "out.ipynb", "-p", "experiment", "3"]
     command += ["-p", "name", "small", "-p", "output_dir", str(results_dir), "-y", "resolutions: ['5||1.5']"]

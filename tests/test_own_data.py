@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,8 +16,8 @@ from types import MappingProxyType
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers import batch, cli, degradation, layout, ledger, registration, stages, volumes
-from helpers.study import CONTRASTS, Resolution, Study, subject_seed
+from helpers import batch, claims, cli, degradation, layout, ledger, phantom, preparation, registration, stages, volumes
+from helpers.study import CONTRASTS, GROUND_TRUTH, Resolution, Study, subject_seed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -223,8 +224,94 @@ def test_a_subject_that_lacks_a_contrast_is_listed_and_left_out(tmp_path):
     wrong.rename(wrong.with_name("sub-03_T2w.mgz"))
     plan, left_out = stages.check_cohort(Study(bids_dir=str(tmp_path)))
     assert plan.subjects == ("01",)
-    assert left_out["02"] == f"sub-02: no FLAIR in {tmp_path / 'sub-02' / 'anat'}"
+    assert left_out["02"] == f"sub-02: no FLAIR in {tmp_path / 'sub-02' / 'anat'}: accepted in a study with dropped = [\"FLAIR\"]"
     assert "no T2w (sub-03_T2w.mgz is no .nii or .nii.gz file)" in left_out["03"]
+
+
+def test_a_subject_that_lacks_a_dropped_contrast_takes_part(tmp_path):
+    dataset(tmp_path, ["01", "02", "03"])
+    for label, contrast in (("01", "FLAIR"), ("03", "T2w")):
+        (tmp_path / f"sub-{label}" / "anat" / f"sub-{label}_{contrast}.nii.gz").unlink()
+    # Nor is there a question which of several is meant that nobody needs.
+    save(tmp_path / "sub-02" / "anat" / "sub-02_run-2_FLAIR.nii.gz", image(7))
+    plan, left_out = stages.check_cohort(Study(bids_dir=str(tmp_path), dropped=["FLAIR"]))
+    assert plan.subjects == ("01", "02")
+    hint = 'accepted in a study with dropped = ["T2w", "FLAIR"]'
+    assert left_out == {"03": f"sub-03: no T2w in {tmp_path / 'sub-03' / 'anat'}: {hint}"}
+    assert set(stages.acquired(plan, "02")) == {"T1w", "T2w"}
+    assert stages.check_cohort(Study(bids_dir=str(tmp_path), dropped=["T2w", "FLAIR"]))[0].subjects == ("01", "02", "03")
+
+
+def test_nobody_is_told_to_drop_the_t1w(tmp_path):
+    dataset(tmp_path, ["01", "02"])
+    for contrast in ("T1w", "FLAIR"):
+        (tmp_path / "sub-02" / "anat" / f"sub-02_{contrast}.nii.gz").unlink()
+    assert stages.check_cohort(Study(bids_dir=str(tmp_path)))[1] == {"02": f"sub-02: no T1w, no FLAIR in {tmp_path / 'sub-02' / 'anat'}"}
+
+
+def as_they_are(images, brain, seed):
+    """Stands for the preparation of images that lie on HACA3's grid already, without background."""
+    found = {contrast: volume for contrast, (volume, _) in images.items()}
+    transforms, whole, findings = (dict.fromkeys(images, each) for each in (np.eye(4), 1.0, []))
+    return preparation.Prepared(found, found["T1w"] > 0, transforms, whole, whole, findings)
+
+
+@pytest.fixture
+def without_flair(results_dir, tmp_path, monkeypatch):
+    """A study of a data set whose subject has T1w and T2w only."""
+    monkeypatch.setattr(preparation, "prepare", as_they_are)
+    shared = Study(output_dir=str(results_dir))
+    for contrast in ("T1w", "T2w"):
+        path = tmp_path / "bids" / "sub-p1" / "anat" / f"sub-p1_{contrast}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(stages.cohort(shared, 1)[contrast], path)
+    stages.cohort(shared, phantom.TARGET_SEED)
+    shutil.copytree(results_dir / "sub-11", tmp_path / "results" / "sub-11")
+    what = {"experiments": ["1b"], "resolutions": ["5||1.5"], "dropped": ["FLAIR"]}
+    return stages.check_cohort(Study(bids_dir=str(tmp_path / "bids"), output_dir=str(tmp_path / "results"), **what))[0]
+
+
+def test_a_data_set_without_flair_is_harmonized_without_it_to_all_three_contrasts(without_flair):
+    plan, coarse = without_flair, Resolution(5, 1.5)
+    scores, attention, curves = stages.all_scores(plan), stages.all_attention(plan), stages.all_frequencies(plan)
+    registrations = stages.all_registrations(plan)
+    arms = {arm: set(rows.contrast) for arm, rows in scores.groupby("arm")}
+    assert arms == {"harmonized": set(CONTRASTS), "ceiling": set(CONTRASTS), "input": {"T1w", "T2w"}}
+    assert set(scores.dropped) == {"FLAIR"}
+    for column in (attention.source, curves.contrast, registrations.contrast):
+        assert set(column) == {"T1w", "T2w"}
+    np.testing.assert_allclose(attention.groupby(["experiment", "target"]).weight.sum(), 1, atol=1e-5)
+    made = [path.name for path in (stages.folder(plan) / "sub-p1").rglob("*FLAIR.nii.gz")]
+    assert made and all("desc-harmonized" in name for name in made)
+    # As if HACA3 were called by hand, with what there is.
+    for experiment, resolution, images in (
+        ("1b", coarse, {contrast: stages.registered(plan, "p1", contrast, "sagittal", coarse) for contrast in ("T1w", "T2w")}),
+        (GROUND_TRUTH, None, {contrast: stages.cohort(plan, "p1")[contrast] for contrast in ("T1w", "T2w")}),
+    ):
+        paths = stages.harmonized(plan, "p1", experiment, resolution)
+        seed = volumes.read_sidecar(paths["T1w"])["Harmonization"]["seed"]
+        given = {contrast: volumes.read(path)[0] for contrast, path in images.items()}
+        by_hand = stages.harmonizer(plan).harmonize(given, stages.targets(plan), seed=seed, slice_step=11)
+        for contrast in CONTRASTS:
+            expected = by_hand[contrast][:, :, 5::11]
+            np.testing.assert_allclose(volumes.read(paths[contrast])[0], expected, atol=1e-5 * expected.max())
+    # Later notebooks, which know nothing of the data set, find what was prepared.
+    later = Study(subjects=["p1"], dropped=["FLAIR"], output_dir=plan.output_dir)
+    assert stages.cohort(later, "p1") == stages.cohort(plan, "p1")
+    verdicts, _ = claims.verdicts(scores, attention, stages.cutoffs(curves))
+    assert set(verdicts.verdict) == {claims.UNDECIDED}
+    assert verdicts.set_index("claim").sentence["C16"] == "Undecided: not run: cutoffs without harmonized, 1a, T1w, with FLAIR dropped."
+
+
+def test_every_notebook_of_a_study_that_drops_a_contrast_knows_it(tmp_path):
+    plan = Study(bids_dir=str(tmp_path), subjects=["p1"], dropped=["FLAIR"])
+    wanted = batch.tasks(plan)
+    batch.check_parameters(wanted)
+    assert all(task.parameters["dropped"] == ["FLAIR"] for task in wanted)
+    images = {task.name: task.images for task in wanted}
+    # Three orientations of two contrasts at eight resolutions.
+    assert (images["00_cohort_sub-p1"], images["02_degradation_sub-p1"], images["03_registration_sub-p1"]) == (2, 48, 48)
+    assert {task.name for task in batch.tasks(Study(bids_dir=str(tmp_path), subjects=["p1"]))} == set(images)
 
 
 def test_strange_names_are_left_out_and_never_followed(tmp_path):

@@ -31,6 +31,16 @@ class Identity:
         return {**images, "details": SimpleNamespace(sources=tuple(images), attention=attention, unfused=unfused)}
 
 
+class Imputing(Identity):
+    """The same, and for the target of a missing contrast the T1w."""
+
+    def harmonize(self, images, targets, **settings):
+        result = super().harmonize(images, targets, **settings)
+        for each in (result, result["details"].attention, result["details"].unfused):
+            each |= {name: each["T1w"] for name in targets if name not in images}
+        return result
+
+
 @pytest.fixture(scope="module")
 def plan(results_dir, tmp_path_factory):
     """A study of the session's subject in a folder of its own, so that no identity is taken for a harmonization."""
@@ -143,6 +153,30 @@ def test_the_attention_is_kept_beside_each_image_and_becomes_a_table(plan, table
     assert (found.weight_sd == 0).all()
     assert found[found.source == "T1w"].orientation.eq("3D").all()
     assert stages.attention(plan, 1, GROUND_TRUTH).resolution.eq("3D").all()
+
+
+def test_a_dropped_contrast_of_a_simulated_subject_is_harmonized_and_not_given(plan, identity, monkeypatch):
+    monkeypatch.setattr(stages, "harmonizer", lambda plan: Imputing())
+    complete = Study(**{**plan.literals(), "experiments": ["1b", "5"]})
+    before = {experiment: stages.scores(complete, 1, experiment) for experiment in ("1b", "5")}
+    keys = {contrast: volumes.read_sidecar(path)["Key"] for contrast, path in stages.harmonized(complete, 1, "1b", COARSE).items()}
+    some = Study(**{**complete.literals(), "dropped": ["T2w"]})
+    for experiment in ("1b", "5"):
+        columns = ["arm", "contrast", "region"]
+        known, found = (table.set_index(columns) for table in (before[experiment], stages.scores(some, 1, experiment)))
+        assert set(known.index) - set(found.index) == {("input", "T2w", region) for region in ("full", "brain")}
+        assert found.psnr_db["harmonized", "T2w", "brain"] == found.psnr_db["harmonized", "T1w", "brain"]
+        assert found.psnr_db["harmonized", "FLAIR", "brain"] == known.psnr_db["harmonized", "FLAIR", "brain"]
+        assert "dropped" not in known
+        assert set(found.dropped) == {"T2w"}
+    assert list(stages.attention(some, 1, "5").source.unique()) == ["T1w", "FLAIR"]
+    assert set(stages.frequencies(some, 1, "1b").contrast) == {"T1w", "FLAIR"}
+    assert set(stages.all_registrations(some).contrast) == {"T1w", "FLAIR"}
+    # What was made with all three is not taken for what was made without one, nor the other way round.
+    now = {contrast: volumes.read_sidecar(path)["Key"] for contrast, path in stages.harmonized(some, 1, "1b", COARSE).items()}
+    assert all(now[contrast] != keys[contrast] for contrast in CONTRASTS)
+    again = stages.harmonized(complete, 1, "1b", COARSE)
+    assert {contrast: volumes.read_sidecar(path)["Key"] for contrast, path in again.items()} == keys
 
 
 def test_weights_of_attention_are_means_over_slices_by_the_area_of_the_brain(plan, monkeypatch):

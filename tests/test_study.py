@@ -110,6 +110,42 @@ def test_a_study_survives_the_trip_through_literals():
     assert Study(**plan.literals()) == plan
 
 
+def test_a_dropped_contrast_is_no_source_and_has_no_acquisitions():
+    plan = Study(dropped=["FLAIR"])
+    assert plan.given == ("T1w", "T2w")
+    assert plan.sources("4") == {"T1w": "3D", "T2w": "sagittal"}
+    assert plan.sources(GROUND_TRUTH) == {"T1w": "3D", "T2w": "3D"}
+    assert Study(experiments=["4"], dropped=["FLAIR"]).acquisitions() == [("T2w", "sagittal")]
+    assert Study(experiments=["4"], dropped=["FLAIR", "T2w"]).acquisitions() == []
+    assert Study().given == CONTRASTS
+
+
+def test_what_is_dropped_is_read_from_a_study_file_and_survives_the_trip_through_literals(tmp_path):
+    (tmp_path / "mine.toml").write_text('dropped = ["FLAIR", "T2w"]\n')
+    plan = Study.from_toml(tmp_path / "mine.toml")
+    assert plan.dropped == ("T2w", "FLAIR")  # whatever the order in which they were named
+    assert plan.literals()["dropped"] == ["T2w", "FLAIR"]
+    assert Study(**plan.literals()) == plan
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        (["T1w"], "dropped is 'T1w': accepted are T2w, FLAIR"),
+        (["PDw"], "dropped is 'PDw': accepted are T2w, FLAIR"),
+        (["FLAIR", "FLAIR"], "dropped names something twice"),
+        ("FLAIR", "dropped is 'FLAIR': accepted is a list of contrasts, of T2w, FLAIR"),
+        (3, "dropped is 3: accepted is a list"),
+        ([["FLAIR"]], "accepted are T2w, FLAIR"),
+    ],
+)
+def test_what_cannot_be_dropped_is_named(value, message):
+    with pytest.raises(ValueError) as error:
+        Study(dropped=value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     "field, value",
     [
