@@ -27,6 +27,13 @@ def test_the_demo_executes_every_notebook_of_the_method_after_what_it_needs():
     batch.check_parameters(wanted)
 
 
+def test_studies_beside_it_are_the_business_of_the_analysis_alone():
+    wanted = batch.tasks(Study(planes=["other-coronal"], ladder=["other-rigid"]))
+    batch.check_parameters(wanted)
+    told = {task.name: (task.parameters["planes"], task.parameters["ladder"]) for task in wanted if {"planes", "ladder"} & set(task.parameters)}
+    assert told == {"05_analysis": (["other-coronal"], ["other-rigid"])}
+
+
 def test_a_parameter_that_the_notebook_does_not_know_is_refused():
     (task,) = [each for each in batch.tasks(Study()) if each.name == "05_analysis"]
     bad = Task(task.name, task.notebook, {**task.parameters, "experimnt": 3})

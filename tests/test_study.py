@@ -164,6 +164,8 @@ def test_what_cannot_be_dropped_is_named(value, message):
         ("precision", "half"),
         ("compiled", 1),
         ("weights", 3),
+        ("planes", "ten-coronal"),
+        ("ladder", [1]),
         ("slice_step", 8),
         ("slice_step", 0),
         ("seed", -1),
