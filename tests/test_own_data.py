@@ -335,6 +335,24 @@ def test_a_copy_under_another_name_is_left_out(tmp_path):
     assert left_out["02"] == f"{twin}: the same file as sub-01's T2w: accepted are images of different people"
 
 
+def test_the_same_voxels_in_another_file_are_found_once_they_are_prepared(results_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, "prepare", as_they_are)
+    shared = Study(output_dir=str(results_dir))
+    for label, whose in (("01", {"T1w": 1, "T2w": 1}), ("02", {"T1w": phantom.TARGET_SEED, "T2w": 1})):
+        for contrast, subject in whose.items():
+            path = tmp_path / "bids" / f"sub-{label}" / "anat" / f"sub-{label}_{contrast}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # As another program would have compressed it.
+            path.write_bytes(gzip.compress(gzip.decompress(stages.cohort(shared, subject)[contrast].read_bytes()), 1 if label == "02" else 6))
+    plan, left_out = stages.check_cohort(Study(bids_dir=str(tmp_path / "bids"), output_dir=str(tmp_path / "results"), dropped=["FLAIR"]))
+    assert plan.subjects == ("01", "02") and not left_out
+    for label in plan.subjects:
+        stages.cohort(plan, label)
+    copies = [line for line in stages.findings(plan) if "same voxels" in line]
+    assert copies == ["sub-02 T2w: the same voxels as sub-01 T2w: accepted are images of different people"]
+    assert not any("same voxels" in line for line in stages.findings(plan, unfit=["01"]))
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

@@ -230,12 +230,20 @@ def check_cohort(plan: Study) -> tuple[Study, dict[str, str]]:
 
 
 def findings(plan: Study, unfit: Iterable[str] = ()) -> list[str]:
-    """What is wrong with images of one's own that take part all the same, a line each; those of `unfit` subjects do not."""
-    lines = []
+    """What is wrong with images of one's own that take part all the same, a line each; those of `unfit` subjects do not.
+
+    Beside what each sidecar records: images of two subjects that were prepared to the same bytes, so had the same voxels, though their
+    files differed.
+    """
+    lines, first = [], {}
     for subject in [each for each in plan.subjects if each not in unfit]:
         for contrast in plan.given:
             sidecar = volumes.read_sidecar(layout.image(root(plan), subject, contrast, desc="preproc")) or {}
-            lines += [f"{layout.name(subject)} {contrast}: {each}" for each in sidecar.get("Findings", [])]
+            name = f"{layout.name(subject)} {contrast}"
+            lines += [f"{name}: {each}" for each in sidecar.get("Findings", [])]
+            twin = first.setdefault(sidecar.get("ContentSha256", name), name)
+            if twin != name:
+                lines.append(f"{name}: the same voxels as {twin}: accepted are images of different people")
     return lines
 
 
