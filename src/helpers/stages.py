@@ -418,7 +418,7 @@ def harmonized(plan: Study, subject: int | str, experiment: str, resolution: Res
 
         facts = {
             "Experiment": experiment,
-            "SourceOrientations": sources(experiment),
+            "SourceOrientations": plan.sources(experiment),
             "Transform": plan.transform,
             **({"Targets": numbers} if numbers else {}),
             "Harmonization": {**settings, **_network_options(plan), "weights": models, "weights_file": Path(plan.weights).name},
