@@ -25,7 +25,7 @@ study: $(STAMP)  ## another study: make study STUDY=studies/mine.toml
 	$(BIN)/resolution-matters run $(STUDY)
 
 results: $(STAMP)  ## the ten-subject study of figures/ten and its controls again, from nothing: hours; stop and go on as you like
-	for name in ten-coronal ten-sagittal ten ladder-rigid ladder-affine ladder whole; do \
+	for name in ten-coronal ten-sagittal ten ten-union ten-argmax ladder-rigid ladder-affine ladder whole; do \
 	  $(BIN)/resolution-matters run studies/$$name.toml || exit 1; \
 	done
 
