@@ -336,13 +336,13 @@ class Study:
                 raise ValueError(f"subjects has {subject!r}: accepted are whole numbers from 1, and with bids_dir labels as text")
             elif self.bids_dir:
                 raise ValueError(f"subjects has {subject!r}: accepted with bids_dir are labels as text, such as '{subject:02d}'")
+        if len({type(subject) for subject in self.subjects}) > 1:
+            text = "accepted are numbers of semi-synthetic subjects or labels of your own, not both"
+            raise ValueError(f"subjects is {list(self.subjects)!r}: {text}")
         for field in ("planes", "ladder"):
             if not isinstance(getattr(self, field), (list, tuple)) or not all(isinstance(each, str) and each for each in getattr(self, field)):
                 raise ValueError(f"{field} is {getattr(self, field)!r}: accepted is a list of names or folders of studies")
             settle(field, tuple(getattr(self, field)))
-        if len({type(subject) for subject in self.subjects}) > 1:
-            text = "accepted are numbers of semi-synthetic subjects or labels of your own, not both"
-            raise ValueError(f"subjects is {list(self.subjects)!r}: {text}")
         settle("experiments", tuple(check("experiment", each, EXPERIMENTS) for each in self.experiments))
         settle("resolutions", tuple(each if isinstance(each, Resolution) else Resolution.parse(each) for each in self.resolutions))
         settle("reconstruction", tuple(check("reconstruction", each, ORIENTATIONS) for each in self.reconstruction))
