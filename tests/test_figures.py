@@ -3,10 +3,12 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import nbclient
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import figures
+from helpers import figures, layout
 from helpers.study import CONTRASTS, EXPERIMENTS, RESOLUTIONS
 
 
@@ -209,3 +211,11 @@ def test_a_quality_sheet_has_a_row_per_contrast_and_an_outline_in_every_panel():
     assert all(len(ax.collections) == 2 for ax in axes.flat)
     # What holds nothing is drawn without an outline, not refused.
     figures.quality_sheet({"T1w": image * 0}, {"brain": brain & False}, (10, 12, 11))
+
+
+def test_a_notebook_shows_every_figure_not_its_first_alone():
+    table = f"pd.read_csv({str(layout.FIGURES / 'scores.csv')!r}, dtype={{'experiment': str, 'resolution': str}})"
+    cells = [f"import pandas as pd\nfrom helpers import figures\ntable = {table}", *(f"figures.score_figure(table, {n});" for n in (3, 5))]
+    executed = nbclient.execute(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells]), kernel_name="python3")
+    shown = [[kind for output in cell.outputs for kind in output.get("data", {})] for cell in executed.cells]
+    assert ["image/png" in kinds for kinds in shown] == [False, True, True]

@@ -4,6 +4,7 @@ Colours are those of Okabe and Ito, which people with colour-vision deficiency c
 (https://jfly.uni-koeln.de/color/); each series has a marker of its own as well.
 """
 
+import contextlib
 import textwrap
 
 import matplotlib.pyplot as plt
@@ -37,10 +38,24 @@ _OFFSETS = (-0.22, 0, 0.22)
 _TIGHT = {"handlelength": 1.6, "columnspacing": 1.2, "handletextpad": 0.5}
 
 #: Look of the figures about scores, for a journal's page: letters of 8 points at the width that they are drawn at.
-_printed = plt.rc_context({
+_SMALL_PRINT = {
     "font.size": 8, "axes.titlesize": 9, "axes.linewidth": 0.7, "axes.spines.top": False, "axes.spines.right": False, "legend.fontsize": 8,
     "xtick.labelsize": 8, "ytick.labelsize": 8, "axes.labelsize": 8,
-})  # fmt: skip
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def _small_print():
+    # Not rc_context, which puts back all settings: a notebook's first figure makes its backend interactive, and that must stay so.
+    before = {name: plt.rcParams[name] for name in _SMALL_PRINT}
+    plt.rcParams.update(_SMALL_PRINT)
+    try:
+        yield
+    finally:
+        plt.rcParams.update(before)
+
+
+_printed = _small_print()
 
 
 def slices(images: dict[str, np.ndarray], vmax: float, columns: int, unit: str = "", cmap: str = "gray", vmin: float = 0):
