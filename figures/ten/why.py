@@ -1,0 +1,54 @@
+"""Why the verdicts differ from the paper: writes the tables why_*.csv beside this file, of studies that were run (``make results``).
+
+why_mask.csv
+    What a 3D source adds to each output, with the mask of the first source (ten) and with the union of all masks (ten-union).
+why_noise.csv
+    Through-plane cut-offs with sampled anatomy labels (ten-coronal) and with the most probable ones (ten-argmax), which have no noise.
+why_fusion.csv
+    PSNR plane by plane (ten, ten-coronal, ten-sagittal) and of whole volumes fused from three planes (whole).
+"""
+
+from pathlib import Path
+
+import pandas as pd
+from helpers import stages
+from helpers.study import ORIENTATIONS
+
+HERE = Path(__file__).parent
+PLANES = ("ten", "ten-coronal", "ten-sagittal")
+
+
+def inside(studies):
+    """Scores of the harmonized images inside the brain."""
+    scores = stages.other_studies(studies)
+    return scores[(scores.arm == "harmonized") & (scores.region == "brain")]
+
+
+def mask():
+    keys = ["mask", "contrast", "subject", "experiment"]
+    mean = inside(["ten", "ten-union"]).groupby(keys)[["psnr_db", "ssim_axial"]].mean().unstack("experiment")
+    gains = {f"{sharp} - 1a": mean.xs(sharp, axis=1, level=1) - mean.xs("1a", axis=1, level=1) for sharp in ("3", "5")}
+    gains = pd.concat(gains, names=["comparison"]).reset_index()
+    return gains[["mask", "comparison", "contrast", "subject", "psnr_db", "ssim_axial"]].sort_values(["mask", "comparison", "contrast", "subject"])
+
+
+def noise():
+    cutoffs = stages.cutoffs(stages.other_studies(["ten-coronal", "ten-argmax"], "frequencies"))
+    cutoffs = cutoffs[cutoffs.experiment.isin(["1a", "1b"])]
+    both = cutoffs.groupby("subject").anatomy.transform("nunique") == 2
+    return cutoffs.loc[both, ["anatomy", "subject", "experiment", "resolution", "contrast", "arm", "cutoff_per_mm"]]
+
+
+def fusion():
+    fused, planes = inside(["whole"]), inside(PLANES)
+    keys = ["subject", "experiment", "resolution", "contrast"]
+    alike = planes.set_index(keys).index.isin(fused.set_index(keys).index)
+    # A study of three planes names them all.
+    both = pd.concat([planes[alike], fused.assign(reconstruction="fused")])
+    assert set(both.reconstruction) == {*ORIENTATIONS, "fused"}, set(both.reconstruction)
+    return both[["reconstruction", *keys, "psnr_db"]]
+
+
+if __name__ == "__main__":
+    for table in (mask, noise, fusion):
+        table().to_csv(HERE / f"why_{table.__name__}.csv", index=False, float_format="%.6g")
