@@ -166,7 +166,7 @@ def test_theta_learns_to_tell_the_contrasts_apart(group):
     assert after < 0.5 * before
 
 
-def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_weights(group, tmp_path, monkeypatch):
+def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_weights(group, tmp_path, monkeypatch, capfd):
     lines, options = [], dict(steps=14, seed=1, beta_base=2, decoder_base=2)
     whole = training.train([group], tmp_path / "whole", tell=lines.append, **options)
     monkeypatch.setattr(training, "_SAVE_SECONDS", 0)  # is saved after every step
@@ -182,6 +182,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_weights(group, tm
         training.train([group], tmp_path / "again", tell=kill, **options)
     again = training.train([group], tmp_path / "again", tell=lines.append, **options)
     assert "goes on at step 9" in lines
+    assert "training: 100%" in capfd.readouterr().err
     for name in whole:
         for a, b in zip(whole[name].parameters(), again[name].parameters()):
             assert torch.equal(a, b), name

@@ -351,6 +351,26 @@ def test_the_same_voxels_in_another_file_are_found_once_they_are_prepared(result
     copies = [line for line in stages.findings(plan) if "same voxels" in line]
     assert copies == ["sub-02 T2w: the same voxels as sub-01 T2w: accepted are images of different people"]
     assert not any("same voxels" in line for line in stages.findings(plan, unfit=["01"]))
+    assert not any("scanned again" in line for line in stages.findings(plan))
+
+
+def test_a_person_under_two_names_is_found_once_the_images_are_prepared(results_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, "prepare", as_they_are)
+    volume, affine = volumes.read(stages.cohort(Study(output_dir=str(results_dir)), 1)["T1w"])
+    rng = np.random.default_rng(0)
+    for name in ("sub-01", "sub-02", "sub-03_ses-1", "sub-03_ses-2"):
+        # Another day: another scale, other noise.
+        scanned = volume * rng.uniform(0.5, 2) + np.where(volume > 0, rng.normal(0, 0.02 * volume.max(), volume.shape), 0)
+        save(tmp_path.joinpath("bids", *name.split("_"), "anat", f"{name}_T1w.nii.gz"), scanned.astype(np.float32), affine)
+    plan = Study(bids_dir=str(tmp_path / "bids"), output_dir=str(tmp_path / "results"), dropped=["T2w", "FLAIR"])
+    plan, left_out = stages.check_cohort(plan)
+    assert len(plan.subjects) == 4 and not left_out
+    for label in plan.subjects:
+        stages.cohort(plan, label)
+    found = [line for line in stages.findings(plan) if "scanned again" in line]
+    assert [line.split(" (")[0] for line in found[:2]] == [f"{who} T1w: looks like sub-01 scanned again" for who in ("sub-02", "sub-03_ses-1")]
+    assert len(found) == 5  # of six pairs one is two sessions of a subject
+    assert found == [line for line in stages.findings(plan) if "scanned again" in line]  # from what was kept
 
 
 @pytest.mark.parametrize(

@@ -196,3 +196,17 @@ def test_a_brain_upside_down_or_back_to_front_is_refused(cohort, flip):
     volume, affine = cohort["T1w"]
     prepared = preparation.prepare({"T1w": (np.flip(volume, flip).copy(), affine)})
     assert any(each.refuses and "wrong orientation" in each.text for each in prepared.findings["T1w"])
+
+
+def test_a_person_scanned_again_is_told_from_another(cohort):
+    person = phantom.subject(1)
+    again = phantom.render(person, phantom.scanner("study-4"), "T1w", 7)
+    moved = np.eye(4)
+    moved[:3, 3] = 0.4, -0.3, 0.5  # mm, by which registering it again may differ
+    again = registration.resample(again, person.affine, person.brain.shape, person.affine, moved)
+    other = phantom.render(phantom.subject(2), phantom.scanner("study-1"), "T1w", 3)
+    first, second, third = map(preparation.portrait, (cohort["T1w"][0], again, other))
+    assert first @ first == pytest.approx(1, abs=1e-5)
+    assert first @ second > preparation.SAME_PERSON > first @ third
+    np.testing.assert_allclose(preparation.portrait(3 * again), second, atol=1e-6)
+    assert not preparation.portrait(np.zeros_like(other)).any()

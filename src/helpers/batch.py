@@ -438,7 +438,7 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
         _check(plan, wanted, _states(wanted, folder))
     with ledger.locked(folder):
         states = _states(wanted, folder, repair=True)
-        results, unfit = dict.fromkeys(states.task), ()
+        results, unfit, warnings = dict.fromkeys(states.task), (), None
         if not all(states.state == "done"):
             _check(plan, wanted, states)
             volumes.remove_leftovers(stages.root(plan))
@@ -452,11 +452,12 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
                 everything = tasks(plan, unfit)
                 named = {task.name: task for task in everything}
                 wanted = [named[task.name] for task in wanted if task.name in named]
-                for warning in stages.findings(plan, unfit):
+                warnings = stages.findings(plan, unfit)
+                for warning in warnings:
                     print(warning, file=sys.stderr)
             results = execute_all(wanted, folder, where, before)
         if any(results.values()) or len(results) < len(wanted) or plan.bids_dir or not report.exists():
-            remarks = {"Left out": list(left_out.values()), "Warnings": stages.findings(plan, unfit)}
+            remarks = {"Left out": list(left_out.values()), "Warnings": stages.findings(plan) if warnings is None else warnings}
             volumes.write_bytes(report, _index(plan, _states(everything, folder), folder, remarks).encode())
     failed = {name: each.error for name, each in results.items() if _failed(each)}
     skipped = [task.name for task in wanted if task.name not in results]

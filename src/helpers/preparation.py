@@ -50,6 +50,10 @@ LEAST_SAME_PERSON = 1.035
 #: axes swapped. Left and right do not tell: mirrored, 0.40.
 REFUSED_LIKENESS, WARNED_LIKENESS = 0.2, 0.3
 
+#: Correlation of two portraits (`portrait`). In three patients: 0.91 to 1.00 with themselves scanned anew (simulated: lying otherwise,
+#: other intensities, bias field, noise), 0.46 to 0.65 with each other.
+SAME_PERSON = 0.8
+
 #: The anatomical directions of an axis by its axis code, as they stand in messages.
 DIRECTIONS = {
     **dict.fromkeys("LR", "left-right"), **dict.fromkeys("PA", "posterior-anterior"), **dict.fromkeys("IS", "inferior-superior")
@@ -549,6 +553,32 @@ def edge_likeness(first: np.ndarray, second: np.ndarray, mask: np.ndarray, sigma
     if not inner.any() or min(float(each.std()) for each in edges) == 0:
         return 0.0
     return float(np.corrcoef(*edges)[0, 1])
+
+
+def portrait(t1: np.ndarray) -> np.ndarray:
+    """What tells the brain of one person from another's: gyri and ventricles, as a vector to be correlated with other people's.
+
+    A T1w on HACA3's grid, between 1.5 and 6 mm (smoothed, and its coarser variation taken off, so that neither intensity scale nor bias
+    field counts), at every fourth voxel within the template's brain.
+
+    Parameters
+    ----------
+    t1 : ndarray, shape (192, 224, 192)
+        As `prepare` leaves it.
+
+    Returns
+    -------
+    ndarray, shape (N,), float32
+        Of mean 0 and length 1, so that the product of two is their correlation; zeros if the image is flat.
+    """
+    inside = _shrunk(template("T1w")[1], 4)
+    # Fat and vessels would outshine everything else.
+    image = np.minimum(t1, np.percentile(t1[inside], 99)) * inside.astype(np.float32)
+    fine, coarse = (ndimage.gaussian_filter(image, s) / np.maximum(ndimage.gaussian_filter(inside.astype(np.float32), s), 1e-3) for s in (1.5, 6))
+    every = (slice(2, None, 4),) * 3
+    values = (fine - coarse)[every][inside[every]]
+    values = values - values.mean()
+    return (values / max(float(np.linalg.norm(values)), 1e-12)).astype(np.float32)
 
 
 def _misplaced(contrast, lead, coverage, agreement):

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import inspect
 import io
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -237,18 +238,40 @@ def findings(plan: Study, unfit: Iterable[str] = ()) -> list[str]:
     """What is wrong with images of one's own that take part all the same, a line each; those of `unfit` subjects do not.
 
     Beside what each sidecar records: images of two subjects that were prepared to the same bytes, so had the same voxels, though their
-    files differed.
+    files differed; and two subjects who look like one person scanned twice.
     """
-    lines, first = [], {}
+    from helpers import preparation
+
+    lines, first, portraits = [], {}, {}
     for subject in [each for each in plan.subjects if each not in unfit]:
         for contrast in plan.given:
-            sidecar = volumes.read_sidecar(layout.image(root(plan), subject, contrast, desc="preproc")) or {}
+            path = layout.image(root(plan), subject, contrast, desc="preproc")
+            sidecar = volumes.read_sidecar(path) or {}
             name = f"{layout.name(subject)} {contrast}"
             lines += [f"{name}: {each}" for each in sidecar.get("Findings", [])]
             twin = first.setdefault(sidecar.get("ContentSha256", name), name)
             if twin != name:
                 lines.append(f"{name}: the same voxels as {twin}: accepted are images of different people")
+            elif contrast == "T1w" and _done(path, sidecar.get("Key", "")):
+                portraits[subject] = _portrait(plan, path)
+    for one, other in itertools.combinations(portraits, 2):
+        alike = float(portraits[one] @ portraits[other])
+        # Sessions of one subject are one person.
+        if alike > preparation.SAME_PERSON and one.split("_")[0] != other.split("_")[0]:
+            value = f"correlation {alike:.2f}, that of two people stays below {preparation.SAME_PERSON}"
+            lines.append(f"{layout.name(other)} T1w: looks like {layout.name(one)} scanned again ({value}): accepted are different people")
     return lines
+
+
+def _portrait(plan: Study, image: Path) -> np.ndarray:
+    """`helpers.preparation.portrait` of a T1w: kept, since it takes a second and is asked for by every run."""
+    from helpers import preparation
+
+    path = root(plan) / "encodings" / (image.name.removesuffix(".nii.gz") + "_portrait.npz")
+    key = _key(_code(_portrait, ("preparation.py", "phantom.py")), [image], {})
+    if not _done(path, key):
+        _write_arrays(path, {"portrait": preparation.portrait(_read(image)[0])}, key)
+    return _read_arrays(path)["portrait"]
 
 
 def _prepare(plan: Study, subject: str, paths: Mapping[str, Path]) -> None:

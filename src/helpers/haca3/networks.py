@@ -9,6 +9,7 @@ running statistics, so training and evaluation compute the same.
 
 import contextlib
 import ctypes
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -244,16 +245,30 @@ class FusionNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, D, H, W), channels axial, coronal, sagittal -> (B, 1, D, H, W)."""
-        x = torch.cat([x, self.conv1(x)], dim=1)  # (B, 19, D, H, W)
         if torch.is_grad_enabled():
-            return self.conv2(x)
-        # In slabs, each with the two planes beyond it that its edge depends on: the same numbers in half of the memory.
-        slabs = []
-        for start in range(0, x.shape[2], FUSION_SLAB):
-            before = min(start, 2)
-            slab = self.conv2(x[:, :, start - before : start + FUSION_SLAB + 2])
-            slabs.append(slab[:, :, before : before + FUSION_SLAB])
-        return torch.cat(slabs, dim=2)
+            return self.conv2(torch.cat([x, self.conv1(x)], dim=1))
+        # The same numbers in a third of the memory: in slabs, each with the planes beyond it that its edge depends on, and in place.
+        first, norm, slope, second, _, _ = self.conv1
+        finest = _normalized(first(x), norm.eps, slope.negative_slope)  # (B, 8, D, H, W)
+        x = torch.cat([x, x.new_empty(x.shape[0], second.out_channels, *x.shape[2:])], dim=1)  # (B, 19, D, H, W)
+        for inner, outer, at in _slabs(x.shape[2], 1):
+            x[:, 3:, inner] = second(finest[:, :, outer])[:, :, at]
+        del finest
+        _normalized(x[:, 3:], norm.eps, slope.negative_slope)
+        return torch.cat([self.conv2(x[:, :, outer])[:, :, at] for _, outer, at in _slabs(x.shape[2], 2)], dim=2)
+
+
+def _normalized(x: Tensor, eps: float, negative_slope: float) -> Tensor:
+    """Instance normalization and leaky ReLU, in place."""
+    variance, mean = torch.var_mean(x, dim=(2, 3, 4), correction=0, keepdim=True)
+    return F.leaky_relu_(x.sub_(mean).mul_(torch.rsqrt(variance + eps)), negative_slope)
+
+
+def _slabs(planes: int, margin: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Slabs of a stack: their planes, the same with `margin` planes on both sides where there are any, and where in those they lie."""
+    for start in range(0, planes, FUSION_SLAB):
+        stop, before = min(start + FUSION_SLAB, planes), min(start, margin)
+        yield slice(start, stop), slice(start - before, stop + margin), slice(before, before + stop - start)
 
 
 def build(beta_base: int = 8, decoder_base: int = 16) -> dict[str, nn.Module]:

@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm.auto import tqdm
 
 from helpers.haca3 import networks
 from helpers.haca3.harmonizer import TARGET_SLICES, slice_of
@@ -530,7 +531,7 @@ def train(
     begin: dict[str, nn.Module] | None = None,
     tell: Callable[[str], None] = print,
 ) -> dict[str, nn.Module]:
-    """Train; a run that was interrupted goes on where it was saved last (once a minute) and ends with the same weights.
+    """Train, with a progress bar; a run that was interrupted goes on where it was saved last (once a minute) and ends with the same weights.
 
     Parameters
     ----------
@@ -598,7 +599,7 @@ def train(
 
     # One thread per slice: two threads within each convolution wait for each other when others use the machine too.
     with ThreadPoolExecutor(_BATCH, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for step in range(done, steps):
+        for step in tqdm(range(done, steps), "training", initial=done, total=steps, unit="step", mininterval=1):
             gradients, l1, total = zip(*pool.map(differentiate, [step] * _BATCH, range(_BATCH)))
             for parameter, *parts in zip(parameters, *gradients):
                 known = [part for part in parts if part is not None]
