@@ -10,6 +10,7 @@ import textwrap
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import LogLocator, NullLocator
 
 from helpers.metrics import score_column
 from helpers.study import CONTRASTS, EXPERIMENTS, GROUND_TRUTH, RESOLUTIONS, TRANSFORMS, Resolution
@@ -526,6 +527,9 @@ def sharpness(examined: dict, drop: float):
     ratios = np.concatenate([found.ratio.ravel() for found in examined.values()])
     # Room for the words above the curves.
     axes[1, 0].set_ylim(min(0.8 * np.nanmin(ratios), 0.2), 3.5 * np.nanmax(ratios))
+    axes[1, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[1, 0].yaxis.set_major_formatter("{x:g}")
+    axes[1, 0].yaxis.set_minor_locator(NullLocator())
     handles, names = axes[1, 0].get_legend_handles_labels()
     fig.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
     return fig, axes
