@@ -120,7 +120,7 @@ def test_the_lab_meeting_runs(server, page):
     picture, numbers = page.locator(".rm-app img").first, page.locator(".rm-app .rm-big").first
     picture.wait_for()
     before, text = picture.get_attribute("src"), numbers.inner_text()
-    assert "5||1.5 mm: a slice every 6.5" in text
+    assert "5||1.5 mm: a slice every 6.5 mm" in text
     # Everything fits on the projector, and the text of the notebook is not in the way.
     box = page.locator(".rm-app").bounding_box()
     assert box["y"] < 60 and box["y"] + box["height"] < 720 and box["x"] + box["width"] <= 1280

@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import haca3, layout, live, slice_profile, widgets
-from helpers.study import CONTRASTS, EXPERIMENTS, Resolution
+from helpers import haca3, layout, live, slice_profile, stages, widgets
+from helpers.study import CONTRASTS, Resolution, Study
 
 
 
@@ -70,7 +70,7 @@ def test_the_explorer_follows_its_controls(room):
         explorer.controls[control].value = value
         seen.add((bytes(explorer.picture.widget.value), explorer.scores.value))
     assert len(seen) == 5
-    assert "3||1.5 mm: a slice every <b>4.5</b>" in explorer.scores.value
+    assert "3||1.5 mm: a slice every <b>4.5 mm</b>" in explorer.scores.value
 
 
 def test_a_guess_is_judged_by_what_is_measured(room):
@@ -87,11 +87,10 @@ def test_a_guess_is_judged_by_what_is_measured(room):
     assert guess.number == 2 and "dB" not in guess.says.value and not guess.buttons[0].disabled
 
 
-def test_table_1_says_when_no_study_was_run():
-    table = widgets.TableOne(None)
-    for experiment in EXPERIMENTS:
-        table.experiment.value = experiment
-        assert "No study has been run here yet" in table.says.value
+def test_table_1_shows_the_ten_subjects_where_no_study_was_run(tmp_path):
+    table = widgets.TableOne(stages.last_scores(Study(output_dir=str(tmp_path / "mine"))))
+    assert "“ten”, 10 subjects (figure 3)" in table.says.value
+    assert bytes(table.figure.value).startswith(b"\x89PNG")
 
 
 def test_table_1_says_which_experiments_a_study_left_out():

@@ -35,7 +35,8 @@ from helpers.study import GROUND_TRUTH, Study
 _COST_S = {"00": (9, 3), "01": (6, 0), "02": (7, 0.06), "03": (12, 0.65), "04": (10, 1.4), "05": (8, 0)}
 _ESTIMATED_TRANSFORM_S = 6.5
 _ENCODING_S = 1.35
-_WHOLE_PLANE_S = 24
+_WHOLE_PLANE_S = 40
+_FUSED_S = 22  # by the network; the median takes a second
 _PREPARATION_S = 110  # of one's own images of a subject: examined, registered to MNI, skull-stripped
 
 #: Megabytes of an image, as measured; fused and registered volumes hold noise and hardly shrink.
@@ -114,7 +115,7 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
     images = len(plan.acquisitions()) * levels
     estimated_s = 0 if plan.transform == "known" else images * _ESTIMATED_TRANSFORM_S
     # Per resolution, or ground truth: three images harmonized.
-    plane_s = len(plan.reconstruction) * _WHOLE_PLANE_S if whole else 0
+    plane_s = len(plan.reconstruction) * _WHOLE_PLANE_S + (3 * _FUSED_S if plan.fusion else 0) if whole else 0
     harmonized_mb = 3 * _HARMONIZED_MB / plan.slice_step
     encode_s, encode_mb = (0, 0) if whole else (_ENCODING_S, _ENCODING_MB)
     target = []

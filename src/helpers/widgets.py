@@ -337,7 +337,7 @@ class Explorer:
         after = live.compare(truth, made, looked_at, position)
         self.scores.value = _text(
             [
-                f"{resolution.label} mm: a slice every <b>{resolution.separation_mm:g}</b>",
+                f"{resolution.label} mm: a slice every <b>{resolution.separation_mm:g} mm</b>",
                 f"as acquired <b>{before[0]:.1f} dB</b>, SSIM {before[1]:.2f}",
                 f"harmonized <b>{after[0]:.1f} dB</b>, SSIM {after[1]:.2f}",
                 "<small>against the 3D image to the left of it,<br>inside the brain, in these planes</small>",
@@ -420,7 +420,7 @@ class Guess:
         lines = [f"<b>{name}</b>: {orientation} slices, {resolution.label} mm." for name, (orientation, resolution) in zip("AB", self.choices)]
         return " ".join(lines)
 
-    def _answer(self, button):
+    def _answer(self, button=None):
         self._enable(False)
         self.says.value = _text([f"{self._describe()} Harmonizing …"])
         looked_at = self.subject()
@@ -434,17 +434,15 @@ class Guess:
             self._put(name, True, image, self.targets[self.contrast].norm)
         self.picture.show()
         better = "AB"[int(np.argmax(scores))]
-        self.right += button.description.startswith(better)
-        self.says.value = _text(
-            [
-                f"{self._describe()} Harmonized: <b>A {scores[0]:.1f} dB, B {scores[1]:.1f} dB</b>. "
-                f"{better} is better; the room was right in <b>{self.right} of {self.number}</b>."
-            ]
-        )
+        told = f"{self._describe()} Harmonized: <b>A {scores[0]:.1f} dB, B {scores[1]:.1f} dB</b>. {better} is better"
+        if button:
+            self.right += button.description.startswith(better)
+            told += f"; the room was right in <b>{self.right} of {self.number}</b>"
+        self.says.value = _text([f"{told}."])
 
     def still(self) -> None:
         """Show the question and, for those who were not there, the answer."""
-        self._answer(self.buttons[0])
+        self._answer()
         _still(self.picture.widget, self.says)
 
     def _enable(self, asking):
@@ -462,11 +460,11 @@ class TableOne:
 
     Parameters
     ----------
-    found : (str, DataFrame) or None
+    found : (str, DataFrame)
         Name and score table of a study that was run.
     """
 
-    def __init__(self, found: tuple[str, pd.DataFrame] | None):
+    def __init__(self, found: tuple[str, pd.DataFrame]):
         self.found = found
         self.experiment = _choice("experiment", list(EXPERIMENTS), "1a", **_NARROW)
         self.says, self.figure = w.HTML(), w.Image(format="png", layout=w.Layout(max_width="1200px", max_height="430px"))
@@ -478,9 +476,6 @@ class TableOne:
         """Say what the experiment's sources are, and show its scores."""
         experiment = self.experiment.value
         lines = ["Sources: " + ", ".join(f"{contrast} <b>{how}</b>" for contrast, how in EXPERIMENTS[experiment].items()) + "."]
-        if self.found is None:
-            self.says.value = _text([*lines, "No study has been run here yet: <code>make demo</code> runs one, and its scores will be shown here."])
-            return
         name, table = self.found
         if experiment not in set(table.experiment):
             self.says.value = _text([*lines, f"The study “{name}” did not run this experiment."])
