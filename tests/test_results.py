@@ -56,3 +56,18 @@ def test_the_readme_tells_the_verdicts_of_the_ten_subjects():
     told = dict(re.findall(r"^\| (C\d+) \|.*\| \**(\w+)\** \|", (layout.ROOT / "README.md").read_text(), re.M))
     shown = read(layout.FIGURES / "ten", "verdicts")
     assert told == dict(zip(shown.claim, shown.verdict))
+
+
+def test_the_readme_tells_what_fusion_and_the_mask_change():
+    readme = (layout.ROOT / "README.md").read_text()
+    fusion = read(layout.FIGURES / "ten", "why_fusion").pivot_table("psnr_db", ["reconstruction", "contrast"], "experiment")
+    gains = {how: (each["2"] - each["1a"]).droplevel(0) for how, each in fusion.groupby(level=0)}
+    for how, words in (("fused", "{:+.1f} dB for T1w, {:+.1f} for T2w, {:+.1f} for FLAIR"), ("mean over planes", "({:+.1f}, {:+.1f}, {:+.1f} as the previews")):
+        assert words.format(*(gains[how][contrast] for contrast in ("T1w", "T2w", "FLAIR"))) in readme
+    worst = fusion.loc["fused", ["1a", "1b", "1c", "2"]].idxmin(axis=1)
+    assert set(worst) == {"1a"} and "axial sources stay the worst" in readme
+    mask = read(layout.FIGURES / "ten", "why_mask")
+    gain = mask[mask.comparison == "3 - 1a"].groupby(["mask", "contrast"]).psnr_db.mean()
+    for contrast in ("T2w", "FLAIR"):
+        told = re.search(rf"{contrast} by ([\d.]+)( dB)? \(.*?\) instead of ([\d.]+)", readme)
+        assert (told[1], told[3]) == (f"{gain['union', contrast]:.1f}", f"{gain['first', contrast]:.1f}")

@@ -5,28 +5,25 @@ why_mask.csv
 why_noise.csv
     Through-plane cut-offs with sampled anatomy labels (ten-coronal) and with the most probable ones (ten-argmax), which have no noise.
 why_fusion.csv
-    PSNR plane by plane (ten, ten-coronal, ten-sagittal) and of whole volumes fused from three planes (whole).
+    PSNR of slices in three planes (scores.csv, beside this file) and of whole volumes fused from them (whole).
 """
 
 from pathlib import Path
 
 import pandas as pd
 from helpers import stages
-from helpers.study import ORIENTATIONS
 
 HERE = Path(__file__).parent
-PLANES = ("ten", "ten-coronal", "ten-sagittal")
 
 
-def inside(studies):
-    """Scores of the harmonized images inside the brain."""
-    scores = stages.other_studies(studies)
+def inside(scores):
+    """Those of the harmonized images inside the brain."""
     return scores[(scores.arm == "harmonized") & (scores.region == "brain")]
 
 
 def mask():
     keys = ["mask", "contrast", "subject", "experiment"]
-    mean = inside(["ten", "ten-union"]).groupby(keys)[["psnr_db", "ssim_axial"]].mean().unstack("experiment")
+    mean = inside(stages.other_studies(["ten", "ten-union"])).groupby(keys)[["psnr_db", "ssim_axial"]].mean().unstack("experiment")
     gains = {f"{sharp} - 1a": mean.xs(sharp, axis=1, level=1) - mean.xs("1a", axis=1, level=1) for sharp in ("3", "5")}
     gains = pd.concat(gains, names=["comparison"]).reset_index()
     return gains[["mask", "comparison", "contrast", "subject", "psnr_db", "ssim_axial"]].sort_values(["mask", "comparison", "contrast", "subject"])
@@ -40,13 +37,12 @@ def noise():
 
 
 def fusion():
-    fused, planes = inside(["whole"]), inside(PLANES)
     keys = ["subject", "experiment", "resolution", "contrast"]
-    alike = planes.set_index(keys).index.isin(fused.set_index(keys).index)
-    # A study of three planes names them all.
-    both = pd.concat([planes[alike], fused.assign(reconstruction="fused")])
-    assert set(both.reconstruction) == {*ORIENTATIONS, "fused"}, set(both.reconstruction)
-    return both[["reconstruction", *keys, "psnr_db"]]
+    planes = pd.read_csv(HERE / "scores.csv", dtype={"experiment": str, "resolution": str})
+    both = {"mean over planes": planes, "fused": stages.other_studies(["whole"])}
+    both = {how: inside(scores).set_index(keys).psnr_db for how, scores in both.items()}
+    wanted = both["fused"].index
+    return pd.concat({how: psnr_db.loc[wanted] for how, psnr_db in both.items()}, names=["reconstruction"]).reset_index()
 
 
 if __name__ == "__main__":
