@@ -28,6 +28,7 @@ results: $(STAMP)  ## the ten-subject study of figures/ten and its controls agai
 	for name in ten-coronal ten-sagittal ten ten-union ten-argmax ladder-rigid ladder-affine ladder whole; do \
 	  $(BIN)/resolution-matters run studies/$$name.toml || exit 1; \
 	done
+	$(BIN)/python figures/ten/why.py
 
 figures: $(STAMP)  ## draw the demo's figures again from what is computed
 	@mkdir -p data/derivatives

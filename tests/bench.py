@@ -181,7 +181,8 @@ for subject in plan.subjects:
         for resolution in plan.resolutions:
             stages.registered(plan, subject, *acquisition, resolution)
     for resolution in (plan.resolutions[0], plan.resolutions[-1]):  # notebook 03 compares
-        stages.registered(plan, subject, *plan.acquisitions()[0], resolution, "rigid")
+        for how in ("known", "rigid"):
+            stages.registered(plan, subject, "T1w", "axial", resolution, how)
     for experiment in ("3D", *plan.experiments):
         stages.scores(plan, subject, experiment)
         if experiment in ONE_ORIENTATION:

@@ -401,6 +401,10 @@ def test_the_ladder_of_studies_is_told_by_the_column_transform(whole):
     verdicts, comparisons = claims.verdicts(scores, attention, cutoffs, ladder)
     assert by_claim(verdicts)["C18"] == SUPPORTED
     np.testing.assert_allclose(comparisons[comparisons.claim == "C18"].estimate, [1, 1, 1, 0.02, 0.02, 0.02])
+    coarsest = ladder[ladder.resolution == "5||1.5"]
+    verdicts, comparisons = claims.verdicts(scores, attention, cutoffs, coarsest)
+    assert by_claim(verdicts)["C18"] == SUPPORTED
+    assert comparisons[comparisons.claim == "C18"].comparison.str.contains("known - rigid, at 5||1.5, ", regex=False).all()
     with pytest.raises(ValueError, match="ladder, transform rigid, has seed 1: accepted is that of the scores, 0"):
         claims.verdicts(scores, ladder=pd.concat([scores, rigid.assign(seed=1)]))
 

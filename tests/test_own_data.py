@@ -373,6 +373,14 @@ def test_a_person_under_two_names_is_found_once_the_images_are_prepared(results_
     assert found == [line for line in stages.findings(plan) if "scanned again" in line]  # from what was kept
 
 
+def test_simulated_subjects_are_not_looked_at_for_doubles(results_dir):
+    plan = Study(subjects=[1, phantom.TARGET_SEED], output_dir=str(results_dir))
+    for subject in plan.subjects:
+        stages.cohort(plan, subject)
+    assert stages.findings(plan) == []
+    assert not list(results_dir.rglob("*_portrait.npz"))
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

@@ -65,9 +65,41 @@ def test_the_readme_tells_what_fusion_and_the_mask_change():
     for how, words in (("fused", "{:+.1f} dB for T1w, {:+.1f} for T2w, {:+.1f} for FLAIR"), ("mean over planes", "({:+.1f}, {:+.1f}, {:+.1f} as the previews")):
         assert words.format(*(gains[how][contrast] for contrast in ("T1w", "T2w", "FLAIR"))) in readme
     worst = fusion.loc["fused", ["1a", "1b", "1c", "2"]].idxmin(axis=1)
-    assert set(worst) == {"1a"} and "axial sources stay the worst" in readme
+    assert set(worst) == {"1a"} and "Axial sources stay the worst" in readme
+    assert f"then differ by {abs(fusion.loc[('fused', 'FLAIR'), '2'] - fusion.loc[('fused', 'FLAIR'), '1c']):.1f} dB only" in readme
     mask = read(layout.FIGURES / "ten", "why_mask")
     gain = mask[mask.comparison == "3 - 1a"].groupby(["mask", "contrast"]).psnr_db.mean()
     for contrast in ("T2w", "FLAIR"):
         told = re.search(rf"{contrast} by ([\d.]+)( dB)? \(.*?\) instead of ([\d.]+)", readme)
         assert (told[1], told[3]) == (f"{gain['union', contrast]:.1f}", f"{gain['first', contrast]:.1f}")
+
+
+def test_the_readme_tells_the_numbers_of_the_ten_subjects():
+    readme = (layout.ROOT / "README.md").read_text()
+    scores = read(layout.FIGURES / "ten", "scores")
+    inside = scores[scores.arm.isin(["harmonized", "input"]) & (scores.region == "brain")]
+    alike = inside[inside.experiment.isin(["1a", "1b", "1c"])]
+    fall = alike.groupby(["arm", "contrast", "resolution"]).psnr_db.mean().unstack("resolution")
+    fall = (fall["3||0"] - fall["5||1.5"]).groupby("arm").agg(["min", "max"])
+    assert "harmonized images lose {:.1f} to {:.1f} dB".format(*fall.loc["harmonized"]) in readme
+    assert "without harmonizer {:.1f} to {:.1f}. A 3D".format(*fall.loc["input"]) in readme
+    mean = inside[inside.arm == "harmonized"].groupby(["experiment", "contrast"]).psnr_db.mean().unstack("contrast")
+    gain = {experiment: mean.loc[experiment] - mean.loc["1a"] for experiment in ("2", "3", "5")}
+    assert f"helps the T1w output by {gain['3'].T1w:.1f} dB and T2w by {gain['3'].T2w:.1f}" in readme
+    assert f"a 3D FLAIR helps FLAIR by {gain['5'].FLAIR:.1f}" in readme
+    assert f"mixed orientations win, by {gain['2'].min():.1f} to {gain['2'].max():.1f} dB" in readme
+    planes = read(layout.FIGURES / "ten", "planes").set_index(["reconstruction", "contrast"])
+    assert "T1w {0:.2f} dB against {1:.2f} sagittal, {2:.2f} coronal".format(*planes.loc["axial", "T1w"][["1a", "1b", "1c"]]) in readme
+    assert "({0:.2f} against {1:.2f} and {2:.2f})".format(*planes.loc["coronal", "T1w"][["1a", "1b", "1c"]]) in readme
+    means = alike.groupby(["arm", "experiment", "contrast", "resolution"])[["psnr_db", "ssim_planes"]].mean().unstack("resolution")
+    apart = means.xs("3||1", axis=1, level=1) - means.xs("4||0", axis=1, level=1)
+    assert (apart.loc["input"].abs() < [0.2, 0.005]).all(axis=None) and "differ by less than 0.2 dB and 0.005 SSIM" in readme
+    behind = apart.loc["harmonized"].agg(["min", "max"])
+    assert "by {:.1f} to {:.1f} dB".format(*behind.psnr_db) in readme and "and {:.2f} to {:.2f} SSIM".format(*behind.ssim_planes) in readme
+    noise = read(layout.FIGURES / "ten", "why_noise")
+    for table, words in ((read(layout.FIGURES / "ten", "figure_frequencies"), "by {0:.2f} cycles/mm)"), (noise, "excess, {0:.2f} to {1:.2f} either way")):
+        finest = table[(table.experiment == "1b") & (table.resolution == "3||0")]
+        keys = ["contrast", "arm", *[key for key in ("anatomy",) if table is noise]]
+        cutoffs = finest.groupby(keys).cutoff_per_mm.mean().unstack("arm")
+        excess = cutoffs.harmonized - cutoffs.input
+        assert words.format(excess.min(), excess.max()) in readme

@@ -1,10 +1,12 @@
 """The panels without a browser: what a control changes changes, and what is refused is said."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
 from helpers import haca3, layout, live, slice_profile, stages, widgets
-from helpers.study import CONTRASTS, Resolution, Study
+from helpers.study import CONTRASTS, EXPERIMENTS, Resolution, Study
 
 
 
@@ -87,10 +89,27 @@ def test_a_guess_is_judged_by_what_is_measured(room):
     assert guess.number == 2 and "dB" not in guess.says.value and not guess.buttons[0].disabled
 
 
+def test_a_handout_tells_the_answer_and_counts_no_guess(room):
+    scene, model, targets = room
+    guess = widgets.Guess(lambda: scene, model, targets)
+    guess.still()
+    assert "dB" in guess.says.value and "the room was right" not in guess.says.value
+    assert guess.right == 0
+
+
 def test_table_1_shows_the_ten_subjects_where_no_study_was_run(tmp_path):
     table = widgets.TableOne(stages.last_scores(Study(output_dir=str(tmp_path / "mine"))))
     assert "“ten”, 10 subjects (figure 3)" in table.says.value
     assert bytes(table.figure.value).startswith(b"\x89PNG")
+
+
+def test_table_1_shows_the_last_study_that_ran_all_of_it(tmp_path):
+    for name, experiments in (("first", EXPERIMENTS), ("second", EXPERIMENTS), ("part", ["1a"])):
+        (tmp_path / name / "tables").mkdir(parents=True)
+        pd.DataFrame({"experiment": list(experiments), "resolution": "3||0"}).to_csv(tmp_path / name / "tables" / "scores.csv", index=False)
+    os.utime(tmp_path / "first" / "tables" / "scores.csv", (0, 0))
+    name, table = stages.last_scores(Study(output_dir=str(tmp_path / "mine")))
+    assert name == "second" and table.experiment.tolist() == list(EXPERIMENTS)
 
 
 def test_table_1_says_which_experiments_a_study_left_out():

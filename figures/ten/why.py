@@ -1,17 +1,20 @@
-"""Why the verdicts differ from the paper: writes the tables why_*.csv beside this file, of studies that were run (``make results``).
+"""Why the verdicts differ from the paper: what `make results` writes beside this file, from the studies that it ran.
 
 why_mask.csv
     What a 3D source adds to each output, with the mask of the first source (ten) and with the union of all masks (ten-union).
 why_noise.csv
-    Through-plane cut-offs with sampled anatomy labels (ten-coronal) and with the most probable ones (ten-argmax), which have no noise.
+    Through-plane cut-offs with sampled anatomy labels (ten-coronal) and with the most probable ones (ten-argmax), drawn without noise.
 why_fusion.csv
     PSNR of slices in three planes (scores.csv, beside this file) and of whole volumes fused from them (whole).
+figure_ladder
+    Scores at 5||1.5, means over the experiments, with the known, a rigid and an affine transform (ladder, ladder-rigid, ladder-affine).
 """
 
 from pathlib import Path
 
 import pandas as pd
-from helpers import stages
+from helpers import figures, layout, stages
+from helpers.study import Study
 
 HERE = Path(__file__).parent
 
@@ -33,7 +36,8 @@ def noise():
     cutoffs = stages.cutoffs(stages.other_studies(["ten-coronal", "ten-argmax"], "frequencies"))
     cutoffs = cutoffs[cutoffs.experiment.isin(["1a", "1b"])]
     both = cutoffs.groupby("subject").anatomy.transform("nunique") == 2
-    return cutoffs.loc[both, ["anatomy", "subject", "experiment", "resolution", "contrast", "arm", "cutoff_per_mm"]]
+    keys = ["anatomy", "subject", "experiment", "resolution", "contrast", "arm"]
+    return cutoffs.loc[both, [*keys, "cutoff_per_mm"]].sort_values(keys)
 
 
 def fusion():
@@ -45,6 +49,13 @@ def fusion():
     return pd.concat({how: psnr_db.loc[wanted] for how, psnr_db in both.items()}, names=["reconstruction"]).reset_index()
 
 
+def registration():
+    studies = ["ladder", "ladder-rigid", "ladder-affine"]
+    fig, _, drawn = figures.ladder_figure(stages.other_studies(studies), stages.other_studies(studies, "registrations"))
+    stages.save_figure(Study.from_toml(layout.ROOT / "studies" / "ten.toml"), "ladder", fig, drawn)
+
+
 if __name__ == "__main__":
     for table in (mask, noise, fusion):
         table().to_csv(HERE / f"why_{table.__name__}.csv", index=False, float_format="%.6g")
+    registration()

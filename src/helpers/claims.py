@@ -344,14 +344,19 @@ def _registration_costs(data):
     estimated = [each for each in TRANSFORMS if each != "known" and any(key[0] == each for key in data.ladder)]
     if not estimated or not any(key[0] == "known" for key in data.ladder):
         raise NotRun("no studies with the known and with an estimated transform")
+    # Estimating transforms takes longer than all else: a ladder need not have all eight resolutions, but says which.
+    held = next(iter(data.ladder.values()))
+    labels = [label for label, column in zip(LABELS, held.T, strict=True) if not np.isnan(column).any()]
+    where = () if len(labels) == len(LABELS) else ("at " + ", ".join(labels),)
     made = []
     for transform in estimated:
         for measure, contrast in _each(data):
             known, found = (
-                np.mean([data.get("ladder", each, measure, experiment, contrast).mean(axis=1) for experiment in EXPERIMENTS], axis=0)
+                np.mean([data.get("ladder", each, measure, experiment, contrast, labels=labels).mean(axis=1) for experiment in EXPERIMENTS], axis=0)
                 for each in ("known", transform)
             )
-            made.append(Comparison(_name(f"known - {transform}", contrast, measure), "above zero", _UNITS[measure], known - found))
+            name = _name(f"known - {transform}", *where, contrast, measure)
+            made.append(Comparison(name, "above zero", _UNITS[measure], known - found))
     return made
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import figures, layout, phantom, volumes
-from helpers.study import AXIS, CONTRASTS, GROUND_TRUTH, ONE_ORIENTATION, Resolution, Study, sources, subject_seed, visited_slices
+from helpers.study import AXIS, CONTRASTS, EXPERIMENTS, GROUND_TRUTH, ONE_ORIENTATION, Resolution, Study, sources, subject_seed, visited_slices
 
 #: The subject that stands for images given as targets.
 TARGET = "target"
@@ -155,7 +155,7 @@ def cohort(plan: Study, subject: int | str) -> dict[str, Path]:
     return paths
 
 
-#: `helpers.phantom.subject` that remembers the last one: who writes a subject's images shows of what they are made.
+#: `helpers.phantom.subject`, remembering the last one: notebook 00 writes a subject's images, then shows its tissues.
 person = functools.lru_cache(maxsize=1)(phantom.subject)
 
 
@@ -252,13 +252,13 @@ def findings(plan: Study, unfit: Iterable[str] = ()) -> list[str]:
             twin = first.setdefault(sidecar.get("ContentSha256", name), name)
             if twin != name:
                 lines.append(f"{name}: the same voxels as {twin}: accepted are images of different people")
-            elif contrast == "T1w" and _done(path, sidecar.get("Key", "")):
+            elif contrast == "T1w" and isinstance(subject, str) and _done(path, sidecar.get("Key", "")):
                 portraits[subject] = _portrait(plan, path)
     for one, other in itertools.combinations(portraits, 2):
         alike = float(portraits[one] @ portraits[other])
         # Sessions of one subject are one person.
         if alike > preparation.SAME_PERSON and one.split("_")[0] != other.split("_")[0]:
-            value = f"correlation {alike:.2f}, that of two people stays below {preparation.SAME_PERSON}"
+            value = f"correlation {alike:.2f}, suspicious above {preparation.SAME_PERSON}"
             lines.append(f"{layout.name(other)} T1w: looks like {layout.name(one)} scanned again ({value}): accepted are different people")
     return lines
 
@@ -731,9 +731,12 @@ def all_scores(plan: Study) -> pd.DataFrame:
 
 
 def last_scores(plan: Study) -> tuple[str, pd.DataFrame]:
-    """Name and score table of the study that was finished last beside this one; if there is none, of the one in ``figures/ten``."""
-    found = sorted(root(plan).parent.glob("*/tables/scores.csv"), key=lambda path: path.stat().st_mtime)
-    return (found[-1].parent.parent.name, _read_table(found[-1])) if found else ("ten", _read_table(layout.FIGURES / "ten" / "scores.csv"))
+    """Name and score table of the study beside this one that was the last to run all of Table 1; if none did, of ``figures/ten``."""
+    for path in sorted(root(plan).parent.glob("*/tables/scores.csv"), key=lambda path: path.stat().st_mtime, reverse=True):
+        table = _read_table(path)
+        if set(EXPERIMENTS) <= set(table.experiment):
+            return path.parent.parent.name, table
+    return "ten", _read_table(layout.FIGURES / "ten" / "scores.csv")
 
 
 def headline(plan: Study) -> str:
