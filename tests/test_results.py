@@ -103,3 +103,14 @@ def test_the_readme_tells_the_numbers_of_the_ten_subjects():
         cutoffs = finest.groupby(keys).cutoff_per_mm.mean().unstack("arm")
         excess = cutoffs.harmonized - cutoffs.input
         assert words.format(excess.min(), excess.max()) in readme
+
+
+def test_the_readme_tells_what_registration_costs():
+    readme = (layout.ROOT / "README.md").read_text()
+    drawn = read(layout.FIGURES / "ten", "figure_ladder")
+    mean = drawn[drawn.arm == "harmonized"].groupby(["contrast", "transform"]).psnr_db.mean().unstack("transform")
+    rigid, affine = mean.known - mean.rigid, mean.known - mean.affine
+    assert f"costs {rigid.min():.2f} to {rigid.max():.2f} dB" in readme
+    assert f"costs {affine.T1w:.1f} dB for T1w, {affine.T2w:.1f} for T2w, {affine.FLAIR:.1f} for FLAIR" in readme
+    off_mm = read(layout.FIGURES / "ten", "why_registration").groupby("transform").registration_error_mm.mean()
+    assert f"rigid transform is {off_mm.rigid:.2f} mm off" in readme and f"affine transform is {off_mm.affine:.2f} mm off" in readme

@@ -6,6 +6,8 @@ why_noise.csv
     Through-plane cut-offs with sampled anatomy labels (ten-coronal) and with the most probable ones (ten-argmax), drawn without noise.
 why_fusion.csv
     PSNR of slices in three planes (scores.csv, beside this file) and of whole volumes fused from them (whole).
+why_registration.csv
+    How far off each stack lies that ANTs registered (ladder-rigid, ladder-affine): mean over the brain, in mm.
 figure_ladder
     Scores at 5||1.5, means over the experiments, with the known, a rigid and an affine transform (ladder, ladder-rigid, ladder-affine).
 """
@@ -50,12 +52,18 @@ def fusion():
 
 
 def registration():
+    errors = stages.other_studies(["ladder-rigid", "ladder-affine"], "registrations")
+    keys = ["transform", "resolution", "contrast", "orientation", "subject"]
+    return errors[[*keys, "registration_error_mm"]].sort_values(keys)
+
+
+def draw_ladder():
     studies = ["ladder", "ladder-rigid", "ladder-affine"]
     fig, _, drawn = figures.ladder_figure(stages.other_studies(studies), stages.other_studies(studies, "registrations"))
     stages.save_figure(Study.from_toml(layout.ROOT / "studies" / "ten.toml"), "ladder", fig, drawn)
 
 
 if __name__ == "__main__":
-    for table in (mask, noise, fusion):
+    for table in (mask, noise, fusion, registration):
         table().to_csv(HERE / f"why_{table.__name__}.csv", index=False, float_format="%.6g")
-    registration()
+    draw_ladder()
