@@ -155,21 +155,23 @@ PREVIEW = {"name": "bench", "subjects": [1]}
 def machinery():
     """A study's notebooks in kernels on Dask, with report and records, against the same helpers called in a plain loop.
 
-    One worker, one thread, one subject: the demo's preview, then whole volumes of one experiment at one resolution.
+    One worker, one thread, one subject: the demo's preview, then whole volumes of one experiment at one resolution. The first loop calls
+    what makes the study's files; the second runs all that the notebooks say, figures and tables too, in one process.
     """
     whole = {**PREVIEW, "experiments": ["3"], "resolutions": ["5||1.5"], "slice_step": 1, "reconstruction": list(study.ORIENTATIONS)}
     for what, settings, goal in (("the demo's preview", PREVIEW, 1 / 1.3), ("whole volumes", whole, 1 / 1.1)):
         with tempfile.TemporaryDirectory() as folder:
             took = {}
-            for way, script in (("loop", LOOP), ("study", STUDY)):
+            for way, script in (("loop", LOOP), ("cells", CELLS), ("study", STUDY)):
                 start = time.perf_counter()
                 code = f"from helpers.study import Study\nplan = Study(output_dir={folder + '/' + way!r}, **{settings!r})\n{script}"
                 environment = {**os.environ, "OMP_NUM_THREADS": "1", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1"}
-                # Dask counts the cores that it may use, and gives a single worker all of them: one is what the loop has.
+                # Dask counts the cores that it may use, and gives a single worker all of them: one is what the loops have.
                 core = ["taskset", "-c", str(max(os.sched_getaffinity(0)))] if shutil.which("taskset") else []
                 subprocess.run([*core, sys.executable, "-c", code], check=True, env=environment, capture_output=True)
                 took[way] = time.perf_counter() - start
-        yield f"plain loop / study with one worker, {what}: {took['loop']:.0f} s / {took['study']:.0f} s", [took["loop"] / took["study"]], goal
+        for way, done in (("loop", "files only"), ("cells", "all that the notebooks do")):
+            yield f"plain loop, {done} / study, {what}: {took[way]:.0f} s / {took['study']:.0f} s", [took[way] / took["study"]], goal
 
 
 # Every file that the study makes, and no figures.
@@ -189,7 +191,22 @@ for subject in plan.subjects:
             stages.frequencies(plan, subject, experiment)
 """
 
-# Notebooks 01 and 05 only draw, which is no overhead; what the others draw is counted as such.
+CELLS = """
+import matplotlib
+matplotlib.use("Agg")
+import nbformat
+from helpers import batch, figures
+from IPython.display import display
+for task in batch.choose(batch.tasks(plan), ["04*"]):
+    space = {"display": display}
+    for cell in nbformat.read(task.notebook, 4).cells:
+        if cell.cell_type == "code":
+            exec(cell.source, space)
+            if "parameters" in cell.metadata.get("tags", []):
+                space |= task.parameters
+    figures.plt.close("all")
+"""
+
 STUDY = """
 from helpers import batch
 from helpers.cluster import Cluster

@@ -102,7 +102,7 @@ def test_a_job_that_the_batch_system_refuses_is_one_line(tmp_path, monkeypatch):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name, size", [("demo", 18), ("paper", 90), ("slurm", 90), ("whole", 2)])
+@pytest.mark.parametrize("name, size", [("demo", 18), ("paper", 90), ("slurm", 90), ("whole", 14)])
 def test_the_shipped_studies_are_valid(name, size):
     from helpers import batch
 
