@@ -562,12 +562,14 @@ def _gather(client, again, wanted: list[Task], folder: Path, where: Cluster, bef
             free = max(len(client.nthreads()) - len(running), 0)
             skipped = False
             for task in [task for task in waiting if all(name in over or name not in named for name in (*task.needs, *task.after))]:
+                if not free:  # Whether it is done is asked once it could start: asking reads the sources of all helpers.
+                    break
                 # Only now: what it reads may just have been made again, with the same content.
                 if _is_done(task, folder, repair=True):
                     waiting.remove(task)
                     results[task.name], skipped = None, True
                     progress.skip(task)
-                elif free:
+                else:
                     waiting.remove(task)
                     free -= 1
                     ledger.log(folder, event="started", task=task.name)

@@ -198,6 +198,11 @@ def _configured():
             # What was running on a lost worker is run again elsewhere, twice; a notebook that fails is not run again.
             "distributed.scheduler.allowed-failures": 2,
             "distributed.deploy.lost-worker-timeout": "10s",
+            # Dask looks at itself up to a hundred times a second, which is for tasks of milliseconds; a notebook takes many seconds.
+            "distributed.worker.profile.enabled": False,
+            "distributed.admin.tick.interval": "1s",
+            "distributed.admin.system-monitor.interval": "5s",
+            "distributed.worker.memory.monitor-interval": "5s",
         }
     )
 
