@@ -247,7 +247,7 @@ class FusionNet(nn.Module):
         """(B, 3, D, H, W), channels axial, coronal, sagittal -> (B, 1, D, H, W)."""
         if torch.is_grad_enabled():
             return self.conv2(torch.cat([x, self.conv1(x)], dim=1))
-        # The same numbers in a third of the memory: in slabs, each with the planes beyond it that its edge depends on, and in place.
+        # The same numbers in less memory: in slabs, each with the planes beyond it that its edge depends on, and in place.
         first, norm, slope, second, _, _ = self.conv1
         finest = _normalized(first(x), norm.eps, slope.negative_slope)  # (B, 8, D, H, W)
         x = torch.cat([x, x.new_empty(x.shape[0], second.out_channels, *x.shape[2:])], dim=1)  # (B, 19, D, H, W)
