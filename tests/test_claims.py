@@ -405,6 +405,9 @@ def test_the_ladder_of_studies_is_told_by_the_column_transform(whole):
     verdicts, comparisons = claims.verdicts(scores, attention, cutoffs, coarsest)
     assert by_claim(verdicts)["C18"] == SUPPORTED
     assert comparisons[comparisons.claim == "C18"].comparison.str.contains("known - rigid, at 5||1.5, ", regex=False).all()
+    alien = coarsest.assign(resolution="2||0.5")
+    verdicts, _ = claims.verdicts(scores, attention, cutoffs, alien)
+    assert "not run: no resolution of the eight in the ladder" in verdicts.set_index("claim").sentence["C18"]
     with pytest.raises(ValueError, match="ladder, transform rigid, has seed 1: accepted is that of the scores, 0"):
         claims.verdicts(scores, ladder=pd.concat([scores, rigid.assign(seed=1)]))
 

@@ -347,6 +347,8 @@ def _registration_costs(data):
     # Estimating transforms takes longer than all else: a ladder need not have all eight resolutions, but says which.
     held = next(iter(data.ladder.values()))
     labels = [label for label, column in zip(LABELS, held.T, strict=True) if not np.isnan(column).any()]
+    if not labels:
+        raise NotRun("no resolution of the eight in the ladder")
     where = () if len(labels) == len(LABELS) else ("at " + ", ".join(labels),)
     made = []
     for transform in estimated:
