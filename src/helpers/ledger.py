@@ -26,7 +26,8 @@ MACHINERY = ("batch.py", "cli.py", "cluster.py", "ledger.py", "schedule.py")
 def stamp(notebook: Path, parameters: Mapping) -> str:
     """Hash of a notebook, the parameters it is run with, and all modules that it may import."""
     package = Path(__file__).parent
-    modules = [path for path in sorted(package.rglob("*.py")) if str(path.relative_to(package)) not in MACHINERY]
+    sources = sorted([*package.rglob("*.py"), *package.rglob("*.cpp")])
+    modules = [path for path in sources if str(path.relative_to(package)) not in MACHINERY]
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
     for path in (notebook, *modules):
         digest.update(hashlib.sha256(path.read_bytes()).digest())

@@ -32,7 +32,7 @@ TARGET = "target"
 OWN_DATA = "Prepared from images of a data set of one's own"
 SEMI_SYNTHETIC = "Semi-synthetic: simulated from tissue maps of one real brain; not an acquisition of a person"
 
-HACA3_SOURCES = ("haca3/networks.py", "haca3/checkpoint.py", "haca3/harmonizer.py")
+HACA3_SOURCES = ("haca3/networks.py", "haca3/checkpoint.py", "haca3/harmonizer.py", "haca3/winograd.py", "haca3/winograd.cpp")
 
 Output = tuple[np.ndarray, np.ndarray, dict]  # volume, affine, what else the sidecar should say
 

@@ -256,7 +256,7 @@ class Study:
     precision : str
         Of HACA3's large networks: one of `PRECISIONS`.
     compiled : bool
-        Compile the networks: repays itself in whole volumes with weights of the published width.
+        Harmonize with what a C++ compiler builds in two seconds: about twice as fast on a CPU, the same to rounding.
     seed : int
         Seed of anatomy noise and of the motion that registration has to undo.
     planes, ladder : tuple of str

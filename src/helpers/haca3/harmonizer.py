@@ -30,8 +30,6 @@ Each of its quirks, and what is done about it here:
 
 import functools
 import hashlib
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +39,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers import study, volumes
-from helpers.haca3 import checkpoint
+from helpers.haca3 import checkpoint, winograd
 from helpers.haca3.networks import SLICE, keep_freed_memory, labels_to_beta, most_probable
 from helpers.study import AXIS
 
@@ -295,7 +293,8 @@ class Harmonizer:
         self.variant, self.device = study.check("variant", variant, study.VARIANTS), _device(device)
         self.precision = study.check("precision", precision, study.PRECISIONS)
         self.networks = {name: network.to(self.device).eval() for name, network in networks.items()}
-        self._run = {name: _compiled(self.networks[name]) if compiled else self.networks[name] for name in _LARGE if name in networks}
+        quick = winograd.accelerated if compiled and self.device == "cpu" and precision == "float32" else lambda network: network
+        self._run = self.networks | {name: quick(self.networks[name]) for name in _LARGE if name in networks}
         self._empty = None  # code of an all-zero slice
 
     @_exact
@@ -313,7 +312,7 @@ class Harmonizer:
             If the volume is on another grid, not finite, or all zero.
         """
         padded, norm = preprocess(_checked(volume, "target"))
-        keys = torch.cat([self._key(self._tensor([slice_of(padded, "coronal", k)])) for k in TARGET_SLICES])  # (20, 4)
+        keys = torch.cat([self._key(self._tensor([slice_of(padded, "coronal", k)]), self._run) for k in TARGET_SLICES])  # (20, 4)
         theta, eta = keys.mean(dim=0).cpu().numpy().reshape(2, 2)
         return Target(theta, eta, norm)
 
@@ -461,7 +460,7 @@ class Harmonizer:
                 raise ValueError(f"source {name} has shape {np.shape(plane)}: accepted is a slice of {sides[0]} x {sides[1]} pixels")
             widths = [(SLICE // 2 - n // 2, SLICE - n - (SLICE // 2 - n // 2)) for n in sides]
             image = _seen(np.pad(np.asarray(plane, np.float32), widths), orientation)
-            code = self._encode([image])[0] if image.any() else (None, None)
+            code = self._encode([image], self._run)[0] if image.any() else (None, None)
             encodings[name] = Encoding({(orientation, k): (self._foreground(image), *code)})
         made, _, _ = self._reconstruct(orientation, encodings, targets, "first", dict.fromkeys(targets, ()), seed, [k], 0)
         return {name: volume.take(index, axis) for name, volume in made.items()}
@@ -483,23 +482,24 @@ class Harmonizer:
         """The context of the large networks: float32, or bfloat16 where asked for."""
         return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.precision == "bfloat16")
 
-    def _key(self, images: Tensor) -> Tensor:
+    @staticmethod
+    def _key(images: Tensor, networks: Mapping[str, nn.Module]) -> Tensor:
         """Theta and eta of slices (B, 1, 224, 224) -> (B, 4)."""
-        return torch.cat([self.networks["theta_encoder"](images)[0].flatten(1), self._run["eta_encoder"](images).flatten(1)], dim=1)
+        return torch.cat([networks["theta_encoder"](images)[0].flatten(1), networks["eta_encoder"](images).flatten(1)], dim=1)
 
-    def _encode(self, images: Sequence[np.ndarray]) -> list[tuple[Tensor, Tensor]]:
+    def _encode(self, images: Sequence[np.ndarray], networks: Mapping[str, nn.Module]) -> list[tuple[Tensor, Tensor]]:
         """Logits (5, 224, 224) and key (4,) of each slice (224, 224)."""
         images = self._tensor(images)
         with self._exactly():
-            logits = self._run["beta_encoder"](images)
-        return list(zip(logits.float(), self._key(images)))
+            logits = networks["beta_encoder"](images)
+        return list(zip(logits.float(), self._key(images, networks)))
 
     def _codes(self, source: Encoding, orientation: str, ks: Sequence[int]) -> list[tuple[np.ndarray, Tensor | None, Tensor | None]]:
         """Foreground, logits and key of some slices, as `Encoding.slices` holds them."""
         codes = {k: source.slices[orientation, k] for k in ks if (orientation, k) in source.slices}
         images = {k: slice_of(source.volume, orientation, k) for k in ks if k not in codes}
         full = [k for k, image in images.items() if image.any()]
-        encoded = dict(zip(full, self._encode([images[k] for k in full]))) if full else {}
+        encoded = dict(zip(full, self._encode([images[k] for k in full], self._run))) if full else {}
         codes |= {k: (self._foreground(image), *encoded.get(k, (None, None))) for k, image in images.items()}
         return [codes[k] for k in ks]
 
@@ -529,7 +529,8 @@ class Harmonizer:
         for some in self._batches(shown):
             codes = [self._codes(source, orientation, some) for source in sources.values()]  # n lists of B
             if self._empty is None and any(logits is None for each in codes for _, logits, _ in each):
-                (self._empty,) = self._encode([np.zeros((SLICE, SLICE), np.float32)])
+                # What an instance norm makes of nothing is rounding: the layers as published have the published one.
+                (self._empty,) = self._encode([np.zeros((SLICE, SLICE), np.float32)], self.networks)
             filled = [[(code[1:] if code[1] is not None else self._empty) for code in each] for each in codes]
             logits = [torch.stack([logits for logits, _ in each]) for each in filled]  # n of (B, 5, 224, 224)
             key = torch.stack([torch.stack([key for _, key in each]) for each in filled], dim=1)  # (B, n, 4)
@@ -598,8 +599,9 @@ def load(
         bfloat16 runs the anatomy encoder and the decoder in half of the bits. With the shipped weights that moves the image by
         38 to 41 dB from the one of float32, and it pays only where the hardware has it.
     compiled : bool
-        Let torch.compile translate the networks, which takes about a minute and repays itself after some hundred slices of the
-        published widths. Same result to rounding. Without a C++ compiler they run as they are.
+        On a CPU in float32, let a C++ compiler build what multiplies less in the networks (`helpers.haca3.winograd`): two
+        seconds, repaid after some ten slices of the published widths. Same result to rounding. Without a compiler, or elsewhere,
+        the networks run as they are.
 
     Raises
     ------
@@ -659,13 +661,6 @@ def _device(device: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device is {device!r}, which torch cannot use here ({str(error).splitlines()[0]}): accepted are auto, cpu, cuda, mps") from None
     return device
-
-
-def _compiled(network: nn.Module):
-    """The network, translated where there is a C++ compiler."""
-    if not any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name):
-        return network
-    return torch.compile(network, dynamic=False, options={"freezing": True})  # weights are constants, packed once
 
 
 def _checked(volume, what: str) -> np.ndarray:

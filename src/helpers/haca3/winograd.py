@@ -1,0 +1,137 @@
+"""The 3x3 convolutions of HACA3 on a CPU with a quarter of the multiplications, by a program that is compiled where it runs.
+
+Source: Lavin and Gray, *Fast algorithms for convolutional neural networks*, CVPR 2016. PyTorch's convolutions follow the
+definition; ``winograd.cpp`` computes the same to rounding.
+"""
+
+import copy
+import ctypes
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from helpers.haca3.networks import EtaEncoder
+
+_LANES = 16  # channels come in multiples of it
+_LAST = torch.channels_last
+
+# What a compiler is asked for, until it can: the instructions of this very machine, and threads.
+_FLAGS = (("-march=native", "-fopenmp"), ("-march=native",), ())
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled program; None where there is no C++ compiler. Takes two seconds, once in a process."""
+    compilers = (shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name)
+    compiler = next(filter(None, compilers), None)
+    if compiler is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder) / "winograd.so"
+        for flags in _FLAGS:
+            command = [compiler, "-O3", "-std=c++17", "-shared", "-fPIC", *flags, "-o", built, Path(__file__).with_suffix(".cpp")]
+            if subprocess.run(command, capture_output=True).returncode == 0:
+                return ctypes.CDLL(str(built))
+    return None
+
+
+def _at(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+class Convolution(nn.Module):
+    """A 3x3 convolution of stride 1 with zero padding.
+
+    Parameters
+    ----------
+    program : ctypes.CDLL
+        As `library` gives it.
+    conv : nn.Conv2d
+        Whose channels, in and out, are multiples of 16.
+    """
+
+    def __init__(self, program: ctypes.CDLL, conv: nn.Conv2d):
+        super().__init__()
+        self.program, self.out, self.bias = program, conv.out_channels, conv.bias.detach().contiguous()
+        weight = conv.weight.detach().contiguous()
+        self.weight = torch.empty(36 * conv.in_channels * conv.out_channels)
+        program.winograd_weights(_at(weight), conv.in_channels, conv.out_channels, _at(self.weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) -> (B, out, H, W), channels last in memory."""
+        x = x.contiguous(memory_format=_LAST)
+        batch, channels, rows, columns = x.shape
+        y = torch.empty((batch, self.out, rows, columns), memory_format=_LAST)
+        for source, result in zip(x, y):
+            self.program.winograd_convolve(
+                _at(source), rows, columns, channels, _at(self.weight), _at(self.bias), self.out, _at(result), torch.get_num_threads()
+            )
+        return y
+
+
+class Normalization(nn.Module):
+    """Instance norm and leaky ReLU, in place if the image has its channels last in memory."""
+
+    def __init__(self, program: ctypes.CDLL, norm: nn.InstanceNorm2d, relu: nn.LeakyReLU):
+        super().__init__()
+        self.program, self.eps, self.slope = program, ctypes.c_float(norm.eps), ctypes.c_float(relu.negative_slope)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same."""
+        x = x.contiguous(memory_format=_LAST)
+        for image in x:
+            channels, rows, columns = image.shape
+            self.program.normalize(_at(image), rows, columns, channels, self.eps, self.slope, torch.get_num_threads())
+        return x
+
+
+class Eta(nn.Module):
+    """The encoder of artifacts with channels last: its blocks of 32x32 pixels are copied in long runs."""
+
+    def __init__(self, eta: EtaEncoder):
+        super().__init__()
+        self.in_conv, self.rest, self.bias = eta.in_conv, eta.seq[1:], eta.seq[0].bias
+        weight = eta.seq[0].weight.detach().permute(0, 2, 3, 1)  # (32, 32, 32, 64 of in_conv and the image itself)
+        self.weight, self.weight_image = weight[..., :-1].flatten(1), weight[..., -1].flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 1, H, W) -> (B, 2, 1, 1)."""
+        rows, columns = x.shape[2] // 32, x.shape[3] // 32
+
+        def blocks(image):
+            image = image.permute(0, 2, 3, 1)[:, : 32 * rows, : 32 * columns]  # (B, H, W, C)
+            return image.reshape(len(x), rows, 32, columns, -1).transpose(2, 3).reshape(len(x), rows * columns, -1)
+
+        y = F.linear(blocks(self.in_conv(x)), self.weight, self.bias) + F.linear(blocks(x), self.weight_image)  # (B, blocks, 32)
+        return self.rest(y.transpose(1, 2).reshape(len(x), -1, rows, columns))
+
+
+def accelerated(network: nn.Module) -> nn.Module:
+    """A copy of a network for inference on a CPU, in which what can be is replaced by this module's; itself without a compiler.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Made of `nn.Sequential` of layers.
+    """
+    program = library()
+    if program is None:
+        return network
+    network = copy.deepcopy(network).to(memory_format=_LAST)
+    for layers in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
+        channels = 0
+        for number, layer in enumerate(layers):
+            if isinstance(layer, nn.Conv2d):
+                channels = layer.out_channels
+                if layer.kernel_size == (3, 3) and layer.in_channels % _LANES == channels % _LANES == 0:
+                    layers[number] = Convolution(program, layer)
+            elif isinstance(layer, nn.InstanceNorm2d) and channels % _LANES == 0:
+                layers[number], layers[number + 1] = Normalization(program, layer, layers[number + 1]), nn.Identity()
+    return Eta(network) if isinstance(network, EtaEncoder) else network
