@@ -125,12 +125,14 @@ def accelerated(network: nn.Module) -> nn.Module:
     if program is None:
         return network
     network = copy.deepcopy(network).to(memory_format=_LAST)
-    for layers in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
+    for name, layers in [each for each in network.named_modules() if isinstance(each[1], nn.Sequential)]:
         channels = 0
         for number, layer in enumerate(layers):
             if isinstance(layer, nn.Conv2d):
                 channels = layer.out_channels
-                if layer.kernel_size == (3, 3) and layer.in_channels % _LANES == channels % _LANES == 0:
+                # At the bottom of a U-Net weights are most of what is read: four times as many take as long, and much memory.
+                fits = layer.kernel_size == (3, 3) and not name.startswith("bottleneck")
+                if fits and layer.in_channels % _LANES == channels % _LANES == 0:
                     layers[number] = Convolution(program, layer)
             elif isinstance(layer, nn.InstanceNorm2d) and channels % _LANES == 0:
                 layers[number], layers[number + 1] = Normalization(program, layer, layers[number + 1]), nn.Identity()
