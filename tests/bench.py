@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from helpers import batch, degradation, figures, haca3, layout, ledger, live, phantom, slice_profile, stages, study, widgets
+from helpers import batch, degradation, figures, haca3, layout, ledger, live, metrics, phantom, slice_profile, stages, study, widgets
 
 REPEATS = 3
 
@@ -147,19 +147,14 @@ def harmonize():
         fast = [shown * (number * e + 65 * 3 * d) for e, d in zip(fast_encode, fast_decode)]
         yield f"HACA3: networks of the study, {what} / plain", [plainly / each for plainly, each in zip(slow, fast)], 6
     with torch.inference_mode():
-        same = [(batch.index(k), encodings["T1w"].slices["axial", k][1]) for k in slices if k in batch]
-        agreed = {
-            "logits": [decibel(logits[0][number], ours_too) for number, ours_too in same],
-            "images from the same labels": [decibel(expected[number], ours._run["decoder"](labelled[number, None])[0, 0]) for number, _ in same],
+        same = [(k, batch.index(k)) for k in slices if k in batch]
+        pairs = {
+            "logits": [(logits[0][number], encodings["T1w"].slices["axial", k][1]) for k, number in same],
+            "images from the same labels": [(expected[number, None], ours._run["decoder"](labelled[number, None])[0]) for _, number in same],
         }
-    for what, each in agreed.items():
-        print(f"HACA3: compiled against plain, {what}: {min(each):.0f} dB or more")
-
-
-def decibel(wanted, image):
-    """Agreement of two images: the square of the largest value over the mean squared error."""
-    wanted, image = np.asarray(wanted, float), np.asarray(image, float)
-    return 10 * np.log10(np.abs(wanted).max() ** 2 / np.square(wanted - image).mean())
+    for what, each in pairs.items():
+        agreed = min(metrics.psnr(wanted.numpy(), image.numpy(), float(wanted.abs().max())) for wanted, image in each)
+        print(f"HACA3: compiled against plain, {what}: {agreed:.0f} dB or more")
 
 
 PREVIEW = {"name": "bench", "subjects": [1]}

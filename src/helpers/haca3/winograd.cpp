@@ -20,7 +20,6 @@ constexpr int64_t CACHE = 128 * 1024;  // floats of what becomes of some tiles: 
 constexpr int64_t FEWEST = 64;         // tiles at a time where there are many channels, whose weights do not fit in any case
 
 typedef float vec __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
-
 typedef float half __attribute__((vector_size(LANES / 2 * sizeof(float)), aligned(sizeof(float)), may_alias));
 typedef double wide __attribute__((vector_size(LANES / 2 * sizeof(double)), aligned(sizeof(double)), may_alias));
 
@@ -120,7 +119,7 @@ extern "C" {
 
 // Weights (out, in, 3, 3) -> transformed, for each place in panels of two vectors of output channels: 36 * in * out floats.
 void winograd_weights(const float* weight, int in, int out, float* u) {
-    const double a = AA, b = BB, root_a = 0.70710678118654752440, root_b = 1.41421356237309504880;
+    const double a = AA, b = BB, root_a = std::sqrt(a), root_b = std::sqrt(b);
     const double by_a = 1 / (2 * a * (a - b)), by_b = 1 / (2 * b * (b - a));
     const double g[6][3] = {{1, 0, 0}, {by_a, by_a * root_a, by_a * a}, {by_a, -by_a * root_a, by_a * a},
                             {by_b, by_b * root_b, by_b * b}, {by_b, -by_b * root_b, by_b * b}, {0, 0, 1}};
