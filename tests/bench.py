@@ -5,16 +5,19 @@ reference in each repeat, and the median that is the goal. To add one, write it 
 benches as arguments run only those.
 """
 
+import contextlib
 import dataclasses
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 
 import numpy as np
+import psutil
 import torch
 from scipy import ndimage
 
@@ -160,24 +163,55 @@ def harmonize():
 PREVIEW = {"name": "bench", "subjects": [1]}
 
 
+def in_turn(commands, environment, slice_s=5):
+    """Seconds that each of some commands takes, one running at a time and the others stopped: a machine is not equally fast all day."""
+    running = {name: psutil.Popen(command, env=environment, stdout=subprocess.DEVNULL) for name, command in commands.items()}
+    took = dict.fromkeys(running, 0.0)
+
+    def tell(process, signal):
+        told = set()
+        while new := [each for each in (process, *process.children(recursive=True)) if each.pid not in told]:
+            for each in new:  # Again, for what one of them started meanwhile.
+                told.add(each.pid)
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.send_signal(signal)
+
+    try:
+        for process in running.values():
+            tell(process, signal.SIGSTOP)
+        while running:
+            for name, process in list(running.items()):
+                start = time.perf_counter()
+                tell(process, signal.SIGCONT)
+                with contextlib.suppress(psutil.TimeoutExpired):
+                    if process.wait(slice_s):
+                        raise subprocess.CalledProcessError(process.returncode, commands[name])
+                    del running[name]
+                took[name] += time.perf_counter() - start
+                if name in running:
+                    tell(process, signal.SIGSTOP)
+    finally:
+        for process in running.values():  # those that are left if one failed
+            tell(process, signal.SIGKILL)
+    return took
+
+
 def machinery():
     """A study's notebooks in kernels on Dask, with report and records, against the same helpers called in a plain loop.
 
     One worker, one thread, one subject: the demo's preview, then whole volumes of one experiment at one resolution. The first loop calls
-    what makes the study's files; the second runs all that the notebooks say, figures and tables too, in one process.
+    what makes the study's files; the second runs all that the notebooks say, and draws their figures, in one process.
     """
     whole = {**PREVIEW, "experiments": ["3"], "resolutions": ["5||1.5"], "slice_step": 1, "reconstruction": list(study.ORIENTATIONS)}
     for what, settings, goal in (("the demo's preview", PREVIEW, 1 / 1.3), ("whole volumes", whole, 1 / 1.1)):
         with tempfile.TemporaryDirectory() as folder:
-            took = {}
+            # Dask counts the cores that it may use, and gives a single worker all of them: one is what the loops have.
+            core = ["taskset", "-c", str(max(os.sched_getaffinity(0)))] if shutil.which("taskset") else []
+            commands = {}
             for way, script in (("loop", LOOP), ("cells", CELLS), ("study", STUDY)):
-                start = time.perf_counter()
                 code = f"from helpers.study import Study\nplan = Study(output_dir={folder + '/' + way!r}, **{settings!r})\n{script}"
-                environment = {**os.environ, "OMP_NUM_THREADS": "1", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1"}
-                # Dask counts the cores that it may use, and gives a single worker all of them: one is what the loops have.
-                core = ["taskset", "-c", str(max(os.sched_getaffinity(0)))] if shutil.which("taskset") else []
-                subprocess.run([*core, sys.executable, "-c", code], check=True, env=environment, capture_output=True)
-                took[way] = time.perf_counter() - start
+                commands[way] = [*core, sys.executable, "-c", code]
+            took = in_turn(commands, {**os.environ, "OMP_NUM_THREADS": "1", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1"})
         for way, done in (("loop", "files only"), ("cells", "all that the notebooks do")):
             yield f"plain loop, {done} / study, {what}: {took[way]:.0f} s / {took['study']:.0f} s", [took[way] / took["study"]], goal
 
@@ -204,6 +238,7 @@ import matplotlib
 matplotlib.use("Agg")
 import nbformat
 from helpers import batch, figures
+from IPython.core.pylabtools import print_figure
 from IPython.display import display
 for task in batch.choose(batch.tasks(plan), ["04*"]):
     space = {"display": display}
@@ -212,7 +247,9 @@ for task in batch.choose(batch.tasks(plan), ["04*"]):
             exec(cell.source, space)
             if "parameters" in cell.metadata.get("tags", []):
                 space |= task.parameters
-    figures.plt.close("all")
+            for number in figures.plt.get_fignums():  # as a notebook does after each cell
+                print_figure(figures.plt.figure(number))
+            figures.plt.close("all")
 """
 
 STUDY = """

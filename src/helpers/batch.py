@@ -8,6 +8,7 @@ killed, costs only what is missing.
 import contextlib
 import errno
 import fnmatch
+import functools
 import html
 import importlib.util
 import json
@@ -292,11 +293,17 @@ def _papermill(task: Task, executed: Path, trace: Path) -> str | None:
     return None
 
 
-def _render(executed: Path, page: Path) -> None:
-    import nbformat
+@functools.cache
+def _exporter():
     from nbconvert import HTMLExporter
 
-    text, _ = HTMLExporter(template_name="lab").from_notebook_node(nbformat.read(executed, as_version=4))
+    return HTMLExporter(template_name="lab")  # kept, with the templates that it compiles
+
+
+def _render(executed: Path, page: Path) -> None:
+    import nbformat
+
+    text, _ = _exporter().from_notebook_node(nbformat.read(executed, as_version=4))
     volumes.write_bytes(page, text.encode())
 
 
