@@ -191,8 +191,9 @@ def in_turn(commands, environment, slice_s=5):
                 if name in running:
                     tell(process, signal.SIGSTOP)
     finally:
-        for process in running.values():  # those that are left if one failed
-            tell(process, signal.SIGKILL)
+        for process in running.values():
+            if process.poll() is None:  # one of the others failed
+                tell(process, signal.SIGKILL)
     return took
 
 
