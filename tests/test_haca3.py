@@ -328,6 +328,24 @@ def test_normalization_is_the_instance_norm_whatever_the_level(program, level, s
         assert not ours.any()  # a constant stays one; torch makes 316 times its rounding of it
 
 
+@pytest.mark.parametrize("level", [0, 0.7, -1e3])
+@pytest.mark.parametrize("size", [(1, 1), (4, 8), (14, 14), (61, 87)])
+def test_a_norm_that_gets_its_moments_from_the_convolution_is_the_same(program, level, size):
+    conv, norm, relu = torch.nn.Conv2d(16, 48, 3, padding=1), torch.nn.InstanceNorm2d(48), torch.nn.LeakyReLU(0.1)
+    generator = torch.Generator().manual_seed(4)
+    for parameter in conv.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    conv.bias.data += level
+    x = torch.randn((2, 16, *size), generator=generator)
+    normalization = winograd.Normalization(program, norm, relu)
+    with torch.inference_mode():
+        image = winograd.Convolution(program, conv)(x)
+        expected = relu(norm(image.double())) if image[0, 0].numel() > 1 else torch.zeros_like(image).double()
+        ours = winograd.Convolution(program, conv, normalization)(x)
+        torch.testing.assert_close(ours, normalization(image), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.double(), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_accelerated_networks_are_the_published_ones_to_rounding(program, published_width):
     image = torch.rand((2, 1, 14, 14), generator=torch.Generator().manual_seed(2))
     image = torch.nn.functional.interpolate(image, size=224, mode="bicubic")
@@ -342,7 +360,8 @@ def test_accelerated_networks_are_the_published_ones_to_rounding(program, publis
 
 def test_accelerated_layers_do_not_depend_on_threads(program, published_width):
     conv, norm, relu = published_width.networks["decoder"].down_convs[0].conv[3:]
-    layers = winograd.Convolution(program, conv), winograd.Normalization(program, norm, relu)
+    normalization = winograd.Normalization(program, norm, relu)
+    layers = winograd.Convolution(program, conv, normalization), normalization
     x = torch.rand((1, 32, 90, 111), generator=torch.Generator().manual_seed(3))
     before, images = torch.get_num_threads(), []
     try:

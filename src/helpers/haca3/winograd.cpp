@@ -13,10 +13,10 @@
 #ifdef __AVX512F__
 constexpr int LANES = 16, ROWS = 12;  // 24 sums, two factors and a broadcast: of 32 registers
 #else
-constexpr int LANES = 8, ROWS = 6;
+constexpr int LANES = 8, ROWS = 6;  // half of all that
 #endif
 constexpr int PLACES = 36;
-constexpr int64_t CACHE = 128 * 1024;  // floats of what becomes of some tiles: half of a second-level cache of 1 MB
+constexpr int64_t CACHE = LANES * 8 * 1024;  // floats of what becomes of some tiles: half of a second-level cache of 1 MB or 512 KB
 constexpr int64_t FEWEST = 64;         // tiles at a time where there are many channels, whose weights do not fit in any case
 
 typedef float vec __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
@@ -56,35 +56,62 @@ struct Image {
 };
 
 // One tile -> its 36 places, `apart` floats from each other.
-static void transform_tile(const float* x, Image image, int tile, float* v, int64_t apart) {
-    const int top = tile / image.tiles_across() * 4 - 1, left = tile % image.tiles_across() * 4 - 1;
-    const bool inner = top >= 0 && left >= 0 && top + 6 <= image.rows && left + 6 <= image.columns;
+template <bool inner>
+static void transform_tile(const float* x, Image image, int top, int left, float* v, int64_t apart) {
     for (int c = 0; c < image.channels; c += LANES) {
-        vec d[PLACES], t[PLACES];
-        for (int i = 0; i < 6; i++)
-            for (int j = 0; j < 6; j++) {
+        vec t[PLACES];
+        for (int j = 0; j < 6; j++) {
+            vec d[6];
+            for (int i = 0; i < 6; i++) {
                 const int row = top + i, column = left + j;
                 const bool seen = inner || (row >= 0 && row < image.rows && column >= 0 && column < image.columns);
-                d[6 * i + j] = seen ? load(x + (int64_t(row) * image.columns + column) * image.channels + c) : vec{};
+                d[i] = seen ? load(x + (int64_t(row) * image.columns + column) * image.channels + c) : vec{};
             }
-        for (int j = 0; j < 6; j++) into(d + j, 6, t + j, 6);
-        for (int i = 0; i < 6; i++) into(t + 6 * i, 1, d + 6 * i, 1);
-        for (int place = 0; place < PLACES; place++) store(v + place * apart + c, d[place]);
+            into(d, 1, t + j, 6);
+        }
+        for (int i = 0; i < 6; i++) {
+            vec d[6];
+            into(t + 6 * i, 1, d, 1);
+            for (int j = 0; j < 6; j++) store(v + (6 * i + j) * apart + c, d[j]);
+        }
     }
 }
 
-static void transform_back(const float* m, int64_t apart, const float* bias, Image image, int tile, float* y) {
-    const int top = tile / image.tiles_across() * 4, left = tile % image.tiles_across() * 4;
-    const int high = std::min(4, image.rows - top), wide = std::min(4, image.columns - left);
+// Add to the moments of an image, the sums of its pixels and of their squares: in double, where no rounding adds up that counts.
+static inline void accumulate(double* sums, double* squares, const float* sum, const float* deviation, double pixels) {
+    const wide more = __builtin_convertvector(*reinterpret_cast<const half*>(sum), wide);
+    *reinterpret_cast<wide*>(sums) += more;
+    *reinterpret_cast<wide*>(squares) += __builtin_convertvector(*reinterpret_cast<const half*>(deviation), wide) + more * more / pixels;
+}
+
+// Back to the 4x4 pixels of a tile (fewer at the edge), and their share of the moments (2, channels) if these are wanted.
+template <bool whole>
+static void transform_back(const float* m, int64_t apart, const float* bias, Image image, int top, int left, float* y, double* moments) {
+    const int high = whole ? 4 : std::min(4, image.rows - top), across = whole ? 4 : std::min(4, image.columns - left);
     for (int c = 0; c < image.channels; c += LANES) {
-        vec d[PLACES], t[24], out[16];
-        for (int place = 0; place < PLACES; place++) d[place] = load(m + place * apart + c);
-        for (int j = 0; j < 6; j++) back(d + j, 6, t + j, 6);
-        for (int i = 0; i < 4; i++) back(t + 6 * i, 1, out + 4 * i, 1);
+        vec t[24], out[16], sum = {}, deviation = {};
         const vec add = load(bias + c);
+        for (int j = 0; j < 6; j++) {
+            vec d[6];
+            for (int i = 0; i < 6; i++) d[i] = load(m + (6 * i + j) * apart + c);
+            back(d, 1, t + j, 6);
+        }
+        for (int i = 0; i < high; i++) {
+            vec* row = out + 4 * i;
+            back(t + 6 * i, 1, row, 1);
+            for (int j = 0; j < 4; j++) row[j] = j < across ? row[j] + add : vec{};
+            for (int j = 0; j < across; j++) store(y + (int64_t(top + i) * image.columns + left + j) * image.channels + c, row[j]);
+            sum += (row[0] + row[1]) + (row[2] + row[3]);
+        }
+        if (!moments) continue;
+        const vec mean = sum / float(high * across);
         for (int i = 0; i < high; i++)
-            for (int j = 0; j < wide; j++)
-                store(y + (int64_t(top + i) * image.columns + left + j) * image.channels + c, out[4 * i + j] + add);
+            for (int j = 0; j < across; j++) deviation += (out[4 * i + j] - mean) * (out[4 * i + j] - mean);
+        float both[2 * LANES];
+        store(both, sum);
+        store(both + LANES, deviation);
+        for (int part = 0; part < LANES; part += LANES / 2)
+            accumulate(moments + c + part, moments + image.channels + c + part, both + part, both + LANES + part, high * across);
     }
 }
 
@@ -115,6 +142,12 @@ static void panel(int rows, const float* v, int inner, const float* u, float* m,
     if (rows) remainder<ROWS - 1, P>(rows, v, inner, u, m, outer);
 }
 
+// Shares of a sum, always in the same order.
+static void total(const std::vector<double>& shares, double* sum, int length) {
+    std::fill(sum, sum + length, 0.0);
+    for (size_t k = 0; k < shares.size(); k++) sum[k % length] += shares[k];
+}
+
 extern "C" {
 
 // Weights (out, in, 3, 3) -> transformed, for each place in panels of two vectors of output channels: 36 * in * out floats.
@@ -136,64 +169,70 @@ void winograd_weights(const float* weight, int in, int out, float* u) {
         }
 }
 
-void winograd_convolve(const float* x, int rows, int columns, int in, const float* u, const float* bias, int out, float* y, int threads) {
+void winograd_convolve(const float* x, int rows, int columns, int in, const float* u, const float* bias, int out, float* y, double* moments, int threads) {
     const Image source{rows, columns, in}, result{rows, columns, out};
     const int tiles = source.tiles();
     const int most = std::max(FEWEST, CACHE / (PLACES * int64_t(in + out))), shares = (tiles + most - 1) / most;
     const int some = ((tiles + shares - 1) / shares + ROWS - 1) / ROWS * ROWS, parts = (tiles + some - 1) / some;
     // A little more than what the tiles take, lest the 36 places fall on the same lines of the cache.
     const int64_t apart_v = int64_t(some) * in + LANES, apart_m = int64_t(some) * out + LANES;
+    std::vector<double> shared_sums(moments ? int64_t(parts) * 2 * out : 0);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int part = 0; part < parts; part++) {
         static thread_local std::vector<float> space;
         if (int64_t(space.size()) < PLACES * (apart_v + apart_m)) space.resize(PLACES * (apart_v + apart_m));
         float *v = space.data(), *m = v + PLACES * apart_v;
         const int first = part * some, count = std::min(some, tiles - first);
-        for (int t = 0; t < count; t++) transform_tile(x, source, first + t, v + int64_t(t) * in, apart_v);
+        double* mine = moments ? shared_sums.data() + int64_t(part) * 2 * out : nullptr;
+        for (int t = 0; t < count; t++) {
+            const int top = (first + t) / source.tiles_across() * 4 - 1, left = (first + t) % source.tiles_across() * 4 - 1;
+            const bool inner = top >= 0 && left >= 0 && top + 6 <= rows && left + 6 <= columns;
+            (inner ? transform_tile<true> : transform_tile<false>)(x, source, top, left, v + int64_t(t) * in, apart_v);
+        }
         for (int place = 0; place < PLACES; place++) {
             const float* weights = u + int64_t(place) * in * out;
             int o = 0;
             for (; o + 2 * LANES <= out; o += 2 * LANES) panel<2>(count, v + place * apart_v, in, weights + int64_t(o) * in, m + place * apart_m + o, out);
             if (o < out) panel<1>(count, v + place * apart_v, in, weights + int64_t(o) * in, m + place * apart_m + o, out);
         }
-        for (int t = 0; t < count; t++) transform_back(m + int64_t(t) * out, apart_m, bias, result, first + t, y);
+        for (int t = 0; t < count; t++) {
+            const int top = (first + t) / result.tiles_across() * 4, left = (first + t) % result.tiles_across() * 4;
+            const bool whole = top + 4 <= rows && left + 4 <= columns;
+            (whole ? transform_back<true> : transform_back<false>)(m + int64_t(t) * out, apart_m, bias, result, top, left, y, mine);
+        }
     }
+    if (moments) total(shared_sums, moments, 2 * out);
+}
+
+// The moments (2, channels) of an image: for each channel the sum of its pixels and the sum of their squares.
+void image_moments(const float* y, int rows, int columns, int channels, double* moments, int threads) {
+    std::vector<double> shared_sums(int64_t(rows) * 2 * channels);
+#pragma omp parallel for num_threads(threads)
+    for (int row = 0; row < rows; row++) {
+        double *sums = shared_sums.data() + int64_t(row) * 2 * channels, *squares = sums + channels;
+        const float none[LANES] = {}, *at = y + int64_t(row) * columns * channels;
+        for (int column = 0; column < columns; column++, at += channels)
+            for (int c = 0; c < channels; c += LANES / 2) accumulate(sums + c, squares + c, at + c, none, 1);
+    }
+    total(shared_sums, moments, 2 * channels);
 }
 
 // Instance norm (biased variance) and leaky ReLU, in place.
-void normalize(float* y, int rows, int columns, int channels, float eps, float slope, int threads) {
-    // Deviations from the first pixel, so that nothing cancels where an image is constant; in double, since the rounding of a row
-    // in which the same is added again and again would add up: that cost 14 dB.
-    std::vector<float> shift(y, y + channels), scale(channels), offset(channels);
-    std::vector<double> sums(int64_t(rows) * 2 * channels);
-#pragma omp parallel for num_threads(threads)
-    for (int row = 0; row < rows; row++)
-        for (int c = 0; c < channels; c += LANES / 2) {
-            wide sum = {}, square = {};
-            const float* at = y + int64_t(row) * columns * channels + c;
-            const half first = *reinterpret_cast<const half*>(shift.data() + c);
-            for (int column = 0; column < columns; column++, at += channels) {
-                const wide d = __builtin_convertvector(*reinterpret_cast<const half*>(at) - first, wide);
-                sum += d;
-                square += d * d;
-            }
-            *reinterpret_cast<wide*>(sums.data() + int64_t(2 * row) * channels + c) = sum;
-            *reinterpret_cast<wide*>(sums.data() + int64_t(2 * row + 1) * channels + c) = square;
-        }
+void normalize(float* y, int rows, int columns, int channels, const double* moments, float eps, float slope, int threads) {
+    std::vector<float> mean(channels), scale(channels), offset(channels);
     for (int c = 0; c < channels; c++) {
-        double sum = 0, square = 0;
-        for (int row = 0; row < rows; row++) sum += sums[int64_t(2 * row) * channels + c], square += sums[int64_t(2 * row + 1) * channels + c];
-        const double pixels = double(rows) * columns, m = sum / pixels;
-        const double factor = 1 / std::sqrt(std::max(square / pixels - m * m, 0.0) + eps);
+        const double pixels = double(rows) * columns, exact = moments[c] / pixels;
+        const double factor = 1 / std::sqrt(std::max(moments[channels + c] / pixels - exact * exact, 0.0) + eps);
+        mean[c] = float(exact);
         scale[c] = float(factor);
-        offset[c] = float(-m * factor);
+        offset[c] = float((mean[c] - exact) * factor);
     }
 #pragma omp parallel for num_threads(threads)
     for (int row = 0; row < rows; row++) {
         float* at = y + int64_t(row) * columns * channels;
         for (int column = 0; column < columns; column++, at += channels)
             for (int c = 0; c < channels; c += LANES) {
-                const vec d = (load(at + c) - load(shift.data() + c)) * load(scale.data() + c) + load(offset.data() + c);
+                const vec d = (load(at + c) - load(mean.data() + c)) * load(scale.data() + c) + load(offset.data() + c);
                 store(at + c, d > 0 ? d : slope * d);
             }
     }

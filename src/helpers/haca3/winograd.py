@@ -46,8 +46,31 @@ def _at(tensor: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
 
 
+class Normalization(nn.Module):
+    """Instance norm and leaky ReLU, in place if the image has its channels last in memory."""
+
+    def __init__(self, program: ctypes.CDLL, norm: nn.InstanceNorm2d, relu: nn.LeakyReLU):
+        super().__init__()
+        self.program, self.eps, self.slope = program, ctypes.c_float(norm.eps), ctypes.c_float(relu.negative_slope)
+
+    def apply_to(self, image: Tensor, moments: Tensor) -> None:
+        """One image (C, H, W), its channels last, of which the sums of pixels and of squares are known: (2, C), float64."""
+        channels, rows, columns = image.shape
+        self.program.normalize(_at(image), rows, columns, channels, _at(moments), self.eps, self.slope, torch.get_num_threads())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same."""
+        x = x.contiguous(memory_format=_LAST)
+        for image in x:
+            channels, rows, columns = image.shape
+            moments = torch.empty((2, channels), dtype=torch.float64)
+            self.program.image_moments(_at(image), rows, columns, channels, _at(moments), torch.get_num_threads())
+            self.apply_to(image, moments)
+        return x
+
+
 class Convolution(nn.Module):
-    """A 3x3 convolution of stride 1 with zero padding.
+    """A 3x3 convolution of stride 1 with zero padding, and the norm that follows it.
 
     Parameters
     ----------
@@ -55,11 +78,14 @@ class Convolution(nn.Module):
         As `library` gives it.
     conv : nn.Conv2d
         Whose channels, in and out, are multiples of 16.
+    normalization : Normalization, optional
+        Gets its moments while the image is made.
     """
 
-    def __init__(self, program: ctypes.CDLL, conv: nn.Conv2d):
+    def __init__(self, program: ctypes.CDLL, conv: nn.Conv2d, normalization: Normalization | None = None):
         super().__init__()
         self.program, self.out, self.bias = program, conv.out_channels, conv.bias.detach().contiguous()
+        self.normalization = normalization
         weight = conv.weight.detach().contiguous()
         self.weight = torch.empty(36 * conv.in_channels * conv.out_channels)
         program.winograd_weights(_at(weight), conv.in_channels, conv.out_channels, _at(self.weight))
@@ -69,27 +95,15 @@ class Convolution(nn.Module):
         x = x.contiguous(memory_format=_LAST)
         batch, channels, rows, columns = x.shape
         y = torch.empty((batch, self.out, rows, columns), memory_format=_LAST)
+        moments = torch.empty((2, self.out), dtype=torch.float64) if self.normalization else None
         for source, result in zip(x, y):
             self.program.winograd_convolve(
-                _at(source), rows, columns, channels, _at(self.weight), _at(self.bias), self.out, _at(result), torch.get_num_threads()
+                *(_at(source), rows, columns, channels, _at(self.weight), _at(self.bias), self.out, _at(result)),
+                None if moments is None else _at(moments), torch.get_num_threads(),
             )
+            if moments is not None:
+                self.normalization.apply_to(result, moments)
         return y
-
-
-class Normalization(nn.Module):
-    """Instance norm and leaky ReLU, in place if the image has its channels last in memory."""
-
-    def __init__(self, program: ctypes.CDLL, norm: nn.InstanceNorm2d, relu: nn.LeakyReLU):
-        super().__init__()
-        self.program, self.eps, self.slope = program, ctypes.c_float(norm.eps), ctypes.c_float(relu.negative_slope)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same."""
-        x = x.contiguous(memory_format=_LAST)
-        for image in x:
-            channels, rows, columns = image.shape
-            self.program.normalize(_at(image), rows, columns, channels, self.eps, self.slope, torch.get_num_threads())
-        return x
 
 
 class Eta(nn.Module):
@@ -125,15 +139,16 @@ def accelerated(network: nn.Module) -> nn.Module:
     if program is None:
         return network
     network = copy.deepcopy(network).to(memory_format=_LAST)
-    for name, layers in [each for each in network.named_modules() if isinstance(each[1], nn.Sequential)]:
-        channels = 0
+    for layers in [each for each in network.modules() if isinstance(each, nn.Sequential)]:
         for number, layer in enumerate(layers):
-            if isinstance(layer, nn.Conv2d):
-                channels = layer.out_channels
-                # At the bottom of a U-Net weights are most of what is read: four times as many take as long, and much memory.
-                fits = layer.kernel_size == (3, 3) and not name.startswith("bottleneck")
-                if fits and layer.in_channels % _LANES == channels % _LANES == 0:
-                    layers[number] = Convolution(program, layer)
-            elif isinstance(layer, nn.InstanceNorm2d) and channels % _LANES == 0:
-                layers[number], layers[number + 1] = Normalization(program, layer, layers[number + 1]), nn.Identity()
+            if not isinstance(layer, nn.Conv2d) or layer.out_channels % _LANES:
+                continue
+            after, normalization = list(layers[number + 1 : number + 3]), None
+            if [type(each) for each in after] == [nn.InstanceNorm2d, nn.LeakyReLU]:
+                normalization = Normalization(program, *after)
+                layers[number + 1], layers[number + 2] = normalization, nn.Identity()
+            if layer.kernel_size == (3, 3) and layer.in_channels % _LANES == 0:
+                layers[number] = Convolution(program, layer, normalization)
+                if normalization:
+                    layers[number + 1] = nn.Identity()
     return Eta(network) if isinstance(network, EtaEncoder) else network
