@@ -4,6 +4,8 @@ import re
 import resource
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -71,6 +73,20 @@ def test_a_failing_notebook_stops_only_those_that_need_it(tmp_path):
     assert {name: each.error for name, each in results.items()} == {"first": None, "after-first": None, "fails": "failed with 2"}
     assert "<html" in (tmp_path / "report" / "fails.html").read_text()
     assert (tmp_path / "report" / "after-first.ipynb").is_file()
+
+
+@pytest.mark.parametrize("length, transport", [(0, "ipc"), (120, "tcp")])
+def test_a_kernel_takes_no_port_from_another_where_paths_of_sockets_are_short_enough(tmp_path, monkeypatch, length, transport):
+    with tempfile.TemporaryDirectory() as short:
+        where = Path(short) / ("t" * length)
+        where.mkdir(exist_ok=True)
+        monkeypatch.setattr(tempfile, "tempdir", str(where))
+        asks = notebook(tmp_path / "asks.ipynb", "x: int = 0", "from ipykernel import get_connection_info", "print(get_connection_info())")
+        result = batch.execute(Task("asks", asks, {}), tmp_path / "report")
+        assert result.error is None
+        text = "".join(output.text for cell in nbformat.read(tmp_path / "report" / "asks.ipynb", 4).cells for output in cell.outputs)
+        assert json.loads(text)["transport"] == transport
+        assert not list(where.iterdir())
 
 
 @pytest.mark.parametrize(

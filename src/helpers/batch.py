@@ -46,6 +46,9 @@ _COHORT_MB, _STACK_MB, _REGISTERED_MB, _HARMONIZED_MB, _ENCODING_MB, _REPORT_MB 
 #: What a study writes into its folder, subjects' folders apart.
 _WRITTEN = ("tables", "report", "figures", "encodings", ".bidsignore")
 
+#: Characters of a path that systems accept for a socket: 103 on macOS, less the number of the socket.
+_LONGEST_SOCKET = 100
+
 #: Free space below this part of the estimate is plainly too little: the estimate may be a little high.
 _PLAINLY = 0.8
 
@@ -269,9 +272,19 @@ def execute(task: Task, folder: Path, threads: int = 1) -> Execution:
     return Execution(error, round(time.monotonic() - started, 3), sum(path.endswith(".nii.gz") for path in written))
 
 
+def _sockets(folder: Path) -> dict[str, str]:
+    """How worker and kernel talk: through files in a folder of this task's own.
+
+    A port that is free when it is chosen may be another worker's by the time the kernel opens it: then the notebook would fail.
+    """
+    name = str(folder / "kernel")
+    return {"transport": "ipc", "ip": name} if len(name) < _LONGEST_SOCKET else {}
+
+
 def _papermill(task: Task, executed: Path, trace: Path) -> str | None:
     import papermill
     from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
     os.environ[volumes.TRACE] = str(trace)
@@ -283,8 +296,9 @@ def _papermill(task: Task, executed: Path, trace: Path) -> str | None:
             progress_bar=False,
             kernel_name="python3",
             cwd=str(executed.parent),
-            # A kernel warns at every start that it listens on this machine; the progress bar is what should be seen.
+            # A kernel says at every start what it listens on; the progress bar is what should be seen.
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
+            config=Config(KernelManager=_sockets(trace.parent)),
         )
     except PapermillExecutionError as failure:
         return _last_line(f"{failure.ename}: {failure.evalue}")
