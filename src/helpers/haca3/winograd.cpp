@@ -169,7 +169,10 @@ void winograd_weights(const float* weight, int in, int out, float* u) {
         }
 }
 
-void winograd_convolve(const float* x, int rows, int columns, int in, const float* u, const float* bias, int out, float* y, double* moments, int threads) {
+// One image, with the weights as above; `moments` (2, out) as those of image_moments, or null.
+void winograd_convolve(
+    const float* x, int rows, int columns, int in, const float* u, const float* bias, int out, float* y, double* moments, int threads
+) {
     const Image source{rows, columns, in}, result{rows, columns, out};
     const int tiles = source.tiles();
     const int most = std::max(FEWEST, CACHE / (PLACES * int64_t(in + out))), shares = (tiles + most - 1) / most;
@@ -191,9 +194,11 @@ void winograd_convolve(const float* x, int rows, int columns, int in, const floa
         }
         for (int place = 0; place < PLACES; place++) {
             const float* weights = u + int64_t(place) * in * out;
+            const float* tiles_in = v + place * apart_v;
+            float* tiles_out = m + place * apart_m;
             int o = 0;
-            for (; o + 2 * LANES <= out; o += 2 * LANES) panel<2>(count, v + place * apart_v, in, weights + int64_t(o) * in, m + place * apart_m + o, out);
-            if (o < out) panel<1>(count, v + place * apart_v, in, weights + int64_t(o) * in, m + place * apart_m + o, out);
+            for (; o + 2 * LANES <= out; o += 2 * LANES) panel<2>(count, tiles_in, in, weights + int64_t(o) * in, tiles_out + o, out);
+            if (o < out) panel<1>(count, tiles_in, in, weights + int64_t(o) * in, tiles_out + o, out);
         }
         for (int t = 0; t < count; t++) {
             const int top = (first + t) / result.tiles_across() * 4, left = (first + t) % result.tiles_across() * 4;
