@@ -7,8 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 
 import pytest
 from helpers import layout
@@ -43,17 +41,15 @@ def server(tmp_path):
         environment = os.environ | {"OMP_NUM_THREADS": "2"}
         process = subprocess.Popen([sys.executable, "-m", *command, f"--port={port}"], stdout=log, stderr=log, env=environment)
         started.append((process, log))
-        address = f"http://localhost:{port}"
         for _ in range(120):
+            # Not by asking for a page: for each one that is asked for, Voila runs the whole notebook.
             try:
-                urllib.request.urlopen(address, timeout=1)
-            except urllib.error.HTTPError:
-                return address
+                socket.create_connection(("localhost", port), timeout=1).close()
             except OSError:
                 assert process.poll() is None, (tmp_path / "server.log").read_text()
                 time.sleep(0.5)
             else:
-                return address
+                return f"http://localhost:{port}"
         raise TimeoutError((tmp_path / "server.log").read_text())
 
     yield start
