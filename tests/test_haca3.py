@@ -358,11 +358,12 @@ def test_accelerated_networks_are_the_published_ones_to_rounding(program, publis
         assert metrics.psnr(expected.numpy(), ours.numpy(), float(expected.max() - expected.min())) > 100, name
 
 
-def test_accelerated_layers_do_not_depend_on_threads(program, published_width):
-    conv, norm, relu = published_width.networks["decoder"].down_convs[0].conv[3:]
+@pytest.mark.parametrize("level, size", [(0, (90, 111)), (3, (27, 28))])  # of many parts, and of a single one
+def test_accelerated_layers_do_not_depend_on_threads(program, published_width, level, size):
+    conv, norm, relu = published_width.networks["decoder"].down_convs[level].conv[3:]
     normalization = winograd.Normalization(program, norm, relu)
     layers = winograd.Convolution(program, conv, normalization), normalization
-    x = torch.rand((1, 32, 90, 111), generator=torch.Generator().manual_seed(3))
+    x = torch.rand((1, conv.in_channels, *size), generator=torch.Generator().manual_seed(3))
     before, images = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 5):

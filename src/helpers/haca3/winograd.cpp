@@ -1,6 +1,6 @@
 // 3x3 convolutions of stride 1 with zero padding, by Winograd's minimal filtering F(4x4, 3x3): 36 multiplications where the
 // definition takes 144 (A. Lavin and S. Gray, Fast algorithms for convolutional neural networks, CVPR 2016), and the
-// instance norm and leaky ReLU that follow. Images are (rows, columns, channels), channels a multiple of 16.
+// instance norm and leaky ReLU that follow. Images are (rows, columns, channels), channels a multiple of lanes().
 //
 // A tile is 6x6 pixels of the input, for 4x4 of the output. Tiles are transformed some at a time, so that what becomes of them
 // stays in the cache; each of the 36 places of the transform is then a matrix product over channels. No sum depends on the
@@ -84,11 +84,13 @@ static inline void accumulate(double* sums, double* squares, const float* sum, c
     *reinterpret_cast<wide*>(squares) += __builtin_convertvector(*reinterpret_cast<const half*>(deviation), wide) + more * more / pixels;
 }
 
-// Back to the 4x4 pixels of a tile (fewer at the edge), and their share of the moments (2, channels) if these are wanted.
+// Back to the 4x4 pixels of a tile (fewer at the edge), some channels, and their share of the moments (2, channels) if wanted.
 template <bool whole>
-static void transform_back(const float* m, int64_t apart, const float* bias, Image image, int top, int left, float* y, double* moments) {
+static void tile_back(
+    const float* m, int64_t apart, const float* bias, Image image, int from, int to, int top, int left, float* y, double* moments
+) {
     const int high = whole ? 4 : std::min(4, image.rows - top), across = whole ? 4 : std::min(4, image.columns - left);
-    for (int c = 0; c < image.channels; c += LANES) {
+    for (int c = from; c < to; c += LANES) {
         vec t[24], out[16], sum = {}, deviation = {};
         const vec add = load(bias + c);
         for (int j = 0; j < 6; j++) {
@@ -142,6 +144,54 @@ static void panel(int rows, const float* v, int inner, const float* u, float* m,
     if (rows) remainder<ROWS - 1, P>(rows, v, inner, u, m, outer);
 }
 
+// Some tiles on their way through the convolution.
+struct Part {
+    const Image source, result;
+    const float *const x, *const u, *const bias;
+    float* const y;
+    double* const moments;
+    const int first, count;
+    const int64_t apart_v, apart_m;
+    float *v, *m;
+
+    // `some` is the room for tiles: a little more than they take, lest the 36 places fall on the same lines of the cache.
+    Part(Image source, Image result, const float* x, const float* u, const float* bias, float* y, double* moments, int first, int count, int some)
+        : source(source), result(result), x(x), u(u), bias(bias), y(y), moments(moments), first(first), count(count),
+          apart_v(int64_t(some) * source.channels + LANES), apart_m(int64_t(some) * result.channels + LANES) {
+        static thread_local std::vector<float> space;
+        if (int64_t(space.size()) < PLACES * (apart_v + apart_m)) space.resize(PLACES * (apart_v + apart_m));
+        v = space.data();
+        m = v + PLACES * apart_v;
+    }
+
+    void transform(int from, int to) const {
+        for (int t = from; t < to; t++) {
+            const int top = (first + t) / source.tiles_across() * 4 - 1, left = (first + t) % source.tiles_across() * 4 - 1;
+            const bool inner = top >= 0 && left >= 0 && top + 6 <= source.rows && left + 6 <= source.columns;
+            (inner ? transform_tile<true> : transform_tile<false>)(x, source, top, left, v + int64_t(t) * source.channels, apart_v);
+        }
+    }
+
+    void multiply(int from, int to) const {
+        const int in = source.channels, out = result.channels;
+        for (int place = from; place < to; place++) {
+            const float *weights = u + int64_t(place) * in * out, *tiles = v + place * apart_v;
+            float* products = m + place * apart_m;
+            int o = 0;
+            for (; o + 2 * LANES <= out; o += 2 * LANES) panel<2>(count, tiles, in, weights + int64_t(o) * in, products + o, out);
+            if (o < out) panel<1>(count, tiles, in, weights + int64_t(o) * in, products + o, out);
+        }
+    }
+
+    void transform_back(int from, int to) const {
+        for (int t = 0; t < count; t++) {
+            const int top = (first + t) / result.tiles_across() * 4, left = (first + t) % result.tiles_across() * 4;
+            const bool whole = top + 4 <= result.rows && left + 4 <= result.columns;
+            (whole ? tile_back<true> : tile_back<false>)(m + int64_t(t) * result.channels, apart_m, bias, result, from, to, top, left, y, moments);
+        }
+    }
+};
+
 // Shares of a sum, always in the same order.
 static void total(const std::vector<double>& shares, double* sum, int length) {
     std::fill(sum, sum + length, 0.0);
@@ -149,6 +199,8 @@ static void total(const std::vector<double>& shares, double* sum, int length) {
 }
 
 extern "C" {
+
+int lanes() { return LANES; }
 
 // Weights (out, in, 3, 3) -> transformed, for each place in panels of two vectors of output channels: 36 * in * out floats.
 void winograd_weights(const float* weight, int in, int out, float* u) {
@@ -177,34 +229,27 @@ void winograd_convolve(
     const int tiles = source.tiles();
     const int most = std::max(FEWEST, CACHE / (PLACES * int64_t(in + out))), shares = (tiles + most - 1) / most;
     const int some = ((tiles + shares - 1) / shares + ROWS - 1) / ROWS * ROWS, parts = (tiles + some - 1) / some;
-    // A little more than what the tiles take, lest the 36 places fall on the same lines of the cache.
-    const int64_t apart_v = int64_t(some) * in + LANES, apart_m = int64_t(some) * out + LANES;
     std::vector<double> shared_sums(moments ? int64_t(parts) * 2 * out : 0);
+    const auto part = [=, &shared_sums](int number) {
+        double* mine = moments ? shared_sums.data() + int64_t(number) * 2 * out : nullptr;
+        return Part(source, result, x, u, bias, y, mine, number * some, std::min(some, tiles - number * some), some);
+    };
+    if (parts > 1) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int part = 0; part < parts; part++) {
-        static thread_local std::vector<float> space;
-        if (int64_t(space.size()) < PLACES * (apart_v + apart_m)) space.resize(PLACES * (apart_v + apart_m));
-        float *v = space.data(), *m = v + PLACES * apart_v;
-        const int first = part * some, count = std::min(some, tiles - first);
-        double* mine = moments ? shared_sums.data() + int64_t(part) * 2 * out : nullptr;
-        for (int t = 0; t < count; t++) {
-            const int top = (first + t) / source.tiles_across() * 4 - 1, left = (first + t) % source.tiles_across() * 4 - 1;
-            const bool inner = top >= 0 && left >= 0 && top + 6 <= rows && left + 6 <= columns;
-            (inner ? transform_tile<true> : transform_tile<false>)(x, source, top, left, v + int64_t(t) * in, apart_v);
+        for (int number = 0; number < parts; number++) {
+            const Part all = part(number);
+            all.transform(0, all.count);
+            all.multiply(0, PLACES);
+            all.transform_back(0, out);
         }
-        for (int place = 0; place < PLACES; place++) {
-            const float* weights = u + int64_t(place) * in * out;
-            const float* tiles_in = v + place * apart_v;
-            float* tiles_out = m + place * apart_m;
-            int o = 0;
-            for (; o + 2 * LANES <= out; o += 2 * LANES) panel<2>(count, tiles_in, in, weights + int64_t(o) * in, tiles_out + o, out);
-            if (o < out) panel<1>(count, tiles_in, in, weights + int64_t(o) * in, tiles_out + o, out);
-        }
-        for (int t = 0; t < count; t++) {
-            const int top = (first + t) / result.tiles_across() * 4, left = (first + t) % result.tiles_across() * 4;
-            const bool whole = top + 4 <= rows && left + 4 <= columns;
-            (whole ? transform_back<true> : transform_back<false>)(m + int64_t(t) * out, apart_m, bias, result, top, left, y, mine);
-        }
+    } else {  // A small image of many channels: threads share its tiles, places and channels.
+        const Part all = part(0);
+#pragma omp parallel for num_threads(threads)
+        for (int t = 0; t < tiles; t++) all.transform(t, t + 1);
+#pragma omp parallel for num_threads(threads)
+        for (int place = 0; place < PLACES; place++) all.multiply(place, place + 1);
+#pragma omp parallel for num_threads(threads)
+        for (int c = 0; c < out; c += 4 * LANES) all.transform_back(c, std::min(c + 4 * LANES, out));
     }
     if (moments) total(shared_sums, moments, 2 * out);
 }

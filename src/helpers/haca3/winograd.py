@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from helpers.haca3.networks import EtaEncoder
 
-_LANES = 16  # channels come in multiples of it
 _LAST = torch.channels_last
 
 # What a compiler is asked for, until it can: the instructions of this very machine, and threads.
@@ -77,7 +76,7 @@ class Convolution(nn.Module):
     program : ctypes.CDLL
         As `library` gives it.
     conv : nn.Conv2d
-        Whose channels, in and out, are multiples of 16.
+        Whose channels, in and out, are multiples of the program's `lanes`: 8, or 16 with AVX-512.
     normalization : Normalization, optional
         Gets its moments while the image is made.
     """
@@ -141,13 +140,13 @@ def accelerated(network: nn.Module) -> nn.Module:
     network = copy.deepcopy(network).to(memory_format=_LAST)
     for layers in [each for each in network.modules() if isinstance(each, nn.Sequential)]:
         for number, layer in enumerate(layers):
-            if not isinstance(layer, nn.Conv2d) or layer.out_channels % _LANES:
+            if not isinstance(layer, nn.Conv2d) or layer.out_channels % program.lanes():
                 continue
             after, normalization = list(layers[number + 1 : number + 3]), None
             if [type(each) for each in after] == [nn.InstanceNorm2d, nn.LeakyReLU]:
                 normalization = Normalization(program, *after)
                 layers[number + 1], layers[number + 2] = normalization, nn.Identity()
-            if layer.kernel_size == (3, 3) and layer.in_channels % _LANES == 0:
+            if layer.kernel_size == (3, 3) and layer.in_channels % program.lanes() == 0:
                 layers[number] = Convolution(program, layer, normalization)
                 if normalization:
                     layers[number + 1] = nn.Identity()
