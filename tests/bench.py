@@ -168,13 +168,13 @@ def in_turn(commands, environment, slice_s=5):
     running = {name: psutil.Popen(command, env=environment, stdout=subprocess.DEVNULL) for name, command in commands.items()}
     took = dict.fromkeys(running, 0.0)
 
-    def tell(process, signal):
+    def tell(process, what):
         told = set()
         while new := [each for each in (process, *process.children(recursive=True)) if each.pid not in told]:
             for each in new:  # Again, for what one of them started meanwhile.
                 told.add(each.pid)
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    each.send_signal(signal)
+                    each.send_signal(what)
 
     try:
         for process in running.values():

@@ -29,8 +29,8 @@ static inline void store(float* at, vec value) { *reinterpret_cast<vec*>(at) = v
 // The polynomials are interpolated at 0, -A, A, -B, B and infinity. With these two the error is two thirds of that with 1 and 2.
 constexpr float A = 0.70710678118654752f, B = 1.41421356237309505f, AA = 0.5f, BB = 2.0f;
 
-static inline void into(const vec* d, int step, vec* t, int to) {
-    const vec d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step], d5 = d[5 * step];
+static inline void into(const vec* d, vec* t, int to) {
+    const vec d0 = d[0], d1 = d[1], d2 = d[2], d3 = d[3], d4 = d[4], d5 = d[5];
     const vec even_a = d4 - BB * d2, odd_a = A * (d3 - BB * d1), even_b = d4 - AA * d2, odd_b = B * (d3 - AA * d1);
     t[0] = d0 - (AA + BB) * d2 + d4;
     t[to] = even_a + odd_a;
@@ -40,13 +40,13 @@ static inline void into(const vec* d, int step, vec* t, int to) {
     t[5 * to] = d1 - (AA + BB) * d3 + d5;
 }
 
-static inline void back(const vec* m, int step, vec* y, int to) {
-    const vec sum_a = m[step] + m[2 * step], difference_a = A * (m[step] - m[2 * step]);
-    const vec sum_b = m[3 * step] + m[4 * step], difference_b = B * (m[3 * step] - m[4 * step]);
+static inline void back(const vec* m, vec* y, int to) {
+    const vec sum_a = m[1] + m[2], difference_a = A * (m[1] - m[2]);
+    const vec sum_b = m[3] + m[4], difference_b = B * (m[3] - m[4]);
     y[0] = m[0] + sum_a + sum_b;
     y[to] = difference_a + difference_b;
     y[2 * to] = AA * sum_a + BB * sum_b;
-    y[3 * to] = AA * difference_a + BB * difference_b + m[5 * step];
+    y[3 * to] = AA * difference_a + BB * difference_b + m[5];
 }
 
 struct Image {
@@ -67,11 +67,11 @@ static void transform_tile(const float* x, Image image, int top, int left, float
                 const bool seen = inner || (row >= 0 && row < image.rows && column >= 0 && column < image.columns);
                 d[i] = seen ? load(x + (int64_t(row) * image.columns + column) * image.channels + c) : vec{};
             }
-            into(d, 1, t + j, 6);
+            into(d, t + j, 6);
         }
         for (int i = 0; i < 6; i++) {
             vec d[6];
-            into(t + 6 * i, 1, d, 1);
+            into(t + 6 * i, d, 1);
             for (int j = 0; j < 6; j++) store(v + (6 * i + j) * apart + c, d[j]);
         }
     }
@@ -96,11 +96,11 @@ static void tile_back(
         for (int j = 0; j < 6; j++) {
             vec d[6];
             for (int i = 0; i < 6; i++) d[i] = load(m + (6 * i + j) * apart + c);
-            back(d, 1, t + j, 6);
+            back(d, t + j, 6);
         }
         for (int i = 0; i < high; i++) {
             vec* row = out + 4 * i;
-            back(t + 6 * i, 1, row, 1);
+            back(t + 6 * i, row, 1);
             for (int j = 0; j < 4; j++) row[j] = j < across ? row[j] + add : vec{};
             for (int j = 0; j < across; j++) store(y + (int64_t(top + i) * image.columns + left + j) * image.channels + c, row[j]);
             sum += (row[0] + row[1]) + (row[2] + row[3]);

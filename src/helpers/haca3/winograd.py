@@ -97,7 +97,7 @@ class Convolution(nn.Module):
         moments = torch.empty((2, self.out), dtype=torch.float64) if self.normalization else None
         for source, result in zip(x, y):
             self.program.winograd_convolve(
-                *(_at(source), rows, columns, channels, _at(self.weight), _at(self.bias), self.out, _at(result)),
+                _at(source), rows, columns, channels, _at(self.weight), _at(self.bias), self.out, _at(result),
                 None if moments is None else _at(moments), torch.get_num_threads(),
             )
             if moments is not None:
@@ -142,12 +142,11 @@ def accelerated(network: nn.Module) -> nn.Module:
         for number, layer in enumerate(layers):
             if not isinstance(layer, nn.Conv2d) or layer.out_channels % program.lanes():
                 continue
+            fits = layer.kernel_size == (3, 3) and layer.in_channels % program.lanes() == 0
             after, normalization = list(layers[number + 1 : number + 3]), None
             if [type(each) for each in after] == [nn.InstanceNorm2d, nn.LeakyReLU]:
                 normalization = Normalization(program, *after)
-                layers[number + 1], layers[number + 2] = normalization, nn.Identity()
-            if layer.kernel_size == (3, 3) and layer.in_channels % program.lanes() == 0:
+                layers[number + 1], layers[number + 2] = nn.Identity() if fits else normalization, nn.Identity()
+            if fits:
                 layers[number] = Convolution(program, layer, normalization)
-                if normalization:
-                    layers[number + 1] = nn.Identity()
     return Eta(network) if isinstance(network, EtaEncoder) else network
