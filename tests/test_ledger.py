@@ -1,12 +1,12 @@
 """What counts as done, and who may run a study: nothing stale may pass, and nothing that is done may be done again."""
 
+import contextlib
 import json
 import multiprocessing
 import os
 import socket
 import subprocess
 import sys
-import time
 
 import nbformat
 import psutil
@@ -169,26 +169,25 @@ def test_a_process_number_that_went_to_another_process_holds_nothing_and_another
         pass
 
 
-def _hold(folder, start, queue):
-    start.wait()
-    try:
-        with ledger.locked(folder):
+def _hold(folder, together, queue):
+    together.wait()
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(ledger.locked(folder))
             queue.put(True)
-            time.sleep(1)
-    except RuntimeError:
-        queue.put(False)
+        except RuntimeError:
+            queue.put(False)
+        together.wait()  # Until the others have tried, however slow the machine: else it would be free again for the last.
 
 
 def test_of_many_that_find_the_same_stale_lock_one_takes_it(tmp_path):
     (tmp_path / "lock.json").write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": 1.0}))
     context = multiprocessing.get_context("spawn")
-    start, queue = context.Event(), context.Queue()
-    processes = [context.Process(target=_hold, args=(tmp_path, start, queue)) for _ in range(4)]
+    together, queue = context.Barrier(4), context.Queue()
+    processes = [context.Process(target=_hold, args=(tmp_path, together, queue), daemon=True) for _ in range(4)]
     for process in processes:
         process.start()
-    time.sleep(2)
-    start.set()
-    assert sorted(queue.get(timeout=30) for _ in processes) == [False, False, False, True]
+    assert sorted(queue.get(timeout=300) for _ in processes) == [False, False, False, True]
     for process in processes:
         process.join()
 
