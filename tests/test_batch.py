@@ -1,7 +1,10 @@
+import errno
 import hashlib
 import json
+import os
 import re
 import resource
+import socket
 import subprocess
 import sys
 import tempfile
@@ -75,6 +78,32 @@ def test_a_failing_notebook_stops_only_those_that_need_it(tmp_path):
     assert (tmp_path / "report" / "after-first.ipynb").is_file()
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_where_there_is_no_room_nothing_more_is_begun_and_what_was_done_is_told(tmp_path, number):
+    good = notebook(tmp_path / "good.ipynb", "x: int = 0", "print(x + 1)")
+    full = notebook(tmp_path / "full.ipynb", "x: int = 0", f"raise OSError({number}, 'No room', 'x.nii.gz')")
+    wanted = [Task("first", good, {"x": 1}), Task("full", full, {}, ("first",)), Task("later", good, {"x": 2}, ("first",), ("full",))]
+    results = batch.execute_all(wanted, tmp_path / "report", Cluster(workers=1))
+    assert {name: each.error for name, each in results.items()} == {"first": None, "full": f"OSError: [Errno {number}] No room: 'x.nii.gz'"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_log_for_which_there_is_no_room_takes_nothing_with_it(tmp_path, monkeypatch):
+    good = notebook(tmp_path / "good.ipynb", "x: int = 0", "print(x + 1)")
+    log = ledger.log
+
+    def full(folder, **event):
+        if event["event"] == "done":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "log.jsonl"))
+        log(folder, **event)
+
+    monkeypatch.setattr(ledger, "log", full)
+    wanted = [Task("first", good, {"x": 1}), Task("later", good, {"x": 2}, ("first",))]
+    results = batch.execute_all(wanted, tmp_path / "report", Cluster(workers=1))
+    assert {name: each.error for name, each in results.items()} == {"first": None}
+
+
 @pytest.mark.parametrize("length, transport", [(0, "ipc"), (120, "tcp")])
 def test_a_kernel_takes_no_port_from_another_where_paths_of_sockets_are_short_enough(tmp_path, monkeypatch, length, transport):
     with tempfile.TemporaryDirectory() as short:
@@ -125,6 +154,24 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_starts(tmp_pa
     error = capsys.readouterr().err
     assert "odd.pt" in error
     assert error.count("\n") == 1
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("command", [["run"], ["run", "--dry-run"]])
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ('weights = "nowhere.pt"', "weights is 'nowhere.pt': .*nowhere.pt: no such checkpoint"),
+        ('fusion = "nowhere.pt"', "fusion is 'nowhere.pt': .*nowhere.pt: no such checkpoint"),
+        ('planes = ["ten-corona"]', "planes has 'ten-corona': .*scores.csv: no such table: accepted are studies that were run to the end"),
+        ('ladder = ["ten-corona"]', "ladder has 'ten-corona': "),
+    ],
+)
+def test_what_a_study_builds_on_is_looked_for_before_anything_starts(tmp_path, capsys, command, line, message):
+    (tmp_path / "mine.toml").write_text(f'output_dir = "{tmp_path / "results"}"\n{line}\n')
+    assert cli.main([*command, str(tmp_path / "mine.toml")]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count("\n") == 1
     assert not (tmp_path / "results").exists()
 
 
@@ -269,6 +316,25 @@ def test_a_disk_that_is_plainly_too_small_is_refused_before_anything_starts(tmp_
     assert re.search(r"the study needs about 2\d\.\d GB more, and 3\.0 GB are free", error)
     assert error.count("\n") == 1
     assert not (tmp_path / "results").exists()
+
+
+def test_clean_holds_the_study_until_all_is_gone(finished, tmp_path, monkeypatch):
+    plan, _, _ = finished
+    report, unlink = stages.folder(plan) / "report", Path.unlink
+    (report / "lock.json").write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": 1.0}))  # of a run that was killed
+
+    tried = []
+
+    def watched(path, missing_ok=False):
+        if path.suffix == ".html":
+            tried.append(path)
+            with pytest.raises(RuntimeError, match="this study is being run"), ledger.locked(report):
+                pass
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", watched)
+    batch.clean(plan)
+    assert len(tried) == len(batch.tasks(plan)) and not report.exists()
 
 
 def test_clean_removes_what_the_study_wrote_and_nothing_else(finished, tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,45 @@ def test_a_job_that_the_batch_system_refuses_is_one_line(tmp_path, monkeypatch):
         with cluster.start(Cluster(kind="slurm", queue="shrt"), tmp_path / "jobs"):
             pass
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "kind, command, there, over",
+    [
+        ("slurm", "squeue", ["echo 5 main resoluti root PD 0:00", "echo 'Unable to contact slurm controller' >&2; exit 1"],
+         [":", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"]),
+        ("pbs", "qstat", ["echo '5.host dask root 0 Q batch'", "echo 'cannot connect to server' >&2; exit 1"],
+         ["echo 'qstat: 5.host Job has finished, use -x' >&2; exit 35", "echo 'qstat: Unknown Job Id 5.host' >&2; exit 153"]),
+        ("lsf", "bjobs", ["echo PEND", "echo RUN", "echo 'LSF is down. Please wait' >&2; exit 255"], ["echo EXIT", "echo 'Job <5> is not found' >&2; exit 255"]),
+        ("sge", "qstat", ["echo 'job_number: 5'", "echo 'unable to send message to qmaster' >&2; exit 1"],
+         ["echo 'Following jobs do not exist: 5' >&2; exit 1"]),
+    ],
+)
+def test_a_job_is_over_only_if_the_batch_system_says_so(tmp_path, monkeypatch, kind, command, there, over):
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    for says, expected in [*((each, False) for each in there), *((each, True) for each in over)]:
+        (tmp_path / command).write_text(f'#!/bin/sh\nfor last; do :; done\n[ "$last" = 5 ] || exit 99\n{says}\n')
+        (tmp_path / command).chmod(0o755)
+        assert cluster._ended(kind, "5") == expected, says
+    (tmp_path / command).unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not cluster._ended(kind, "5")
+    assert cluster._ended(kind, None)  # refused: it never was
+
+
+def test_jobs_that_do_nothing_but_end_are_an_error_and_not_waited_for(tmp_path, monkeypatch):
+    # Each is taken and is gone, as with a prologue that fails: at first that may be bad luck, so others are sent after it.
+    (tmp_path / "sbatch").write_text(f"#!/bin/sh\necho >> {tmp_path}/sent\necho Submitted batch job $(wc -l < {tmp_path}/sent)\n")
+    (tmp_path / "squeue").write_text("#!/bin/sh\n")
+    for name in ("sbatch", "squeue"):
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with cluster.start(Cluster(kind="slurm", jobs=1), tmp_path / "jobs") as (client, again):
+        with pytest.raises(RuntimeError, match="4 jobs ended before their workers reached this machine: what they said is in .*jobs"):
+            for _ in range(300):
+                again()
+                time.sleep(0.1)
+    assert len((tmp_path / "sent").read_text()) == 4
 
 
 @pytest.mark.parametrize("name, size", [("demo", 18), ("paper", 90), ("slurm", 90), ("whole", 14)])

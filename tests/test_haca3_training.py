@@ -60,7 +60,7 @@ def test_labels_with_full_noise_follow_the_softmax_and_let_the_gradient_through(
     drawn = torch.bincount((beta * 5).round().long().flatten(), minlength=5) / 200**2
     np.testing.assert_allclose(drawn, torch.softmax(logits[0, :, 0, 0], 0).detach(), atol=0.01)
     beta.sum().backward()
-    assert logits.grad.abs().min() >= 0 and logits.grad.abs().mean() > 1e-3
+    assert torch.isfinite(logits.grad).all() and logits.grad.abs().mean() > 1e-3
 
 
 def test_imperfections_leave_the_background_alone_and_change_the_rest_by_some_per_cent(group):

@@ -1,6 +1,7 @@
 """What counts as done, and who may run a study: nothing stale may pass, and nothing that is done may be done again."""
 
 import contextlib
+import errno
 import json
 import multiprocessing
 import os
@@ -160,6 +161,53 @@ def test_of_two_runs_the_second_is_refused_and_told_of_the_first(tmp_path):
     assert ledger.holder(tmp_path) is None
 
 
+def test_a_process_that_is_dead_and_not_yet_buried_holds_nothing(tmp_path):
+    code = f"import os, signal\nfrom pathlib import Path\nfrom helpers import ledger\nwith ledger.locked(Path({str(tmp_path)!r})):\n"
+    code += "    print('held', flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as dead:
+        assert dead.stdout.readline() == "held\n"
+        os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)  # until it is dead
+        assert psutil.Process(dead.pid).status() == psutil.STATUS_ZOMBIE
+        assert ledger.holder(tmp_path) is None
+        with ledger.locked(tmp_path):
+            pass
+
+
+def test_a_clock_that_was_set_opens_no_lock(tmp_path):
+    with ledger.locked(tmp_path):
+        lock = json.loads((tmp_path / "lock.json").read_text())
+        (tmp_path / "lock.json").write_text(json.dumps({**lock, "started": lock["started"] - 3600}))
+        with pytest.raises(RuntimeError, match=f"being run by process {os.getpid()} on {socket.gethostname()}"), ledger.locked(tmp_path):
+            pass
+
+
+def test_without_locks_of_the_file_system_the_process_is_asked_for(tmp_path, monkeypatch):
+    def unknown(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(ledger.fcntl, "flock", unknown)
+    (tmp_path / "lock.json").write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": 1.0}))
+    with ledger.locked(tmp_path):
+        assert ledger.holder(tmp_path)["pid"] == os.getpid()
+        with pytest.raises(RuntimeError, match=f"being run by process {os.getpid()} on"), ledger.locked(tmp_path):
+            pass
+    assert not (tmp_path / "lock.json").exists()
+
+
+def test_who_waits_at_a_lock_that_is_removed_holds_nothing(tmp_path, monkeypatch):
+    # As when `batch.clean` ends between our opening the file and our locking it.
+    flock, removed = ledger.fcntl.flock, []
+
+    def late(file, how):
+        if not removed:
+            removed.append((tmp_path / ".lock").unlink())
+        flock(file, how)
+
+    monkeypatch.setattr(ledger.fcntl, "flock", late)
+    with ledger.locked(tmp_path), pytest.raises(RuntimeError), ledger.locked(tmp_path):
+        pass
+
+
 def test_a_process_number_that_went_to_another_process_holds_nothing_and_another_host_does(tmp_path):
     me = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
     for who, holds in ((me, True), ({**me, "started": me["started"] - 60}, False), ({**me, "host": "elsewhere", "started": 0}, True)):
@@ -190,6 +238,18 @@ def test_of_many_that_find_the_same_stale_lock_one_takes_it(tmp_path):
     assert sorted(queue.get(timeout=300) for _ in processes) == [False, False, False, True]
     for process in processes:
         process.join()
+
+
+def test_an_input_that_is_replaced_while_it_is_used_vouches_for_nothing(task, tmp_path):
+    # What lies in the folder of the study others of its notebooks may write; what lies elsewhere is somebody's own.
+    for report, counts in ((tmp_path / "study" / "report", False), (tmp_path / "report", True)):
+        node = nbformat.read(task.notebook, as_version=4)
+        node.cells[1].source += "\nPath(source).write_bytes(b'other')"
+        nbformat.write(node, tmp_path / "replaces.ipynb")
+        replaces = Task("replaces", tmp_path / "replaces.ipynb", task.parameters)
+        (tmp_path / "in.txt").write_bytes(b"abc")
+        assert batch.execute(replaces, report).error is None
+        assert batch._is_done(replaces, report) == counts
 
 
 def test_what_is_made_again_with_the_same_bytes_does_not_run_what_comes_after(executed, tmp_path):

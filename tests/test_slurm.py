@@ -26,10 +26,10 @@ def slurm(tmp_path, monkeypatch):
     folder = tmp_path / "slurm"
     monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
     try:
-        subprocess.run([script, "start", folder], check=True, timeout=60)
+        subprocess.run([script, "start", folder], check=True, timeout=300)
         yield
     finally:
-        subprocess.run([script, "stop", folder], check=True, timeout=60)
+        subprocess.run([script, "stop", folder], check=True, timeout=300)
 
 
 def squeue(*options):
@@ -41,6 +41,8 @@ def test_a_study_whose_jobs_are_cancelled_midway_completes(slurm, tmp_path):
     study.write_text(
         f'output_dir = "{tmp_path / "results"}"\nsubjects = [1]\nexperiments = ["3", "5"]\nresolutions = ["3||0", "5||1.5"]\n'
         '[cluster]\nkind = "slurm"\njobs = 2\ncores = 1\nmemory = "2GB"\nwalltime = "00:30:00"\nqueue = "test"\n'
+        # The first job ends before its worker reaches the driver.
+        f'prologue = ["mkdir {tmp_path / "first"} && exit 1"]\n'
     )
     with open(tmp_path / "log", "w") as log:
         driver = subprocess.Popen([sys.executable, "-m", "helpers.cli", "run", str(study)], stdout=log, stderr=log)
@@ -66,8 +68,9 @@ def test_a_study_whose_jobs_are_cancelled_midway_completes(slurm, tmp_path):
     assert not any(each["event"] == "failed" for each in ledger.events(report))
     assert len(list((report / "jobs").glob("*.err"))) > len(cancelled)
     assert (tmp_path / "results" / "tables" / "scores.csv").is_file()
+    assert (tmp_path / "first").is_dir()
     # No job is left behind.
-    assert squeue("--states=running", "--format=%i") == []
+    assert squeue("--states=running,pending", "--format=%i") == []
 
 
 def _processes_of(job):

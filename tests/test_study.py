@@ -205,3 +205,9 @@ def test_a_bad_study_file_is_named_with_its_fault(tmp_path, text, message):
         Study.from_toml(file)
     assert str(file) in str(error.value)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("given, mask", [({}, "first"), ({"variant": "haca3plus"}, "union"), ({"variant": "haca3plus", "mask": "first"}, "first")])
+def test_the_mask_is_that_of_the_published_variant_unless_it_is_given(given, mask):
+    assert Study(**given).mask == mask
+    assert Study(**Study(**given).literals()) == Study(**given)

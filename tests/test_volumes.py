@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -139,12 +140,25 @@ def test_a_full_disk_is_one_line_that_names_the_file_and_leaves_nothing_half_don
     assert volumes.write(path, volume, AFFINE, {"Key": "old"}) == before
 
 
-def test_what_a_killed_write_left_is_removed_and_nothing_else(tmp_path):
-    for name in (".abc.tmp", "deep/.x1y2.tmp", "deep/kept.tmp", ".kept"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
-    volumes.remove_leftovers(tmp_path)
-    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [".kept", "kept.tmp"]
+def test_what_a_killed_write_left_is_removed_and_nothing_else(tmp_path, monkeypatch):
+    names, unlink = [], Path.unlink
+
+    def killed(source, target):  # Before it could rename the file, or remove it.
+        names.append(os.path.basename(source))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        patch.setattr(Path, "unlink", lambda path, missing_ok=False: None)
+        for path in ("x.csv", "sub-1/deep/x.nii.gz", "tables/.hidden.json", "other/x.csv"):
+            with pytest.raises(KeyboardInterrupt):
+                volumes.write_bytes(tmp_path / path, b"x")
+    assert Path.unlink is unlink and len(names) == 4
+    for path in ("sub-1/.mine.tmp", "sub-1/kept.tmp", ".kept", "sub-1.txt"):
+        (tmp_path / path).write_text("x")
+    volumes.remove_leftovers(tmp_path, ("sub-*", "tables", "nothing"))
+    left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+    assert left == sorted([".kept", ".mine.tmp", "kept.tmp", "sub-1.txt", names[3]])
 
 
 def test_files_are_noted_once_and_only_for_a_study(tmp_path, volume, monkeypatch):
@@ -155,4 +169,8 @@ def test_files_are_noted_once_and_only_for_a_study(tmp_path, volume, monkeypatch
         volumes.read(tmp_path / "x.nii.gz")
     volumes.write(tmp_path / "y.nii.gz", volume, AFFINE)
     lines = [json.loads(line) for line in (tmp_path / "trace").read_text().splitlines()]
-    assert lines == [[str(tmp_path / "x.nii.gz"), False], [str(tmp_path / "y.nii.gz"), True], [str(tmp_path / "y.json"), True]]
+    names = [("x.nii.gz", False), ("y.nii.gz", True), ("y.json", True)]
+    assert lines == [[str(tmp_path / name), written, volumes.look(tmp_path / name)] for name, written in names]
+    facts = (tmp_path / "x.nii.gz").stat()
+    assert lines[0][2] == [facts.st_size, facts.st_mtime_ns]
+    assert volumes.look(tmp_path / "nothing") is None

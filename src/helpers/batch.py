@@ -11,6 +11,7 @@ import fnmatch
 import functools
 import html
 import importlib.util
+import itertools
 import json
 import logging
 import os
@@ -43,8 +44,11 @@ _PREPARATION_S = 110  # of one's own images of a subject: examined, registered t
 #: Megabytes of an image, as measured; fused and registered volumes hold noise and hardly shrink.
 _COHORT_MB, _STACK_MB, _REGISTERED_MB, _HARMONIZED_MB, _ENCODING_MB, _REPORT_MB = 3.5, 2.75, 13, 5.3, 13.9, 1.2
 
-#: What a study writes into its folder, subjects' folders apart.
-_WRITTEN = ("tables", "report", "figures", "encodings", ".bidsignore")
+#: What a study writes into its folder, beside the description of the data set.
+_OURS = ("tables", "report", "figures", "encodings", ".bidsignore", "sub-*")
+
+#: Errors of a system that has no room for another file: a full disk, a quota.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 #: Characters of a path that systems accept for a socket: 103 on macOS, less the number of the socket.
 _LONGEST_SOCKET = 100
@@ -258,14 +262,17 @@ def execute(task: Task, folder: Path, threads: int = 1) -> Execution:
         try:
             executed.parent.mkdir(parents=True, exist_ok=True)
             ledger.forget(folder, task.name)
-            page.unlink(missing_ok=True)
+            for old in (executed, page):
+                old.unlink(missing_ok=True)
             version = ledger.stamp(task.notebook, task.parameters)
             error = _papermill(task, executed, trace)
             files, written = ledger.read_trace(trace)
             if executed.exists():
                 _render(executed, page)
-            # Should a module have changed meanwhile, nobody knows which the kernel had.
-            if error is None and ledger.stamp(task.notebook, task.parameters) == version:
+            # Should a module have changed meanwhile, or an image that is not the study's, nobody knows which the kernel had.
+            given = {path: facts for path, facts in files.items() if path not in written and not _is_of(path, folder)}
+            same = ledger.stamp(task.notebook, task.parameters) == version and all(volumes.look(path) == given[path] for path in given)
+            if error is None and same:
                 ledger.record(folder, task.name, version, {*files, str(executed), str(page)})
         except Exception as failure:  # A kernel that died, a full disk: the study goes on, and says so.
             error, written = _last_line(f"{type(failure).__name__}: {failure}"), ()
@@ -288,10 +295,12 @@ def _papermill(task: Task, executed: Path, trace: Path) -> str | None:
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
     os.environ[volumes.TRACE] = str(trace)
+    # Not where it will be kept: papermill writes it again after every cell, and not at once.
+    draft = trace.with_name(executed.name)
     try:
         papermill.execute_notebook(
             str(task.notebook),
-            str(executed),
+            str(draft),
             task.parameters,
             progress_bar=False,
             kernel_name="python3",
@@ -304,7 +313,14 @@ def _papermill(task: Task, executed: Path, trace: Path) -> str | None:
         return _last_line(f"{failure.ename}: {failure.evalue}")
     finally:
         del os.environ[volumes.TRACE]
+        if draft.exists():
+            volumes.write_bytes(executed, draft.read_bytes())
     return None
+
+
+def _is_of(path: str, report: Path) -> bool:
+    """Whether a file lies in the folder of the study."""
+    return Path(path).is_relative_to(report.absolute().parent)
 
 
 @functools.cache
@@ -440,12 +456,12 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
     Raises
     ------
     ValueError, FileNotFoundError
-        Before anything starts, if a notebook does not know a parameter, a checkpoint is missing or does not fit, or no subject can
-        take part.
+        Before anything starts, if a notebook does not know a parameter, a checkpoint is missing or does not fit, another study that
+        it builds on was not run, or no subject can take part.
     RuntimeError
-        Before anything starts, if somebody else runs the study.
+        Before anything starts, if somebody else runs the study; later, if jobs of a batch system end as soon as they begin.
     OSError
-        Before anything starts, if the disk is plainly too small; later, if the report cannot be written.
+        Before anything starts, if the disk is plainly too small.
     """
     started, where = time.monotonic(), where or Cluster()
     check_subjects(plan)
@@ -457,13 +473,16 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
     folder = _report_folder(plan)
     report = folder / "index.html"
     if not folder.exists():  # What is refused leaves nothing behind.
-        _check(plan, wanted, _states(wanted, folder))
+        check(plan, wanted)
+        check_space(plan, _states(wanted, folder))
     with ledger.locked(folder):
         states = _states(wanted, folder, repair=True)
         results, unfit, warnings = dict.fromkeys(states.task), (), None
         if not all(states.state == "done"):
-            _check(plan, wanted, states)
-            volumes.remove_leftovers(stages.root(plan))
+            check(plan, wanted)
+            check_space(plan, states)
+            volumes.remove_leftovers(stages.root(plan), _OURS)
+            volumes.remove_leftovers(stages.figures_folder(plan))
             before = {}
             if plan.bids_dir:
                 # Whose images turn out to be unfit is left out before hours are spent, and the study goes on with the others.
@@ -480,16 +499,26 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
             results = execute_all(wanted, folder, where, before)
         if any(results.values()) or len(results) < len(wanted) or plan.bids_dir or not report.exists():
             remarks = {"Left out": list(left_out.values()), "Warnings": stages.findings(plan) if warnings is None else warnings}
-            volumes.write_bytes(report, _index(plan, _states(everything, folder), folder, remarks).encode())
+            try:
+                volumes.write_bytes(report, _index(plan, _states(everything, folder), folder, remarks).encode())
+            except OSError as error:  # A full disk must not take with it what is to be said of the notebooks.
+                print(f"the report could not be written: {error}", file=sys.stderr)
     failed = {name: each.error for name, each in results.items() if _failed(each)}
     skipped = [task.name for task in wanted if task.name not in results]
     return Outcome(failed, skipped, sum(each is not None for each in results.values()), report, time.monotonic() - started)
 
 
-def _check(plan: Study, wanted: list[Task], states: pd.DataFrame) -> None:
+def check(plan: Study, wanted: list[Task]) -> None:
+    """Refuse what could only fail later: parameters that a notebook does not know, checkpoints, other studies.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As `check_parameters`, `helpers.stages.check_models` and `helpers.stages.check_others`.
+    """
     check_parameters(wanted)
     stages.check_models(plan)
-    check_space(plan, states)
+    stages.check_others(plan)
 
 
 def check_space(plan: Study, states: pd.DataFrame) -> None:
@@ -562,8 +591,19 @@ def _failed(result: Execution | None) -> bool:
 
 
 def _full(results: Mapping[str, Execution | None]) -> bool:
-    """Whether a task found the disk full. One is enough: the others would fail of it as well, one after the other."""
-    return any(_failed(each) and f"[Errno {errno.ENOSPC}]" in each.error for each in results.values())
+    """Whether a task found the disk full, or a quota. One is enough: the others would fail of it as well, one after the other."""
+    return any(_failed(each) and any(f"[Errno {number}]" in each.error for number in _NO_ROOM) for each in results.values())
+
+
+def _log(folder: Path, **event) -> bool:
+    """Log an event if there is room for it: what else is to be said must not be lost with it."""
+    try:
+        ledger.log(folder, **event)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        return False
+    return True
 
 
 def _gather(client, again, wanted: list[Task], folder: Path, where: Cluster, before: Mapping) -> dict[str, Execution | None]:
@@ -590,10 +630,12 @@ def _gather(client, again, wanted: list[Task], folder: Path, where: Cluster, bef
                     waiting.remove(task)
                     results[task.name], skipped = None, True
                     progress.skip(task)
+                elif not _log(folder, event="started", task=task.name):
+                    waiting = []
+                    break
                 else:
                     waiting.remove(task)
                     free -= 1
-                    ledger.log(folder, event="started", task=task.name)
                     # Dask runs again what a lost worker had. A notebook that failed would fail again: its error is a result.
                     running[client.submit(execute, task, folder, where.threads(), key=task.name, pure=False)] = task
                     progress.start(task)
@@ -615,9 +657,9 @@ def _gather(client, again, wanted: list[Task], folder: Path, where: Cluster, bef
                 result = Execution(_last_line(f"{type(failure).__name__}: {failure}")) if failure else future.result()
                 results[task.name] = result
                 facts = {"seconds": result.seconds, "images": result.images, **({"error": result.error} if result.error else {})}
-                ledger.log(folder, event="failed" if result.error else "done", task=task.name, **facts)
+                room = _log(folder, event="failed" if result.error else "done", task=task.name, **facts)
                 progress.end(task, result)
-                if _full({task.name: result}):
+                if not room or _full({task.name: result}):
                     waiting = []
 
 
@@ -743,12 +785,14 @@ def results(plan: Study) -> Results:
     if name != stages.title(plan) or layout.ROOT.is_relative_to(folder.resolve()):
         raise ValueError(f"{folder}: accepted is a folder that the study {plan.name} wrote and describes in dataset_description.json")
     files = []
-    for top in (*(folder / each for each in _WRITTEN), *sorted(folder.glob("sub-*"))):
+    for top in sorted(itertools.chain.from_iterable(map(folder.glob, _OURS))):
         if top.is_dir() and not top.is_symlink():
             for where, folders, names in os.walk(top):  # A link to a folder goes as the link that it is.
                 files += [Path(where) / each for each in (*names, *folders) if each in names or (Path(where) / each).is_symlink()]
-        elif top.is_symlink() or top.exists():
+        else:
             files.append(top)
+    # The lock is `clean`'s own to hold, until all else is gone.
+    files = [path for path in files if path.parent != _report_folder(plan) or path.name not in ledger.LOCKS]
     # Last, so that a clean that was interrupted can be run again.
     files.append(folder / "dataset_description.json")
     return Results(folder, tuple(files), sum(path.lstat().st_size for path in files) / 1e6)
@@ -770,7 +814,8 @@ def clean(plan: Study) -> Results:
     with ledger.locked(_report_folder(plan)):
         for path in found.files:
             path.unlink(missing_ok=True)
-    (_report_folder(plan) / ".lock").unlink(missing_ok=True)
+        for name in ledger.LOCKS:
+            (_report_folder(plan) / name).unlink(missing_ok=True)
     for where, _, _ in os.walk(found.folder, topdown=False):
         with contextlib.suppress(OSError):
             Path(where).rmdir()  # Only if it is empty.

@@ -47,9 +47,10 @@ def _run(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
         where = dataclasses.replace(where, **{"workers" if where.kind == "local" else "jobs": options.workers})
     if options.dry_run:
         plan = _settled(plan)
-        wanted = {task.name for task in batch.choose(batch.tasks(plan), options.only or ["*"])}
+        wanted = batch.choose(batch.tasks(plan), options.only or ["*"])
+        batch.check(plan, wanted)
         states = batch.status(plan)
-        _tell(plan, states[states.task.isin(wanted)], where)
+        _tell(plan, states[states.task.isin([task.name for task in wanted])], where)
         return 0
     outcome = batch.run(plan, where, options.only)
     for name, error in outcome.failed.items():

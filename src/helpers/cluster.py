@@ -3,6 +3,7 @@
 import contextlib
 import re
 import shutil
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -16,6 +17,14 @@ KINDS = {
     "pbs": ("PBSCluster", "qsub", "account"),
     "lsf": ("LSFCluster", "bsub", "project"),
     "sge": ("SGECluster", "qsub", "project"),
+}
+
+#: Kind -> the command that is asked for a job, which is named last, and what it says of one that has ended. Saying nothing says so too.
+_ASKED = {
+    "slurm": (("squeue", "--noheader", "--jobs"), r"invalid job id"),
+    "pbs": (("qstat",), r"unknown job id|job has finished"),
+    "lsf": (("bjobs", "-noheader", "-o", "stat"), r"is not found|\b(done|exit)\b"),
+    "sge": (("qstat", "-j"), r"do not exist"),
 }
 
 #: A worker that harmonizes whole volumes needs about this much memory, its kernel included.
@@ -150,8 +159,8 @@ def start(cluster: Cluster, folder: Path) -> Iterator:
     ------
     client : dask.distributed.Client
     again : callable
-        To be called now and then: submits jobs in place of those that were lost. `scale` does not do so by itself, and
-        `adapt` would end jobs while their kernels work.
+        To be called now and then: submits jobs in place of those that were lost, before they reached us or after. `scale` does
+        not do so by itself, and `adapt` would end jobs while their kernels work. RuntimeError if jobs do nothing but end.
 
     Raises
     ------
@@ -184,7 +193,56 @@ def start(cluster: Cluster, folder: Path) -> Iterator:
                     jobs._created.clear()  # distributed would stumble over the jobs that never came to be.
                     said = [line for line in str(error).splitlines() if line.strip()][-1]
                     raise RuntimeError(f"{command} refused the job: {said.strip()}") from None
-                yield client, lambda: jobs.scale(jobs=cluster.jobs)
+                yield client, _Renewal(jobs, cluster, folder)
+
+
+class _Renewal:
+    """Called now and then, it keeps the number of jobs."""
+
+    #: Jobs that the batch system is asked about at a time: hundreds that wait in its queue must not become a burden to it.
+    ASKED = 4
+    #: Jobs that may end, for each that is wanted, before the worker of one of them reaches us.
+    PATIENCE = 3
+
+    def __init__(self, jobs, cluster: Cluster, folder: Path):
+        self.jobs, self.cluster, self.folder = jobs, cluster, folder
+        self.suspects, self.turn, self.wasted = set(), 0, 0
+
+    def __call__(self) -> None:
+        connected = {each["name"] for each in list(self.jobs.scheduler_info["workers"].values())}
+        if connected:
+            self.wasted = 0
+        # Dask forgets a job whose worker it has known. For one that ended before that it would wait for ever, as for one that
+        # was never submitted: a refusal is only logged. It must be found twice, since dask takes a while to forget.
+        waiting = [(name, job) for name, job in list(self.jobs.workers.items()) if name not in connected]
+        start = self.turn % len(waiting) if waiting else 0
+        for name, job in (waiting[start:] + waiting[:start])[: self.ASKED]:
+            self.turn += 1
+            if not _ended(self.cluster.kind, job.job_id):
+                self.suspects.discard(job)
+            elif job not in self.suspects:
+                self.suspects.add(job)
+            else:
+                self.jobs.workers.pop(name, None)
+                self.jobs._created.discard(job)  # At the end distributed would stumble over it.
+                self.suspects.discard(job)
+                self.wasted += 1
+        if self.wasted > self.PATIENCE * self.cluster.jobs:
+            raise RuntimeError(f"{self.wasted} jobs ended before their workers reached this machine: what they said is in {self.folder}")
+        self.jobs.scale(jobs=self.cluster.jobs)
+
+
+def _ended(kind: str, job: str | None) -> bool:
+    """Whether the batch system says that a job is over; one without a number was refused. If it says nothing of the kind, it is not."""
+    if job is None:
+        return True
+    command, over = _ASKED[kind]
+    try:
+        answer = subprocess.run([*command, job], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    said = (answer.stdout + answer.stderr).strip()
+    return bool(re.search(over, said, re.IGNORECASE)) if said else answer.returncode == 0
 
 
 def _configured():

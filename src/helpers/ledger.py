@@ -22,6 +22,9 @@ from helpers import volumes
 #: Modules that decide what runs when and where, and never what comes out. No notebook imports them.
 MACHINERY = ("batch.py", "cli.py", "cluster.py", "ledger.py", "schedule.py")
 
+#: Who runs the study, and what the system locks for them; in the study's report folder.
+LOCKS = ("lock.json", ".lock")
+
 
 def stamp(notebook: Path, parameters: Mapping) -> str:
     """Hash of a notebook, the parameters it is run with, and all modules that it may import."""
@@ -51,14 +54,13 @@ def record(folder: Path, name: str, version: str, paths: Iterable[str | Path]) -
 
 def _look(path: str) -> list | None:
     """Size, modification time in ns and SHA-256 of a file; None if there is none."""
-    try:
-        facts = os.stat(path)
-    except FileNotFoundError:
+    facts = volumes.look(path)
+    if facts is None:
         return None
     # A volume's sidecar knows its hash: no need to read hundreds of megabytes.
     sidecar = {} if path.endswith(".json") else volumes.read_sidecar(path) or {}
-    known = sidecar.get("ContentSha256") if sidecar.get("ContentBytes") == facts.st_size else None
-    return [facts.st_size, facts.st_mtime_ns, known or _sha256(path)]
+    known = sidecar.get("ContentSha256") if sidecar.get("ContentBytes") == facts[0] else None
+    return [*facts, known or _sha256(path)]
 
 
 def _sha256(path: str) -> str:
@@ -112,21 +114,24 @@ def done(folder: Path, name: str, version: str, repair: bool = False) -> bool:
     return same
 
 
-def read_trace(path: Path) -> tuple[set[str], set[str]]:
-    """The files that a notebook read or wrote, and those of them that it wrote, as `volumes.note` listed them."""
+def read_trace(path: Path) -> tuple[dict[str, list | None], set[str]]:
+    """The files that a notebook read or wrote, each as it was at first (`volumes.look`), and those that it wrote."""
     entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {file for file, _ in entries}, {file for file, written in entries if written}
+    return {file: facts for file, _, facts in reversed(entries)}, {file for file, written, _ in entries if written}
 
 
 def log(folder: Path, **event) -> None:
     """Append one event, with the time, to the study's log."""
     path = folder / "log.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as file:
-        if file.tell():  # A run that was killed while it wrote left half a line: it must not take this one with it.
-            file.seek(-1, os.SEEK_END)
-            file.write(b"" if file.read(1) == b"\n" else b"\n")
-        file.write(json.dumps({"time": round(time.time(), 3), **event}).encode() + b"\n")
+    try:
+        with open(path, "ab+") as file:
+            if file.tell():  # A run that was killed while it wrote left half a line: it must not take this one with it.
+                file.seek(-1, os.SEEK_END)
+                file.write(b"" if file.read(1) == b"\n" else b"\n")
+            file.write(json.dumps({"time": round(time.time(), 3), **event}).encode() + b"\n")
+    except OSError as error:  # A full disk does not say which file it had no room for.
+        raise type(error)(error.errno, error.strerror or str(error), str(path)) from None
 
 
 def events(folder: Path) -> list[dict]:
@@ -150,18 +155,50 @@ def holder(folder: Path) -> dict | None:
     A process of this host that is gone, or whose number went to one that started at another time, holds nothing. Of a
     process of another host nobody here can tell, so it counts.
     """
+    who = _signed(folder)
+    return who if who and (who["host"] != socket.gethostname() or _lives(who)) else None
+
+
+def _signed(folder: Path) -> dict | None:
+    """What the lock says; None if there is none that can be read."""
     try:
         who = json.loads((folder / "lock.json").read_text())
-        host, pid, started = who["host"], int(who["pid"]), float(who["started"])
+        return {"host": str(who["host"]), "pid": int(who["pid"]), "started": float(who["started"])}
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if host == socket.gethostname():
-        try:
-            if abs(psutil.Process(pid).create_time() - started) > 2:  # s; the clock of the start moves with that of the day
-                return None
-        except psutil.Error:
-            return None
-    return {"host": host, "pid": pid, "started": started}
+
+
+def _lives(who: dict) -> bool:
+    """Whether a process of this host is there, and the one that was meant."""
+    try:
+        process = psutil.Process(who["pid"])
+        # A zombie is dead, whether its parent looks or not; and the clock of the start moves with that of the day, a little.
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - who["started"]) <= 2  # s
+    except psutil.Error:
+        return False
+
+
+@contextlib.contextmanager
+def _door(folder: Path) -> Iterator[bool | None]:
+    """Hold the study's ``.lock``, as the system's locks go: they end with the process, however it ends.
+
+    Yields whether it is ours; None where the file system knows no such locks.
+    """
+    while True:
+        with open(folder / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            except OSError:
+                yield None
+                return
+            # `batch.clean` removes the file that it holds: whoever opened it before holds nothing.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(folder / ".lock")):
+                    yield True
+                    return
 
 
 @contextlib.contextmanager
@@ -176,16 +213,17 @@ def locked(folder: Path) -> Iterator[None]:
     lock = folder / "lock.json"
     folder.mkdir(parents=True, exist_ok=True)
     me = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
-    # Two of this host that find the same stale lock must not both take it. Between hosts the link below decides.
-    with open(folder / ".lock", "w") as door:
-        fcntl.flock(door, fcntl.LOCK_EX)
-        if who := holder(folder):
-            raise RuntimeError(
-                f"{folder.parent}: this study is being run by process {who['pid']} on {who['host']}: wait for it, or stop it. "
-                f"If that host is down, remove {lock}"
-            )
-        lock.unlink(missing_ok=True)
-        mine = folder / f".{me['host']}-{me['pid']}.tmp"
+    with _door(folder) as ours:
+        who = _signed(folder)
+        # Whose door is open is dead, unless it is on another host: locks of the system need not reach from one to the other.
+        if who and ours and who["host"] == me["host"] or ours is None and not holder(folder):
+            who = None
+            lock.unlink(missing_ok=True)
+        if who or ours is False:
+            process = f"process {who['pid']} on {who['host']}" if who else "another process"
+            down = f". If that host is down, remove {lock}" if who and who["host"] != me["host"] else ""
+            raise RuntimeError(f"{folder.parent}: this study is being run by {process}: wait for it, or stop it{down}")
+        mine = folder / f".lock.json-{me['host']}.{me['pid']:08d}.tmp"  # as `volumes.remove_leftovers` knows them
         volumes.write_bytes(mine, json.dumps(me).encode())
         try:
             os.link(mine, lock)
@@ -193,7 +231,7 @@ def locked(folder: Path) -> Iterator[None]:
             raise RuntimeError(f"{folder.parent}: another host began to run this study just now: see {lock}") from None
         finally:
             mine.unlink()
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)

@@ -89,9 +89,9 @@ def note(subject: int | str) -> str:
 
 
 @functools.cache
-def _code(function: Callable, modules: tuple[str, ...]) -> str:
-    """Hash of a stage's own source and of the modules whose change changes its result."""
-    own = "".join(map(inspect.getsource, (function, visited, slice_axis, visited_slices)))
+def _code(function: Callable, modules: tuple[str, ...], *others: Callable) -> str:
+    """Hash of a stage's own source, and of the modules and other functions whose change changes its result."""
+    own = "".join(map(inspect.getsource, (function, *others, visited, slice_axis, visited_slices, volumes.read, volumes.write)))
     text = own + "".join((Path(__file__).parent / module).read_text() for module in modules)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -359,7 +359,7 @@ def registered(plan: Study, subject: int | str, contrast: str, orientation: str,
     stack, images = degraded(plan, subject, contrast, orientation, resolution), cohort(plan, subject)
     inputs = [stack, images[contrast], images["mask"]]
     path = layout.image(root(plan), subject, contrast, desc=f"registered{transform.capitalize()}", acq=orientation, res=resolution.slug)
-    key = _key(_code(registered, ("registration.py", "linear.py")), inputs, {"transform": transform, "seed": plan.seed})
+    key = _key(_code(registered, ("registration.py", "linear.py"), subject_seed), inputs, {"transform": transform, "seed": plan.seed})
 
     def work(_):
         lr_volume, lr_affine = volumes.read(stack)
@@ -418,7 +418,7 @@ def harmonized(plan: Study, subject: int | str, experiment: str, resolution: Res
         "slice_step": plan.slice_step,
     }
     models = [_digest(path) for path in _models(plan)]
-    code = _code(harmonized, HACA3_SOURCES)
+    code = _code(harmonized, HACA3_SOURCES, _encoding, targets.__wrapped__, subject_seed)
     parents = [*inputs.values(), *aims.values()]
     numbers = {contrast: list(each) for contrast, each in plan.targets if not isinstance(each, str)}
     parameters = {"settings": settings, "models": models, "how": _network_options(plan)}
@@ -448,7 +448,9 @@ def harmonized(plan: Study, subject: int | str, experiment: str, resolution: Res
             "SourceOrientations": plan.sources(experiment),
             "Transform": plan.transform,
             **({"Targets": numbers} if numbers else {}),
-            "Harmonization": {**settings, **_network_options(plan), "weights": models, "weights_file": Path(plan.weights).name},
+            "Harmonization": {
+                **settings, **_network_options(plan), "device": harmonizer(plan).device, "weights": models, "weights_file": Path(plan.weights).name,
+            },
             **(_resolution(resolution) if resolution else {}),
         }
         for contrast in missing:
@@ -514,7 +516,7 @@ def _scores(plan: Study, subject: int | str, experiment: str, resolution: Resolu
     mask, truth = cohort(plan, subject)["mask"], harmonized(plan, subject, GROUND_TRUTH, None)
     scored = harmonized(plan, subject, experiment, resolution, again=resolution is None)
     inputs = source_images(plan, subject, experiment, resolution)
-    key = _key(_code(_scores, ("metrics.py",)), [mask, *truth.values(), *scored.values(), *inputs.values()], _how(plan))
+    key = _key(_code(_scores, ("metrics.py",), input_scores), [mask, *truth.values(), *scored.values(), *inputs.values()], _how(plan))
     if not _done(path, key):
         brain = visited(plan, *_read(mask))[0] > 0
         rows = []
@@ -673,12 +675,16 @@ def other_studies(folders: Iterable[str | Path], table: str = "scores") -> pd.Da
     """
     parts = []
     for folder in folders:
-        # An absolute path stays what it is.
-        path = layout.DERIVATIVES / folder / "tables" / f"{table}.csv"
+        path = _table_of(folder, table)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such table: accepted are folders of studies that were run to the end")
         parts.append(_read_table(path))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _table_of(study: str | Path, table: str) -> Path:
+    """Where another study, by its name or folder, has a table."""
+    return layout.DERIVATIVES / study / "tables" / f"{table}.csv"  # An absolute path stays what it is.
 
 
 def _gather(plan: Study, name: str, parts: list[pd.DataFrame]) -> pd.DataFrame:
@@ -846,9 +852,24 @@ def check_models(plan: Study) -> None:
     FileNotFoundError, ValueError
         Naming the file, and what of it does not fit.
     """
-    for path in _models(plan):
-        _digest(path)
+    for field in ("weights", "fusion"):
+        if (value := getattr(plan, field)) and not (path := layout.ROOT / value).is_file():
+            raise FileNotFoundError(f"{field} is {value!r}: {path}: no such checkpoint")
     harmonizer(plan)
+
+
+def check_others(plan: Study) -> None:
+    """See that the studies which this one's analysis takes in were run.
+
+    Raises
+    ------
+    FileNotFoundError
+        Naming the key and the study.
+    """
+    for field in ("planes", "ladder"):
+        for each in getattr(plan, field):
+            if not (path := _table_of(each, "scores")).is_file():
+                raise FileNotFoundError(f"{field} has {each!r}: {path}: no such table: accepted are studies that were run to the end")
 
 
 @functools.cache
@@ -860,7 +881,11 @@ def _digest(path: Path) -> str:
 
 
 def _network_options(plan: Study) -> dict:
-    """How the networks run. It follows from the study alone, so that a resumed run gives the same bytes."""
+    """How the networks run. It follows from the study alone, so that on the same kind of machine a resumed run gives the same bytes.
+
+    Processors differ in how they round, and a GPU from all of them: volumes of different machines agree as nearly as floats do,
+    until a label of the anatomy that was all but undecided falls the other way. Sidecars say which device it was.
+    """
     return {"variant": plan.variant, "precision": plan.precision, "compiled": plan.compiled}
 
 

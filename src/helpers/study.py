@@ -22,7 +22,8 @@ AXIS = {"axial": 2, "coronal": 1, "sagittal": 0}
 TRANSFORMS = ("known", "rigid", "affine")
 ANATOMIES = ("shared", "independent", "argmax")
 MASKS = ("first", "union", "intersection")
-VARIANTS = ("haca3", "haca3plus")
+#: Variant -> the mask of its published program.
+VARIANTS = {"haca3": "first", "haca3plus": "union"}
 PRECISIONS = ("float32", "bfloat16")
 BRAINS = ("extract", "keep")
 
@@ -246,7 +247,7 @@ class Study:
     anatomy : str
         How anatomy codes are sampled: one of `ANATOMIES`.
     mask : str
-        Which sources' foreground masks the output: one of `MASKS`.
+        Which sources' foreground masks the output: one of `MASKS`; unless given that of the published program, by `VARIANTS`.
     weights : str
         HACA3 checkpoint; relative paths start at the repository.
     fusion : str
@@ -292,7 +293,7 @@ class Study:
     reconstruction: tuple[str, ...] = ("axial",)
     slice_step: int = 11
     anatomy: str = "shared"
-    mask: str = "first"
+    mask: str = ""
     weights: str = "data/models/harmonizer-small.pt"
     fusion: str = ""
     variant: str = "haca3"
@@ -355,8 +356,8 @@ class Study:
                 raise ValueError(f"{field} names something twice: accepted is a list without repetition")
         check("transform", self.transform, TRANSFORMS)
         check("anatomy", self.anatomy, ANATOMIES)
-        check("mask", self.mask, MASKS)
         check("variant", self.variant, VARIANTS)
+        settle("mask", check("mask", self.mask or VARIANTS[self.variant], MASKS))
         check("precision", self.precision, PRECISIONS)
         check("brain", self.brain, BRAINS)
         settle("select", _per_contrast("select", self.select, _entities))

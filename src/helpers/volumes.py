@@ -14,6 +14,7 @@ import json
 import os
 import tempfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,9 @@ import numpy as np
 
 #: Environment variable with the path of the file in which `note` keeps its list.
 TRACE = "RESOLUTION_MATTERS_TRACE"
+
+#: Names of temporary files: that of the file to be, between dots, and what makes them unique.
+_LEFTOVER = ".*.*.????????.tmp"
 
 _noted = set()
 
@@ -33,8 +37,17 @@ def note(path: str | Path, written: bool = False) -> None:
     if trace and (trace, *entry) not in _noted:
         # One line a time: what a killed process noted is there as far as it came.
         with open(trace, "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(json.dumps([*entry, look(path)]) + "\n")
         _noted.add((trace, *entry))
+
+
+def look(path: str | Path) -> list[int] | None:
+    """Size and modification time in ns of a file; None if there is none. Reading it changes neither."""
+    try:
+        facts = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return [facts.st_size, facts.st_mtime_ns]
 
 
 def check(volume: np.ndarray, what: str = "volume") -> np.ndarray:
@@ -339,7 +352,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -355,7 +368,10 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     note(path, written=True)
 
 
-def remove_leftovers(folder: str | Path) -> None:
-    """Remove the temporary files that a killed `write_bytes` left in a folder and those below it."""
-    for temporary in Path(folder).rglob(".*.tmp"):
+def remove_leftovers(folder: str | Path, below: Iterable[str] = ()) -> None:
+    """Remove the temporary files that a killed `write_bytes` left in a folder, and in all that is below those of its folders that match."""
+    for top in itertools.chain.from_iterable(map(Path(folder).glob, below)):
+        for temporary in top.rglob(_LEFTOVER):
+            temporary.unlink(missing_ok=True)
+    for temporary in Path(folder).glob(_LEFTOVER):
         temporary.unlink(missing_ok=True)

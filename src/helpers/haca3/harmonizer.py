@@ -26,6 +26,9 @@ Each of its quirks, and what is done about it here:
 - HACA3+ does not permute its mask when a batch has as many slices as there are contrasts: slices are told from contrasts here.
 - Both programs process a quarter of the slices at a time; here one at a time on a CPU, where activations of more do not fit
   the caches, and as many as fit on a GPU; and slices outside the mask are not computed: they are zero in any case.
+- The published command line can skip the removal of the background (``--no-bg-removal``), for images that have none: the
+  removal leaves those as they are, so there is no switch. It can take theta without an image, and then has eta (0.3, 0.5) and
+  norm 1000 as defaults: a `Target` names all three, since a default for the scale of an output is a guess.
 """
 
 import functools
@@ -44,8 +47,7 @@ from helpers.haca3.networks import SLICE, keep_freed_memory, labels_to_beta, mos
 from helpers.study import AXIS
 
 SHAPE = (192, 224, 192)  #: the only accepted grid: MNI, 1 mm
-#: Variant -> intensity above which a pixel is foreground of a source, and the published mask.
-_PUBLISHED = {"haca3": (1e-6, "first"), "haca3plus": (1e-2, "union")}
+_FOREGROUND = {"haca3": 1e-6, "haca3plus": 1e-2}  # variant -> intensity above which a pixel is foreground of a source
 
 _PAD = tuple(SLICE // 2 - n // 2 for n in SHAPE)  # voxels before the volume on each axis: 16, 0, 16
 _CROP = tuple(slice(start, start + n) for start, n in zip(_PAD, SHAPE))
@@ -386,7 +388,9 @@ class Harmonizer:
             If an argument is not one of those, or an image is on another grid, not finite, or all zero.
         """
         study.check("anatomy", anatomy, study.ANATOMIES)
-        mask = study.check("mask", mask or _PUBLISHED[self.variant][1], study.MASKS)
+        mask = study.check("mask", mask or study.VARIANTS[self.variant], study.MASKS)
+        if seed < 0:
+            raise ValueError(f"seed is {seed}: accepted is an integer of 0 or more")
         orientations = _orientations(orientations, slice_step)
         if "fusion_net" in self.networks and len(orientations) == 2:
             raise ValueError(f"orientations are {', '.join(orientations)}: accepted for the fusion net are one or all three")
@@ -445,7 +449,7 @@ class Harmonizer:
         Returns
         -------
         dict of str to ndarray, 2D, float32
-            Target contrast -> harmonized slice, in the units of the target, masked by the first source.
+            Target contrast -> harmonized slice, in the units of the target, with the mask of the published variant.
 
         Raises
         ------
@@ -462,7 +466,7 @@ class Harmonizer:
             image = _seen(np.pad(np.asarray(plane, np.float32), widths), orientation)
             code = self._encode([image], self._run)[0] if image.any() else (None, None)
             encodings[name] = Encoding({(orientation, k): (self._foreground(image), *code)})
-        made, _, _ = self._reconstruct(orientation, encodings, targets, "first", dict.fromkeys(targets, ()), seed, [k], 0)
+        made, _, _ = self._reconstruct(orientation, encodings, targets, study.VARIANTS[self.variant], dict.fromkeys(targets, ()), seed, [k], 0)
         return {name: volume.take(index, axis) for name, volume in made.items()}
 
     def _batches(self, ks: Sequence[int]) -> list[Sequence[int]]:
@@ -496,7 +500,9 @@ class Harmonizer:
 
     def _codes(self, source: Encoding, orientation: str, ks: Sequence[int]) -> list[tuple[np.ndarray, Tensor | None, Tensor | None]]:
         """Foreground, logits and key of some slices, as `Encoding.slices` holds them."""
-        codes = {k: source.slices[orientation, k] for k in ks if (orientation, k) in source.slices}
+        stored = {k: source.slices[orientation, k] for k in ks if (orientation, k) in source.slices}
+        # An encoding that was stored comes back in the memory of the CPU.
+        codes = {k: (shown, *(each if each is None else each.to(self.device) for each in code)) for k, (shown, *code) in stored.items()}
         images = {k: slice_of(source.volume, orientation, k) for k in ks if k not in codes}
         full = [k for k, image in images.items() if image.any()]
         encoded = dict(zip(full, self._encode([images[k] for k in full], self._run))) if full else {}
@@ -504,7 +510,7 @@ class Harmonizer:
         return [codes[k] for k in ks]
 
     def _foreground(self, image: np.ndarray) -> np.ndarray:
-        return image > _PUBLISHED[self.variant][0]
+        return image > _FOREGROUND[self.variant]
 
     def _foregrounds(self, sources: dict[str, Encoding], orientation: str, k: int) -> np.ndarray:
         """Where each source is not background: shape (n, 224, 224), bool."""
@@ -670,6 +676,8 @@ def _checked(volume, what: str) -> np.ndarray:
         raise ValueError(f"{what} has shape {volume.shape}: accepted is the MNI grid {SHAPE}")
     if not volume.any():
         raise ValueError(f"{what} is zero everywhere: accepted is an image")
+    if (shown := np.count_nonzero(volume > 0) / volume.size) <= 0.05:  # Its 95th percentile, by which it is scaled, would be 0.
+        raise ValueError(f"{what} shows something in {shown:.1%} of its voxels: accepted is an image of more than 5%")
     return volume
 
 

@@ -4,6 +4,7 @@ Source: Lavin and Gray, *Fast algorithms for convolutional neural networks*, CVP
 definition; ``winograd.cpp`` computes the same to rounding.
 """
 
+import contextlib
 import copy
 import ctypes
 import functools
@@ -11,11 +12,11 @@ import os
 import shutil
 import subprocess
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from helpers.haca3.networks import EtaEncoder
 
@@ -27,17 +28,21 @@ _FLAGS = (("-march=native", "-fopenmp"), ("-march=native",), ())
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled program; None where there is no C++ compiler. Takes two seconds, once in a process."""
+    """The compiled program; None, and a warning, where there is no C++ compiler or nothing it makes can be loaded.
+
+    Takes two seconds, once in a process.
+    """
     compilers = (shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name)
     compiler = next(filter(None, compilers), None)
-    if compiler is None:
-        return None
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / "winograd.so"
-        for flags in _FLAGS:
+        for flags in _FLAGS if compiler else ():
             command = [compiler, "-O3", "-std=c++17", "-shared", "-fPIC", *flags, "-o", built, Path(__file__).with_suffix(".cpp")]
             if subprocess.run(command, capture_output=True).returncode == 0:
-                return ctypes.CDLL(str(built))
+                with contextlib.suppress(OSError):  # A compiler's library is missing, or nothing may run from that folder.
+                    return ctypes.CDLL(str(built))
+    why = f"{compiler} makes nothing that can be loaded here" if compiler else "there is no C++ compiler here (g++, clang++, or CXX)"
+    warnings.warn(f"compiled is true, but {why}: the networks run as they are, half as fast", stacklevel=2)
     return None
 
 
@@ -111,8 +116,9 @@ class Eta(nn.Module):
     def __init__(self, eta: EtaEncoder):
         super().__init__()
         self.in_conv, self.rest, self.bias = eta.in_conv, eta.seq[1:], eta.seq[0].bias
-        weight = eta.seq[0].weight.detach().permute(0, 2, 3, 1)  # (32, 32, 32, 64 of in_conv and the image itself)
-        self.weight, self.weight_image = weight[..., :-1].flatten(1), weight[..., -1].flatten(1)
+        weight = eta.seq[0].weight.detach().permute(2, 3, 1, 0)  # (32, 32, 64 of in_conv and the image itself, 32)
+        # One product for each row of a block: a long sum would be rounded by the number of threads.
+        self.weight, self.weight_image = weight[:, :, :-1].flatten(1, 2).contiguous(), weight[:, :, -1].contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1, H, W) -> (B, 2, 1, 1)."""
@@ -120,10 +126,11 @@ class Eta(nn.Module):
 
         def blocks(image):
             image = image.permute(0, 2, 3, 1)[:, : 32 * rows, : 32 * columns]  # (B, H, W, C)
-            return image.reshape(len(x), rows, 32, columns, -1).transpose(2, 3).reshape(len(x), rows * columns, -1)
+            image = image.reshape(len(x), rows, 32, columns, -1).permute(2, 0, 1, 3, 4)
+            return image.reshape(32, len(x) * rows * columns, -1)  # (row in the block, block, 32 * C)
 
-        y = F.linear(blocks(self.in_conv(x)), self.weight, self.bias) + F.linear(blocks(x), self.weight_image)  # (B, blocks, 32)
-        return self.rest(y.transpose(1, 2).reshape(len(x), -1, rows, columns))
+        y = torch.bmm(blocks(self.in_conv(x)), self.weight).sum(0) + torch.bmm(blocks(x), self.weight_image).sum(0) + self.bias
+        return self.rest(y.view(len(x), rows * columns, -1).transpose(1, 2).reshape(len(x), -1, rows, columns))
 
 
 def accelerated(network: nn.Module) -> nn.Module:
