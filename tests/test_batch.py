@@ -380,22 +380,3 @@ def test_a_scaling_is_bounded_by_workers_and_critical_path():
     assert (table.speed_up <= table.bound + 1e-9).all()
     assert table.speed_up.is_monotonic_increasing
     assert (table.hours >= table.critical_path_h - 1e-9).all()
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_a_small_study_from_the_command_line_to_its_figures_and_again(tmp_path, capsys):
-    study = tmp_path / "tiny.toml"
-    study.write_text(f'output_dir = "{tmp_path / "results"}"\nsubjects = [1]\nexperiments = ["1a", "3"]\nresolutions = ["3||0", "5||1.5"]\n')
-    assert cli.main(["run", str(study), "--workers", "2"]) == 0
-    said = capsys.readouterr().out
-    assert "Mean PSNR inside the brain" in said
-    assert str(tmp_path / "results" / "figures") in said
-    assert (tmp_path / "results" / "report" / "index.html").is_file()
-    results = {path: digest(path) for path in tmp_path.glob("results/**/*") if path.suffix in (".gz", ".csv", ".pdf", ".png")}
-    # Two ground truths, two experiments at two resolutions, and 1b at 5||1.5, which figure 2 shows.
-    assert len([path for path in results if "harmonized" in path.name]) == 3 * (2 + 2 * 2 + 1)
-    times = {path: path.stat().st_mtime_ns for path in results if path.suffix == ".gz"}
-    assert cli.main(["run", str(study), "--workers", "2"]) == 0
-    assert {path: path.stat().st_mtime_ns for path in times} == times
-    assert {path: digest(path) for path in results} == results

@@ -54,7 +54,22 @@ def undisturbed(tmp_path_factory):
     began = time.monotonic()
     folder = tmp_path_factory.mktemp("undisturbed") / "study"
     assert start(study(folder), folder / "log").wait(timeout=900) == 0, (folder / "log").read_text()
-    return digests(folder / "results"), time.monotonic() - began
+    return folder, digests(folder / "results"), time.monotonic() - began
+
+
+def test_from_the_command_line_to_its_figures_and_once_more_for_nothing(undisturbed):
+    folder, expected, _ = undisturbed
+    said = (folder / "log").read_text()
+    assert f"{NOTEBOOKS} notebooks executed" in said and "Mean PSNR inside the brain" in said
+    assert "dashboard: http://127.0.0.1:" in said
+    assert f"Figures: {folder / 'results' / 'figures'}\n" in said and (folder / "results" / "figures" / "figure_2.png").is_file()
+    assert (folder / "results" / "report" / "index.html").is_file()
+    # Two ground truths, the experiment, and what figure 2 shows besides: 1a at 3||0, 1b at 5||1.5.
+    assert len([path for path in expected if "harmonized" in path and path.endswith(".gz")]) == 3 * (2 + 1 + 2)
+    times = {path: path.stat().st_mtime_ns for path in (folder / "results").rglob("*") if path.is_file() and "report" not in path.parts}
+    assert start(folder / "tiny.toml", folder / "again").wait(timeout=900) == 0
+    assert "Everything was done already" in (folder / "again").read_text()
+    assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
 def victims(driver):
@@ -74,7 +89,7 @@ def victims(driver):
 
 
 def test_killed_at_twenty_moments_it_ends_with_the_same_bytes_and_does_nothing_twice(undisturbed, tmp_path):
-    rng, (expected, takes_s) = np.random.default_rng(20), undisturbed
+    rng, (_, expected, takes_s) = np.random.default_rng(20), undisturbed
     folder, killed = tmp_path / "study", []
     path = study(folder)
     results, finished, driver = folder / "results", {}, None
@@ -150,4 +165,4 @@ def test_a_write_that_fails_is_one_line_and_once_there_is_room_it_goes_on(undist
     assert start(path, folder / "log").wait(timeout=900) == 0
     after = complete(folder / "results")
     assert {each: after[each] for each in before} == before
-    assert digests(folder / "results") == undisturbed[0]
+    assert digests(folder / "results") == undisturbed[1]

@@ -10,7 +10,6 @@ import errno
 import fnmatch
 import functools
 import html
-import importlib.util
 import itertools
 import json
 import logging
@@ -573,8 +572,7 @@ def execute_all(
     wanted = [named[name] for name in schedule.urgent_first(_graph(wanted), expected_s(wanted, folder))]
     ledger.log(folder, event="run", kind=where.kind, workers=where.size(), threads=where.threads())
     with clusters.start(where, folder / "jobs") as (client, again):
-        if importlib.util.find_spec("bokeh"):  # Without it the address shows nothing but that it is missing.
-            print(f"dashboard: {client.dashboard_link}", file=sys.stderr)
+        print(f"dashboard: {client.dashboard_link}", file=sys.stderr)
         return _gather(client, again, wanted, folder, where, before)
 
 
