@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -206,9 +207,15 @@ class _Renewal:
 
     def __init__(self, jobs, cluster: Cluster, folder: Path):
         self.jobs, self.cluster, self.folder = jobs, cluster, folder
-        self.suspects, self.turn, self.wasted = set(), 0, 0
+        self.suspects, self.turn, self.wasted = weakref.WeakSet(), 0, 0  # a job that dask forgets is forgotten here
 
     def __call__(self) -> None:
+        self._forget_lost()
+        if self.wasted > self.PATIENCE * self.cluster.jobs:
+            raise RuntimeError(f"{self.wasted} jobs ended before their workers reached this machine: what they said is in {self.folder}")
+        self.jobs.scale(jobs=self.cluster.jobs)
+
+    def _forget_lost(self) -> None:
         connected = {each["name"] for each in list(self.jobs.scheduler_info["workers"].values())}
         if connected:
             self.wasted = 0
@@ -227,9 +234,6 @@ class _Renewal:
                 self.jobs._created.discard(job)  # At the end distributed would stumble over it.
                 self.suspects.discard(job)
                 self.wasted += 1
-        if self.wasted > self.PATIENCE * self.cluster.jobs:
-            raise RuntimeError(f"{self.wasted} jobs ended before their workers reached this machine: what they said is in {self.folder}")
-        self.jobs.scale(jobs=self.cluster.jobs)
 
 
 def _ended(kind: str, job: str | None) -> bool:
