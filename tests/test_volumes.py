@@ -140,6 +140,20 @@ def test_a_full_disk_is_one_line_that_names_the_file_and_leaves_nothing_half_don
     assert volumes.write(path, volume, AFFINE, {"Key": "old"}) == before
 
 
+def test_what_is_written_again_is_vouched_for_all_the_time(tmp_path, monkeypatch):
+    path, replace, seen = tmp_path / "x.csv", os.replace, []
+    volumes.write_with_sidecar(path, b"1,2", {"Key": "k"})
+
+    def watched(source, target):
+        seen.append((Path(target).name, volumes.sidecar_path(path).exists()))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    for content in (b"1,2", b"1,3"):
+        volumes.write_with_sidecar(path, content, {"Key": "k"})
+    assert seen == [("x.csv", True), ("x.json", True), ("x.csv", False), ("x.json", False)]
+
+
 def test_what_a_killed_write_left_is_removed_and_nothing_else(tmp_path, monkeypatch):
     names, unlink = [], Path.unlink
 

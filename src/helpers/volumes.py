@@ -282,6 +282,10 @@ def read_sidecar(path: str | Path) -> dict | None:
     """The sidecar of the volume at `path`, or None if there is none that can be read."""
     note(path)
     note(sidecar_path(path))
+    return _sidecar(path)
+
+
+def _sidecar(path: str | Path) -> dict | None:
     try:
         sidecar = json.loads(sidecar_path(path).read_text())
     except (OSError, ValueError):
@@ -335,8 +339,10 @@ def write_with_sidecar(path: str | Path, content: bytes, sidecar: dict) -> dict:
     """Write a file and, last, its sidecar with ``ContentSha256`` and ``ContentBytes`` added; return that sidecar."""
     sidecar = dict(sidecar, ContentSha256=hashlib.sha256(content).hexdigest(), ContentBytes=len(content))
     text = json.dumps(sidecar, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    # An old sidecar must not vouch for new data, should we be killed between the two renames.
-    sidecar_path(path).unlink(missing_ok=True)
+    # An old sidecar must not vouch for new data, should we be killed between the two renames. If the data are the same, as when
+    # two notebooks make one table at once, it stays: whoever looks meanwhile shall not find it missing.
+    if (_sidecar(path) or {}).get("ContentSha256") != sidecar["ContentSha256"]:
+        sidecar_path(path).unlink(missing_ok=True)
     write_bytes(path, content)
     write_bytes(sidecar_path(path), text.encode())
     return sidecar
