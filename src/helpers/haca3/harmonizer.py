@@ -603,7 +603,7 @@ def load(
         HACA3+ has the same networks; its attention weighs each pixel by the sources that show it, and its mask is their union.
     precision : {"float32", "bfloat16"}
         bfloat16 runs the anatomy encoder and the decoder in half of the bits. With the shipped weights that moves the image by
-        38 to 41 dB from the one of float32, and it pays only where the hardware has it.
+        32 to 39 dB from the one of float32, and it pays only where the hardware has it.
     compiled : bool
         On a CPU in float32, let a C++ compiler build what multiplies less in the networks (`helpers.haca3.winograd`): two
         seconds, repaid after some ten slices of the published widths. Same result to rounding. Without a compiler, or elsewhere,
