@@ -26,9 +26,10 @@ Each of its quirks, and what is done about it here:
 - HACA3+ does not permute its mask when a batch has as many slices as there are contrasts: slices are told from contrasts here.
 - Both programs process a quarter of the slices at a time; here one at a time on a CPU, where activations of more do not fit
   the caches, and as many as fit on a GPU; and slices outside the mask are not computed: they are zero in any case.
-- The published command line can skip the removal of the background (``--no-bg-removal``), for images that have none: the
-  removal leaves those as they are, so there is no switch. It can take theta without an image, and then has eta (0.3, 0.5) and
-  norm 1000 as defaults: a `Target` names all three, since a default for the scale of an output is a guess.
+- The published command line can skip the removal of the background (``--no-bg-removal``). It is on by default, and here: a
+  source that shall keep its background is given as ``Encoding(volume=pad(normalise(image)[0]))``.
+- Without a target image it takes theta, and has eta (0.3, 0.5) and norm 1000 as defaults: a `Target` names all three, since a
+  default for the scale of an output is a guess.
 """
 
 import functools
