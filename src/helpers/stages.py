@@ -418,7 +418,7 @@ def harmonized(plan: Study, subject: int | str, experiment: str, resolution: Res
         "slice_step": plan.slice_step,
     }
     models = [_digest(path) for path in _models(plan)]
-    code = _code(harmonized, HACA3_SOURCES, _encoding, targets.__wrapped__, subject_seed)
+    code = _code(harmonized, HACA3_SOURCES, _encoding, targets, subject_seed)
     parents = [*inputs.values(), *aims.values()]
     numbers = {contrast: list(each) for contrast, each in plan.targets if not isinstance(each, str)}
     parameters = {"settings": settings, "models": models, "how": _network_options(plan)}
