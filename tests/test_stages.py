@@ -23,6 +23,8 @@ def digest(path):
 class Identity:
     """A harmonizer that returns its sources, each for the target of its own contrast."""
 
+    device = "cpu"
+
     def harmonize(self, images, targets, orientations, details, **settings):
         assert details
         own = np.eye(len(images))
