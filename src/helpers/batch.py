@@ -269,7 +269,7 @@ def execute(task: Task, folder: Path, threads: int = 1) -> Execution:
             if executed.exists():
                 _render(executed, page)
             # Should a module have changed meanwhile, or an image that is not the study's, nobody knows which the kernel had.
-            given = {path: facts for path, facts in files.items() if path not in written and not _is_of(path, folder)}
+            given = {path: facts for path, facts in files.items() if path not in written and not ledger.is_ours(folder, path)}
             same = ledger.stamp(task.notebook, task.parameters) == version and all(volumes.look(path) == given[path] for path in given)
             if error is None and same:
                 ledger.record(folder, task.name, version, {*files, str(executed), str(page)})
@@ -315,11 +315,6 @@ def _papermill(task: Task, executed: Path, trace: Path) -> str | None:
         if draft.exists():
             volumes.write_bytes(executed, draft.read_bytes())
     return None
-
-
-def _is_of(path: str, report: Path) -> bool:
-    """Whether a file lies in the folder of the study."""
-    return Path(path).is_relative_to(report.absolute().parent)
 
 
 @functools.cache

@@ -106,12 +106,16 @@ def done(folder: Path, name: str, version: str, repair: bool = False) -> bool:
             same = False
             sidecar = volumes.read_sidecar(path) or {}
             # What lies elsewhere, such as a data set of one's own, is not the study's to mend.
-            ours = Path(path).is_relative_to(folder.absolute().parent)
-            if repair and ours and not path.endswith(".json") and sidecar.get("ContentSha256", content) != content:
+            if repair and is_ours(folder, path) and not path.endswith(".json") and sidecar.get("ContentSha256", content) != content:
                 volumes.sidecar_path(path).unlink(missing_ok=True)
     if same and touched and repair:
         volumes.write_bytes(_path(folder, name), json.dumps({"stamp": version, "files": files}, indent=0).encode())
     return same
+
+
+def is_ours(folder: Path, path: str) -> bool:
+    """Whether a file lies in the folder of the study whose report folder is given."""
+    return Path(path).is_relative_to(folder.absolute().parent)
 
 
 def read_trace(path: Path) -> tuple[dict[str, list | None], set[str]]:
@@ -124,14 +128,11 @@ def log(folder: Path, **event) -> None:
     """Append one event, with the time, to the study's log."""
     path = folder / "log.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(path, "ab+") as file:
-            if file.tell():  # A run that was killed while it wrote left half a line: it must not take this one with it.
-                file.seek(-1, os.SEEK_END)
-                file.write(b"" if file.read(1) == b"\n" else b"\n")
-            file.write(json.dumps({"time": round(time.time(), 3), **event}).encode() + b"\n")
-    except OSError as error:  # A full disk does not say which file it had no room for.
-        raise type(error)(error.errno, error.strerror or str(error), str(path)) from None
+    with volumes.naming(path), open(path, "ab+") as file:
+        if file.tell():  # A run that was killed while it wrote left half a line: it must not take this one with it.
+            file.seek(-1, os.SEEK_END)
+            file.write(b"" if file.read(1) == b"\n" else b"\n")
+        file.write(json.dumps({"time": round(time.time(), 3), **event}).encode() + b"\n")
 
 
 def events(folder: Path) -> list[dict]:

@@ -673,18 +673,16 @@ def other_studies(folders: Iterable[str | Path], table: str = "scores") -> pd.Da
     FileNotFoundError
         If one of them has no such table.
     """
-    parts = []
-    for folder in folders:
-        path = _table_of(folder, table)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such table: accepted are folders of studies that were run to the end")
-        parts.append(_read_table(path))
+    parts = [_read_table(_table_of(folder, table)) for folder in folders]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def _table_of(study: str | Path, table: str) -> Path:
-    """Where another study, by its name or folder, has a table."""
-    return layout.DERIVATIVES / study / "tables" / f"{table}.csv"  # An absolute path stays what it is.
+    """A table of another study, which is given by its name or folder; FileNotFoundError if it has none."""
+    path = layout.DERIVATIVES / study / "tables" / f"{table}.csv"  # An absolute path stays what it is.
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such table: accepted are studies that were run to the end")
+    return path
 
 
 def _gather(plan: Study, name: str, parts: list[pd.DataFrame]) -> pd.DataFrame:
@@ -853,8 +851,11 @@ def check_models(plan: Study) -> None:
         Naming the file, and what of it does not fit.
     """
     for field in ("weights", "fusion"):
-        if (value := getattr(plan, field)) and not (path := layout.ROOT / value).is_file():
-            raise FileNotFoundError(f"{field} is {value!r}: {path}: no such checkpoint")
+        if value := getattr(plan, field):
+            try:
+                _digest(layout.ROOT / value)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{field} is {value!r}: {error}") from None
     harmonizer(plan)
 
 
@@ -868,8 +869,10 @@ def check_others(plan: Study) -> None:
     """
     for field in ("planes", "ladder"):
         for each in getattr(plan, field):
-            if not (path := _table_of(each, "scores")).is_file():
-                raise FileNotFoundError(f"{field} has {each!r}: {path}: no such table: accepted are studies that were run to the end")
+            try:
+                _table_of(each, "scores")
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{field} has {each!r}: {error}") from None
 
 
 @functools.cache

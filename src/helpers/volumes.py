@@ -7,6 +7,7 @@ A notebook that runs as part of a study notes every file that it reads or writes
 study knows what its result depends on.
 """
 
+import contextlib
 import gzip
 import hashlib
 import itertools
@@ -14,7 +15,7 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -360,18 +361,27 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with naming(path), os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException as error:
+    except BaseException:
         Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # A full disk does not say which file it had no room for.
-            raise type(error)(error.errno, error.strerror or str(error), str(path)) from None
         raise
     note(path, written=True)
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Name the file in an error that does not: a full disk does not say for what it had no room."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise type(error)(error.errno, error.strerror or str(error), str(path)) from None
 
 
 def remove_leftovers(folder: str | Path, below: Iterable[str] = ()) -> None:
