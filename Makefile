@@ -24,15 +24,16 @@ demo: $(STAMP)  ## the study on two embedded subjects, as a preview: about a qua
 study: $(STAMP)  ## another study: make study STUDY=studies/mine.toml
 	$(BIN)/resolution-matters run $(STUDY)
 
-results: $(STAMP)  ## the ten-subject study of figures/ten and its controls again, from nothing: hours; stop and go on as you like
+results: $(STAMP)  ## the study of figures/ten and its controls again, from nothing: hours; stop and go on as you like
 	for name in ten-coronal ten-sagittal ten ten-union ten-argmax ladder-rigid ladder-affine ladder whole; do \
 	  $(BIN)/resolution-matters run studies/$$name.toml || exit 1; \
 	done
 	$(BIN)/python figures/ten/why.py
+	$(MAKE) figures
 
-figures: $(STAMP)  ## draw the demo's figures again from what is computed
-	@mkdir -p data/derivatives
-	$(BIN)/papermill --log-level WARNING --no-progress-bar notebooks/05_analysis.ipynb data/derivatives/figures.ipynb
+figures:  ## for maintainers: copy what the README shows, of results that are computed, into figures/
+	cp data/derivatives/ten/figures/* figures/ten/
+	for file in data/derivatives/demo/figures/scaling.*; do [ ! -e "$$file" ] || cp "$$file" figures/; done
 
 test: $(STAMP)  ## the tests, the slow ones apart
 	$(BIN)/python -m pytest -m "not slow"

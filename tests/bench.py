@@ -267,7 +267,7 @@ if __name__ == "__main__":
 
 
 def scaling():
-    """Ten subjects on 1 to 64 workers: a simulation with the real graph and measured durations; draws ``figures/scaling``.
+    """Ten subjects on 1 to 64 workers: a simulation with the real graph and measured durations; draws ``scaling`` beside the demo's figures.
 
     The durations are those of the demo's own log (`make demo` first). Each execution of another subject takes as long as one
     of the two that were measured, drawn at random.
@@ -281,8 +281,8 @@ def scaling():
     seconds = {task.name: float(rng.choice(measured[re.sub(r"sub-\d+|target", "sub", task.name)])) for task in batch.tasks(ten)}
     table = batch.scaling(ten, seconds, [2**power for power in range(7)]).assign(study="preview, as in the demo")
     fig, _ = figures.scaling(table)
-    fig.savefig(layout.FIGURES / "scaling.png", dpi=150)
-    table.to_csv(layout.FIGURES / "scaling.csv", index=False, float_format="%.6g")
+    fig.savefig(stages.figures_folder(plan) / "scaling.png", dpi=150)
+    stages.save_tables(plan, {"scaling": table})
     for row in table.itertuples():
         yield f"simulated: {row.workers} workers, {row.hours:.2f} h; bound {row.bound:.1f}", [row.speed_up], 0.8 * row.bound
 

@@ -214,7 +214,7 @@ def test_a_quality_sheet_has_a_row_per_contrast_and_an_outline_in_every_panel():
 
 
 def test_a_notebook_shows_every_figure_not_its_first_alone():
-    table = f"pd.read_csv({str(layout.FIGURES / 'scores.csv')!r}, dtype={{'experiment': str, 'resolution': str}})"
+    table = f"pd.read_csv({str(layout.FIGURES / 'ten' / 'scores.csv')!r}, dtype={{'experiment': str, 'resolution': str}})"
     cells = [f"import pandas as pd\nfrom helpers import figures\ntable = {table}", *(f"figures.score_figure(table, {n});" for n in (3, 5))]
     executed = nbclient.execute(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells]), kernel_name="python3")
     shown = [[kind for output in cell.outputs for kind in output.get("data", {})] for cell in executed.cells]

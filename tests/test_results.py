@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import claims, figures, layout
+from helpers import claims, figures, layout, stages
+from helpers.study import Study
 from pandas.testing import assert_frame_equal
 
 FOLDERS = [path.parent for path in sorted(layout.FIGURES.rglob("verdicts.csv"))]
@@ -16,8 +17,13 @@ def read(folder, name):
     return pd.read_csv(folder / f"{name}.csv", dtype={"experiment": str, "resolution": str})
 
 
-def test_the_demo_and_the_ten_subjects_are_shown():
-    assert {layout.FIGURES, layout.FIGURES / "ten"} <= set(FOLDERS)
+def test_the_ten_subjects_are_shown():
+    assert layout.FIGURES / "ten" in FOLDERS
+
+
+@pytest.mark.parametrize("name", ["demo", "ten"])
+def test_a_run_leaves_what_the_repository_shows_as_it_is(name):
+    assert stages.figures_folder(Study(name=name)) == layout.DERIVATIVES / name / "figures"
 
 
 @named

@@ -1,24 +1,22 @@
-"""Why the verdicts differ from the paper: what `make results` writes beside this file, from the studies that it ran.
+"""Why the verdicts differ from the paper: tables that `make results` derives from the studies that it ran, and copies here.
 
 why_mask.csv
     What a 3D source adds to each output, with the mask of the first source (ten) and with the union of all masks (ten-union).
 why_noise.csv
     Through-plane cut-offs with sampled anatomy labels (ten-coronal) and with the most probable ones (ten-argmax), drawn without noise.
 why_fusion.csv
-    PSNR of slices in three planes (scores.csv, beside this file) and of whole volumes fused from them (whole).
+    PSNR of slices in three planes (scores.csv of ten) and of whole volumes fused from them (whole).
 why_registration.csv
     How far off each stack lies that ANTs registered (ladder-rigid, ladder-affine): mean over the brain, in mm.
 figure_ladder
     Scores at 5||1.5, means over the experiments, with the known, a rigid and an affine transform (ladder, ladder-rigid, ladder-affine).
 """
 
-from pathlib import Path
-
 import pandas as pd
 from helpers import figures, layout, stages
 from helpers.study import Study
 
-HERE = Path(__file__).parent
+TEN = Study.from_toml(layout.ROOT / "studies" / "ten.toml")
 
 
 def inside(scores):
@@ -44,7 +42,7 @@ def noise():
 
 def fusion():
     keys = ["subject", "experiment", "resolution", "contrast"]
-    planes = pd.read_csv(HERE / "scores.csv", dtype={"experiment": str, "resolution": str})
+    planes = pd.read_csv(stages.figures_folder(TEN) / "scores.csv", dtype={"experiment": str, "resolution": str})
     both = {"mean over planes": planes, "fused": stages.other_studies(["whole"])}
     both = {how: inside(scores).set_index(keys).psnr_db for how, scores in both.items()}
     wanted = both["fused"].index
@@ -60,10 +58,9 @@ def registration():
 def draw_ladder():
     studies = ["ladder", "ladder-rigid", "ladder-affine"]
     fig, _, drawn = figures.ladder_figure(stages.other_studies(studies), stages.other_studies(studies, "registrations"))
-    stages.save_figure(Study.from_toml(layout.ROOT / "studies" / "ten.toml"), "ladder", fig, drawn)
+    stages.save_figure(TEN, "ladder", fig, drawn)
 
 
 if __name__ == "__main__":
-    for table in (mask, noise, fusion, registration):
-        table().to_csv(HERE / f"why_{table.__name__}.csv", index=False, float_format="%.6g")
+    stages.save_tables(TEN, {f"why_{table.__name__}": table() for table in (mask, noise, fusion, registration)})
     draw_ladder()

@@ -476,7 +476,6 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
             check(plan, wanted)
             check_space(plan, states)
             volumes.remove_leftovers(stages.root(plan), _OURS)
-            volumes.remove_leftovers(stages.figures_folder(plan))
             before = {}
             if plan.bids_dir:
                 # Whose images turn out to be unfit is left out before hours are spent, and the study goes on with the others.

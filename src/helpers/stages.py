@@ -785,16 +785,8 @@ def figure_2_panels(plan: Study, subject: int | str, examples: Mapping[str, tupl
 
 
 def figures_folder(plan: Study) -> Path:
-    """Where the study's figures go.
-
-    The demo's go to ``figures/`` of the repository, those of a study that has a folder there into it; others' stay beside their results.
-    """
-    results = root(plan)
-    if results.parent == layout.DERIVATIVES:
-        shown = layout.FIGURES if results.name == "demo" else layout.FIGURES / results.name
-        if shown.is_dir():
-            return shown
-    return results / "figures"
+    """Where the study's figures are, or will be: beside its other results."""
+    return folder(plan) / "figures"
 
 
 def save_tables(plan: Study, tables: Mapping[str, pd.DataFrame]) -> None:
