@@ -93,10 +93,24 @@ def test_a_batch_system_that_is_not_there_is_named(tmp_path, monkeypatch):
             pass
 
 
-def test_a_job_that_the_batch_system_refuses_is_one_line(tmp_path, monkeypatch):
-    (tmp_path / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: shrt' >&2\nexit 1\n")
-    (tmp_path / "sbatch").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Write stand-ins for commands of a batch system: the only ones there are, whatever is installed on this machine."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+
+    def write(name, *lines):
+        # What the lines use is built into every shell.
+        (folder / name).write_text("\n".join(("#!/bin/sh", *lines, "")))
+        (folder / name).chmod(0o755)
+        return folder / name
+
+    return write
+
+
+def test_a_job_that_the_batch_system_refuses_is_one_line(tmp_path, command):
+    command("sbatch", "echo 'sbatch: error: invalid partition specified: shrt' >&2", "exit 1")
     with pytest.raises(RuntimeError, match="sbatch refused the job: .*invalid partition specified: shrt") as error:
         with cluster.start(Cluster(kind="slurm", queue="shrt"), tmp_path / "jobs"):
             pass
@@ -104,7 +118,7 @@ def test_a_job_that_the_batch_system_refuses_is_one_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "kind, command, there, over",
+    "kind, name, there, over",
     [
         ("slurm", "squeue", ["echo 5 main resoluti root PD 0:00", "echo 'Unable to contact slurm controller' >&2; exit 1"],
          [":", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"]),
@@ -115,25 +129,20 @@ def test_a_job_that_the_batch_system_refuses_is_one_line(tmp_path, monkeypatch):
          ["echo 'Following jobs do not exist: 5' >&2; exit 1"]),
     ],
 )
-def test_a_job_is_over_only_if_the_batch_system_says_so(tmp_path, monkeypatch, kind, command, there, over):
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+def test_a_job_is_over_only_if_the_batch_system_says_so(command, kind, name, there, over):
     for says, expected in [*((each, False) for each in there), *((each, True) for each in over)]:
-        (tmp_path / command).write_text(f'#!/bin/sh\nfor last; do :; done\n[ "$last" = 5 ] || exit 99\n{says}\n')
-        (tmp_path / command).chmod(0o755)
+        path = command(name, "for last; do :; done", '[ "$last" = 5 ] || exit 99', says)
         assert cluster._ended(kind, "5") == expected, says
-    (tmp_path / command).unlink()
-    monkeypatch.setenv("PATH", str(tmp_path))
+    path.unlink()
     assert not cluster._ended(kind, "5")
     assert cluster._ended(kind, None)  # refused: it never was
 
 
-def test_jobs_that_do_nothing_but_end_are_an_error_and_not_waited_for(tmp_path, monkeypatch):
+def test_jobs_that_do_nothing_but_end_are_an_error_and_not_waited_for(tmp_path, command):
     # Each is taken and is gone, as with a prologue that fails: at first that may be bad luck, so others are sent after it.
-    (tmp_path / "sbatch").write_text(f"#!/bin/sh\necho >> {tmp_path}/sent\necho Submitted batch job $(wc -l < {tmp_path}/sent)\n")
-    (tmp_path / "squeue").write_text("#!/bin/sh\n")
-    for name in ("sbatch", "squeue"):
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    command("sbatch", f"echo >> {tmp_path}/sent", "echo Submitted batch job $$")
+    command("squeue")
+    command("scancel", "echo 'scancel: error: Invalid job id specified' >&2", "exit 1")
     with pytest.raises(RuntimeError, match=r"(\d+) jobs ended before their workers reached this machine: what they said is in .*jobs") as error:
         with cluster.start(Cluster(kind="slurm", jobs=6), tmp_path / "jobs") as (client, again):
             for _ in range(300):

@@ -13,6 +13,8 @@ from helpers.study import CONTRASTS, GROUND_TRUTH, ORIENTATIONS, Resolution, Stu
 
 AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
 FINE, COARSE = Resolution(3, 0), Resolution(5, 1.5)
+# Of a mean over some million voxels in double precision, whatever the order in which they are added up.
+ROUNDING = 1e-9
 
 
 def digest(path):
@@ -78,14 +80,15 @@ def test_with_an_identity_harmonizer_a_3d_source_is_perfect(tables):
 def test_with_an_identity_harmonizer_a_3d_source_helps_no_other_contrast(tables):
     for contrast in ("T2w", "FLAIR"):
         for column in ("psnr_db", "ssim_axial"):
-            assert tables["3"].loc[("harmonized", contrast, "brain")][column] == tables["1a"].loc[("harmonized", contrast, "brain")][column]
+            alone = tables["1a"].loc[("harmonized", contrast, "brain")][column]
+            assert tables["3"].loc[("harmonized", contrast, "brain")][column] == pytest.approx(alone, rel=ROUNDING)
 
 
 def test_with_an_identity_harmonizer_harmonized_and_input_arm_are_one(tables):
     for table in tables.values():
         for (arm, contrast, region), row in table.iterrows():
             if arm == "harmonized":
-                assert row.psnr_db == table.loc[("input", contrast, region)].psnr_db
+                assert row.psnr_db == pytest.approx(table.loc[("input", contrast, region)].psnr_db, rel=ROUNDING)
 
 
 def test_the_ground_truth_against_itself_is_perfect(tables):
@@ -117,7 +120,8 @@ def test_without_harmonizer_quality_falls_with_slice_separation(plan, contrast):
 def test_with_an_identity_harmonizer_experiments_3_and_4_agree_on_t1w(tables):
     for region in ("full", "brain"):
         for column in ("psnr_db", "ssim_axial"):
-            assert tables["3"].loc[("harmonized", "T1w", region)][column] == tables["4"].loc[("harmonized", "T1w", region)][column]
+            three, four = (tables[each].loc[("harmonized", "T1w", region)][column] for each in ("3", "4"))
+            assert three == pytest.approx(four, rel=ROUNDING)
 
 
 @pytest.mark.slow
@@ -167,8 +171,9 @@ def test_a_dropped_contrast_of_a_simulated_subject_is_harmonized_and_not_given(p
         columns = ["arm", "contrast", "region"]
         known, found = (table.set_index(columns) for table in (before[experiment], stages.scores(some, 1, experiment)))
         assert set(known.index) - set(found.index) == {("input", "T2w", region) for region in ("full", "brain")}
-        assert found.psnr_db["harmonized", "T2w", "brain"] == found.psnr_db["harmonized", "T1w", "brain"]
-        assert found.psnr_db["harmonized", "FLAIR", "brain"] == known.psnr_db["harmonized", "FLAIR", "brain"]
+        imputed, kept = found.psnr_db["harmonized", "T2w", "brain"], known.psnr_db["harmonized", "FLAIR", "brain"]
+        assert imputed == pytest.approx(found.psnr_db["harmonized", "T1w", "brain"], rel=ROUNDING)
+        assert found.psnr_db["harmonized", "FLAIR", "brain"] == pytest.approx(kept, rel=ROUNDING)
         assert "dropped" not in known
         assert set(found.dropped) == {"T2w"}
     assert list(stages.attention(some, 1, "5").source.unique()) == ["T1w", "FLAIR"]
