@@ -118,6 +118,13 @@ def test_a_kernel_takes_no_port_from_another_where_paths_of_sockets_are_short_en
         assert not list(where.iterdir())
 
 
+def test_a_kernel_that_has_done_its_work_is_not_interrupted(tmp_path):
+    interrupts = f"get_ipython().kernel.saved_sigint_handler = lambda *_: open({str(tmp_path / 'interrupted')!r}, 'w')"
+    result = batch.execute(Task("quiet", notebook(tmp_path / "quiet.ipynb", "x: int = 0", interrupts), {}), tmp_path / "report")
+    assert result.error is None
+    assert not (tmp_path / "interrupted").exists()
+
+
 @pytest.mark.parametrize(
     "text, words",
     [

@@ -287,6 +287,20 @@ def _sockets(folder: Path) -> dict[str, str]:
     return {"transport": "ipc", "ip": name} if len(name) < _LONGEST_SOCKET else {}
 
 
+@functools.cache
+def _kernel_manager() -> type:
+    from jupyter_client.manager import AsyncKernelManager
+
+    class KernelManager(AsyncKernelManager):
+        """Asks a kernel to end, and no more: the interrupt that Jupyter sends before, a kernel may report as an error."""
+
+        async def _async_interrupt_kernel(self):
+            if not self.shutting_down:
+                await super()._async_interrupt_kernel()
+
+    return KernelManager
+
+
 def _papermill(task: Task, executed: Path, trace: Path) -> str | None:
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -307,6 +321,7 @@ def _papermill(task: Task, executed: Path, trace: Path) -> str | None:
             # A kernel says at every start what it listens on; the progress bar is what should be seen.
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
             config=Config(KernelManager=_sockets(trace.parent)),
+            kernel_manager_class=_kernel_manager(),
         )
     except PapermillExecutionError as failure:
         return _last_line(f"{failure.ename}: {failure.evalue}")
