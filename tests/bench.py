@@ -276,9 +276,9 @@ def scaling():
     measured = {}
     for event in ledger.events(stages.folder(plan) / "report"):
         if event["event"] == "done":
-            measured.setdefault(re.sub(r"sub-\d+|target", "sub", event["task"]), []).append(event["seconds"])
+            measured.setdefault(re.sub(r"sub-sim\d+|target", "sub", event["task"]), []).append(event["seconds"])
     ten, rng = dataclasses.replace(plan, subjects=tuple(range(1, 11))), np.random.default_rng(0)
-    seconds = {task.name: float(rng.choice(measured[re.sub(r"sub-\d+|target", "sub", task.name)])) for task in batch.tasks(ten)}
+    seconds = {task.name: float(rng.choice(measured[re.sub(r"sub-sim\d+|target", "sub", task.name)])) for task in batch.tasks(ten)}
     table = batch.scaling(ten, seconds, [2**power for power in range(7)]).assign(study="preview, as in the demo")
     fig, _ = figures.scaling(table)
     fig.savefig(stages.figures_folder(plan) / "scaling.png", dpi=150)

@@ -27,7 +27,7 @@ def test_the_demo_executes_every_notebook_of_the_method_after_what_it_needs():
         assert set(task.needs) <= set(names[:number])
     for experiment in EXPERIMENTS:
         for subject in (1, 2):
-            assert f"04_harmonization_sub-{subject:02d}_exp-{experiment}" in names
+            assert f"04_harmonization_sub-sim{subject:02d}_exp-{experiment}" in names
     assert {task.notebook.stem[:2] for task in wanted} == {"00", "01", "02", "03", "04", "05"}
     batch.check_parameters(wanted)
 
@@ -241,11 +241,11 @@ def test_a_finished_study_of_ten_subjects_is_found_done_within_ten_seconds(tmp_p
 
 def test_status_and_dry_run_count_what_is_done_and_estimate_the_rest_and_change_nothing(finished, capsys):
     plan, study, everything = finished
-    (volume,) = [path for path in everything if path.parent.name == "04_harmonization_sub-02_exp-6" and path.name.endswith("_0.nii.gz")]
+    (volume,) = [path for path in everything if path.parent.name == "04_harmonization_sub-sim02_exp-6" and path.name.endswith("_0.nii.gz")]
     volume.unlink()
     before = sorted(volume.parents[1].rglob("*"))
     states = batch.status(plan).set_index("task")
-    assert set(states[states.state == "missing"].index) == {"04_harmonization_sub-02_exp-6", "05_analysis"}
+    assert set(states[states.state == "missing"].index) == {"04_harmonization_sub-sim02_exp-6", "05_analysis"}
     # The log says that each took a minute; without it, it would be the rough costs.
     assert states.expected_s["05_analysis"] == pytest.approx(60)
     assert states.expected_s["00_cohort_target"] == 0
@@ -269,7 +269,7 @@ def test_an_untouched_study_has_no_folder_after_status_and_dry_run(tmp_path, cap
 def test_what_failed_is_told_with_its_error_until_it_is_done(finished, capsys):
     plan, study, _ = finished
     report = stages.folder(plan) / "report"
-    name = "02_degradation_sub-02"
+    name = "02_degradation_sub-sim02"
     ledger.forget(report, name)
     ledger.log(report, event="failed", task=name, seconds=3.0, images=0, error="ValueError: <so>")
     assert cli.main(["status", str(study)]) == 0
@@ -294,10 +294,10 @@ def test_what_runs_now_is_running_as_long_as_its_run_lives(finished):
 
 def test_only_takes_what_it_needs_along():
     wanted = batch.tasks(Study(subjects=[1, 2]))
-    names = [task.name for task in batch.choose(wanted, ["04*sub-02*exp-3"])]
-    made = ["00_cohort_sub-02", "02_degradation_sub-02", "03_registration_sub-02", "04_harmonization_sub-02_exp-3D"]
-    assert names == ["00_cohort_target", *made, "04_harmonization_sub-02_exp-3"]
-    assert [task.name for task in batch.choose(wanted, ["01*", "00*sub-01"])] == ["00_cohort_sub-01", "01_slice_profiles"]
+    names = [task.name for task in batch.choose(wanted, ["04*sub-sim02*exp-3"])]
+    made = ["00_cohort_sub-sim02", "02_degradation_sub-sim02", "03_registration_sub-sim02", "04_harmonization_sub-sim02_exp-3D"]
+    assert names == ["00_cohort_target", *made, "04_harmonization_sub-sim02_exp-3"]
+    assert [task.name for task in batch.choose(wanted, ["01*", "00*sub-sim01"])] == ["00_cohort_sub-sim01", "01_slice_profiles"]
     with pytest.raises(ValueError, match=r"--only is '4\*', which matches no task: accepted are patterns of names such as"):
         batch.choose(wanted, ["4*"])
 

@@ -84,7 +84,12 @@ def test_a_study_of_ones_own_takes_everyone_unless_told_whom():
         ({"subjects": ["../x"]}, "subjects has '../x': accepted are labels of letters and digits"),
         ({"subjects": ["a b"]}, "subjects has 'a b'"),
         ({"subjects": ["ü"]}, "subjects has 'ü'"),
-        ({"subjects": [1], "bids_dir": "x"}, "subjects has 1: accepted with bids_dir are labels as text, such as '01'"),
+        ({"subjects": [1], "bids_dir": "x"}, "subjects has 1, the number of a simulated subject: accepted with bids_dir are labels as text, such as '01'"),
+        ({"subjects": ["Sim01"], "bids_dir": "x"}, "subjects has 'Sim01', as files of simulated subjects are named"),
+        ({"subjects": ["sim7_ses-2"]}, "subjects has 'sim7_ses-2', as files of simulated subjects are named"),
+        ({"subjects": ["target"], "bids_dir": "x"}, "subjects has 'target', as files of images given as targets are named"),
+        ({"subjects": ["TARGET_ses-1"]}, "as files of images given as targets are named"),
+        ({"subjects": [True], "bids_dir": "x"}, "subjects has True: accepted are whole numbers from 1, and with bids_dir labels as text (papermill"),
         ({"subjects": [1, "01"]}, "not both"),
         ({"subjects": [1.5], "bids_dir": "x"}, "subjects has 1.5"),
         ({"bids_dir": 3}, "bids_dir is 3: accepted is a path as text"),
@@ -266,7 +271,7 @@ def without_flair(results_dir, tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(stages.cohort(shared, 1)[contrast], path)
     stages.cohort(shared, phantom.TARGET_SEED)
-    shutil.copytree(results_dir / "sub-11", tmp_path / "results" / "sub-11")
+    shutil.copytree(results_dir / "sub-sim11", tmp_path / "results" / "sub-sim11")
     what = {"experiments": ["1b"], "resolutions": ["5||1.5"], "dropped": ["FLAIR"]}
     return stages.check_cohort(Study(bids_dir=str(tmp_path / "bids"), output_dir=str(tmp_path / "results"), **what))[0]
 

@@ -52,7 +52,7 @@ def plan(results_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("identity")
     for subject in (1, 11):
         stages.cohort(shared, subject)
-        shutil.copytree(results_dir / f"sub-{subject:02d}", folder / f"sub-{subject:02d}")
+        shutil.copytree(results_dir / f"sub-sim{subject:02d}", folder / f"sub-sim{subject:02d}")
     return Study(subjects=[1], resolutions=[COARSE], output_dir=str(folder))
 
 
@@ -300,7 +300,7 @@ def test_a_stack_says_what_it_is(plan):
     assert sidecar["SliceThickness"] == 5
     assert sidecar["SpacingBetweenSlices"] == 6.5
     assert sidecar["MRAcquisitionType"] == "2D"
-    assert sidecar["Sources"] == ["bids::sub-01/anat/sub-01_space-MNI152NLin2009aSym_desc-preproc_T1w.nii.gz"]
+    assert sidecar["Sources"] == ["bids::sub-sim01/anat/sub-sim01_space-MNI152NLin2009aSym_desc-preproc_T1w.nii.gz"]
     assert "Semi-synthetic" in sidecar["Note"]
 
 
@@ -322,7 +322,7 @@ def test_a_missing_checkpoint_is_named(tmp_path):
 def test_with_noise_of_its_own_no_arm_is_better_than_the_noise_allows(results_dir, tmp_path):
     for subject in (1, 11):
         stages.cohort(Study(output_dir=str(results_dir)), subject)
-        shutil.copytree(results_dir / f"sub-{subject:02d}", tmp_path / f"sub-{subject:02d}")
+        shutil.copytree(results_dir / f"sub-sim{subject:02d}", tmp_path / f"sub-sim{subject:02d}")
     plan = Study(subjects=[1], experiments=["1a", "3"], resolutions=[FINE], anatomy="independent", output_dir=str(tmp_path))
     rows = stages.all_scores(plan)
     means = rows[(rows.region == "brain") & (rows.arm != "input")].groupby(["arm", "experiment"]).psnr_db.mean()

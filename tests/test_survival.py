@@ -157,8 +157,8 @@ def test_a_write_that_fails_is_one_line_and_once_there_is_room_it_goes_on(undist
     said = (folder / "log").read_text()
     failures = [line for line in said.splitlines() if line.startswith("failed: ")]
     assert len(failures) == 1
-    assert "failed: 03_registration_sub-01: OSError: [Errno 27] File too large: " in failures[0]
-    assert "not started: 04_harmonization_sub-01_exp-3: " in said
+    assert "failed: 03_registration_sub-sim01: OSError: [Errno 27] File too large: " in failures[0]
+    assert "not started: 04_harmonization_sub-sim01_exp-3: " in said
     before = complete(folder / "results")
     assert not list((folder / "results").rglob(".*.tmp"))
     time.sleep(0.1)

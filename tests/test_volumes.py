@@ -114,7 +114,7 @@ def test_an_unreadable_sidecar_is_no_sidecar(tmp_path):
 def test_names_follow_bids():
     path = layout.image("root", 2, "FLAIR", desc="harmonized", rec="1a", res="5skip1p5")
     assert path.as_posix() == (
-        "root/sub-02/anat/sub-02_rec-1a_space-MNI152NLin2009aSym_res-5skip1p5_desc-harmonized_FLAIR.nii.gz"
+        "root/sub-sim02/anat/sub-sim02_rec-1a_space-MNI152NLin2009aSym_res-5skip1p5_desc-harmonized_FLAIR.nii.gz"
     )
 
 

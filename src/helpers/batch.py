@@ -27,9 +27,9 @@ from types import MappingProxyType
 import pandas as pd
 
 from helpers import cluster as clusters
-from helpers import layout, ledger, phantom, schedule, stages, volumes
+from helpers import layout, ledger, origins, phantom, schedule, stages, volumes
 from helpers.cluster import Cluster
-from helpers.study import GROUND_TRUTH, Study
+from helpers.study import GROUND_TRUTH, TARGET, Study
 
 #: Seconds that a notebook took alone on a core (EPYC, Zen 5) until a study has measured its own: fixed part, and for each
 #: image that it makes. Harmonizing depends on how much of a volume is wanted, registering on the transform.
@@ -128,8 +128,8 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
     target = []
     if not plan.targets:
         target = [add("00_cohort", ["target"], {**common, "subject": phantom.TARGET_SEED}, images=3, mb=3 * _COHORT_MB)]
-    elif aims := stages.acquired(plan, stages.TARGET):  # Given as numbers, targets have no images to be made.
-        settings = {**common, "subject": stages.TARGET, "targets": shared["targets"], "seed": plan.seed}
+    elif aims := stages.acquired(plan, TARGET):  # Given as numbers, targets have no images to be made.
+        settings = {**common, "subject": TARGET, "targets": shared["targets"], "seed": plan.seed}
         target = [add("00_cohort", ["target"], settings, images=len(aims), mb=len(aims) * _COHORT_MB, more_s=_PREPARATION_S)]
     last = []
     for subject in plan.subjects:
@@ -475,8 +475,8 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
     started, where = time.monotonic(), where or Cluster()
     check_subjects(plan)
     plan, left_out = stages.check_cohort(plan)
-    for reason in left_out.values():
-        print(f"left out: {reason}", file=sys.stderr)
+    for line in [f"left out: {reason}" for reason in left_out.values()] + origins.earlier_version(stages.folder(plan)):
+        print(line, file=sys.stderr)
     everything = tasks(plan)
     wanted = choose(everything, only) if only else everything
     folder = _report_folder(plan)
@@ -759,7 +759,7 @@ def _index(plan: Study, states: pd.DataFrame, folder: Path, remarks: Mapping[str
         said += f"<p>{title}:</p>\n<ul>{items}</ul>\n" if lines else ""
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{plan.name}</title><style>{style}</style>\n'
-        f"<h1>Study “{plan.name}”</h1><p>{stages.note(plan.subjects[0])}.</p>\n{said}<p>{counts}; {spent_h:.1f} h of computing in the "
+        f"<h1>Study “{plan.name}”</h1><p>{origins.describe(plan.subjects[0])}.</p>\n{said}<p>{counts}; {spent_h:.1f} h of computing in the "
         f"last execution of each. Executed notebooks, in the order of the method:</p>\n"
         f'<table><tr><th>notebook</th><th>state</th><th class="time">min:s</th><th>error</th></tr>\n{body}</table></html>\n'
     )

@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     run = commands.add_parser("run", help="run a study: its notebooks, as far as they are not done yet")
     workers = "notebooks at a time, or jobs of a cluster (default: the study's; on this machine one per core, as far as memory allows)"
     run.add_argument("--workers", type=int, help=workers)
-    only = "only tasks of such names and what they need, e.g. '04*sub-01*exp-3'; may be repeated"
+    only = "only tasks of such names and what they need, e.g. '04*sub-sim01*exp-3'; may be repeated"
     run.add_argument("--only", action="append", default=[], metavar="PATTERN", help=only)
     run.add_argument("--dry-run", action="store_true", help="say what would be done, how long it takes and how much disk, and do nothing")
     run.set_defaults(action=_run)
@@ -78,12 +78,14 @@ def _status(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
 
 def _settled(plan: Study) -> Study:
     """The study with the subjects that take part; those of one's own data that do not are told."""
-    from helpers import batch, stages
+    from helpers import batch, origins, stages
 
     batch.check_subjects(plan)
     plan, left_out = stages.check_cohort(plan)
     for reason in left_out.values():
         print(f"left out: {reason}")
+    for line in origins.earlier_version(stages.folder(plan)):
+        print(line)
     return plan
 
 

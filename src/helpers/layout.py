@@ -18,8 +18,16 @@ SPACE = "MNI152NLin2009aSym"
 
 
 def name(subject: int | str) -> str:
-    """How a subject is called in names of files: ``sub-01`` for 1, ``sub-p07`` for one's own ``"p07"``, or ``sub-p07_ses-2``."""
-    return f"sub-{subject}" if isinstance(subject, str) else f"sub-{subject:02d}"
+    """Return a subject's part of the names of its files.
+
+    Simulated subjects have names that `helpers.study.check_label` refuses to images of one's own, so that the two never share a file.
+
+    Examples
+    --------
+    >>> name(1), name("01"), name("p07_ses-2")
+    ('sub-sim01', 'sub-01', 'sub-p07_ses-2')
+    """
+    return f"sub-{subject}" if isinstance(subject, str) else f"sub-sim{subject:02d}"
 
 
 def image(
@@ -47,7 +55,7 @@ def image(
     Examples
     --------
     >>> image("x", 1, "T1w", desc="registered", acq="axial", res="5skip1p5").name
-    'sub-01_acq-axial_space-MNI152NLin2009aSym_res-5skip1p5_desc-registered_T1w.nii.gz'
+    'sub-sim01_acq-axial_space-MNI152NLin2009aSym_res-5skip1p5_desc-registered_T1w.nii.gz'
     """
     entities = {"acq": acq, "rec": rec, "space": SPACE, "res": res, "desc": desc}
     stem = "_".join([name(subject), *(f"{key}-{value}" for key, value in entities.items() if value is not None)])

@@ -23,14 +23,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers import figures, layout, phantom, volumes
-from helpers.study import AXIS, CONTRASTS, EXPERIMENTS, GROUND_TRUTH, ONE_ORIENTATION, Resolution, Study, sources, subject_seed, visited_slices
-
-#: The subject that stands for images given as targets.
-TARGET = "target"
-
-OWN_DATA = "Prepared from images of a data set of one's own"
-SEMI_SYNTHETIC = "Semi-synthetic: simulated from tissue maps of one real brain; not an acquisition of a person"
+from helpers import figures, layout, origins, phantom, volumes
+from helpers.study import AXIS, CONTRASTS, EXPERIMENTS, GROUND_TRUTH, ONE_ORIENTATION, TARGET, Resolution, Study
+from helpers.study import check_label, sources, subject_seed, visited_slices
 
 HACA3_SOURCES = ("haca3/networks.py", "haca3/checkpoint.py", "haca3/harmonizer.py", "haca3/winograd.py", "haca3/winograd.cpp")
 
@@ -52,13 +47,15 @@ def root(plan: Study) -> Path:
     results = folder(plan)
     path = results / "dataset_description.json"
     # Notebooks after the first know nothing of the data set from which the images came: its description stays.
-    if not path.exists() or (plan.bids_dir and _described_source(path) != plan.bids_dir):
+    if not path.exists() or (plan.bids_dir and origins.data_set(results) != plan.bids_dir):
+        if plan.bids_dir:
+            origins.check(results, plan.subjects[0])
         ours, *others = _software()
         description = {
             "Name": title(plan),
             "BIDSVersion": "1.10.0",
             "DatasetType": "derivative",
-            "GeneratedBy": [{**ours, "Description": note(plan.subjects[0])}, *others],
+            "GeneratedBy": [{**ours, "Description": origins.describe(plan.subjects[0])}, *others],
         }
         if plan.bids_dir:
             # Relative, as it would be shared: BIDS takes it from this folder.
@@ -70,22 +67,9 @@ def root(plan: Study) -> Path:
     return results
 
 
-def _described_source(path: Path) -> str | None:
-    """The data set from which a derivative says that it came, or None."""
-    try:
-        return str((path.parent / json.loads(path.read_text())["DatasetLinks"]["source"]).resolve())
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 @functools.cache
 def _software() -> list[dict[str, str]]:
     return [{"Name": name, "Version": version(name)} for name in ("resolution-matters", "antspyx", "nibabel", "numpy", "scipy", "torch")]
-
-
-def note(subject: int | str) -> str:
-    """What a subject is, in a sentence for sidecars and reports."""
-    return OWN_DATA if isinstance(subject, str) else SEMI_SYNTHETIC
 
 
 @functools.cache
@@ -117,7 +101,7 @@ def _make(outputs: Mapping[str, Path], key: str, inputs: Sequence[Path], work: C
             "Key": key,
             "Sources": [layout.uri(source) for source in inputs],
             "SpatialReference": layout.SPACE,
-            "Note": first.get("Note", SEMI_SYNTHETIC),
+            "Note": first.get("Note", origins.SEMI_SYNTHETIC),
             "SkullStripped": first.get("SkullStripped", True),
             "GeneratedBy": _software(),
         }
@@ -139,10 +123,12 @@ def cohort(plan: Study, subject: int | str) -> dict[str, Path]:
     Raises
     ------
     ValueError
-        If an image of one's own is not fit for the study: naming the file, and why.
+        If an image of one's own is not fit for the study, naming the file and why; or if the study's folder is of subjects of the other
+        kind, as `helpers.origins.check`.
     FileNotFoundError
         If it was not prepared, and the study does not say from what.
     """
+    origins.check(folder(plan), subject)
     contrasts = CONTRASTS if isinstance(subject, int) or subject == TARGET else plan.given
     paths = {contrast: layout.image(root(plan), subject, contrast, desc="preproc") for contrast in contrasts}
     paths["mask"] = layout.image(root(plan), subject, "mask", desc="brain")
@@ -183,6 +169,8 @@ def acquired(plan: Study, subject: int | str) -> dict[str, Path]:
         return {contrast: path for contrast, path in cohort(plan, subject).items() if contrast != "mask"}
     if subject == TARGET:
         return {contrast: Path(path) for contrast, path in plan.targets if isinstance(path, str)}
+    if not plan.bids_dir:
+        raise ValueError(f"subject is {subject!r}, a label, and bids_dir is empty: accepted are numbers, or bids_dir with that label in it")
     found, left_out = layout.find_subjects(plan.bids_dir, [subject], dict(plan.select), plan.given)
     if subject not in found:
         raise ValueError(f"{plan.bids_dir}: {'; '.join(left_out.values())}")
@@ -202,7 +190,7 @@ def check_cohort(plan: Study) -> tuple[Study, dict[str, str]]:
     Raises
     ------
     ValueError, FileNotFoundError
-        If nobody is left, an image must be chosen, or a target's image cannot be used.
+        If nobody is left, an image must be chosen, a target's image cannot be used, or the study's folder is of the other kind of subjects.
     """
     from helpers import preparation
 
@@ -210,15 +198,18 @@ def check_cohort(plan: Study) -> tuple[Study, dict[str, str]]:
         if refusals := [each.text for each in preparation.examine_grid(*volumes.geometry(path)) if each.refuses]:
             raise ValueError(f"{path}: {refusals[0]}")
     if not plan.bids_dir:
+        for subject in plan.subjects:
+            origins.check(folder(plan), subject)
         return plan, {}
     if folder(plan).resolve() == Path(plan.bids_dir):
         raise ValueError(f"output_dir is {plan.bids_dir}, which is bids_dir as well: accepted is a folder of its own")
     found, left_out = layout.find_subjects(plan.bids_dir, plan.subjects, dict(plan.select), plan.given)
+    for label in found:
+        origins.check(folder(plan), label)
     seen: dict[tuple, str] = {}
     for label, images in found.items():
         try:
-            if label == TARGET:
-                raise ValueError(f"{layout.name(label)}: the name is taken by the images of targets")
+            check_label(label)
             _refuse(images, {contrast: preparation.examine_grid(*volumes.geometry(path)) for contrast, path in images.items()})
             for contrast, path in images.items():
                 # Nothing but a copy has the same bytes: even the same voxels are compressed with another time.
@@ -301,7 +292,7 @@ def _prepare(plan: Study, subject: str, paths: Mapping[str, Path]) -> None:
             for contrast in [each for each in group if each in missing]:
                 findings, sharp = examined[contrast]
                 yield prepared.images[contrast], phantom.AFFINE, {
-                    "Note": OWN_DATA,
+                    "Note": origins.OWN_DATA,
                     **_origin([files[contrast]], plan, subject),
                     "SkullStripped": brain == "extract" or preparation.is_stripped(images[contrast][0]),
                     "Findings": [str(each) for each in [*findings, *prepared.findings[contrast]]],
@@ -312,7 +303,7 @@ def _prepare(plan: Study, subject: str, paths: Mapping[str, Path]) -> None:
                     "TransformFromMni": prepared.transforms[contrast].round(6).tolist(),
                 }
         if "mask" in missing:
-            yield union, phantom.AFFINE, {"Type": "Brain", "Note": OWN_DATA, **_origin(files.values(), plan, subject)}
+            yield union, phantom.AFFINE, {"Type": "Brain", "Note": origins.OWN_DATA, **_origin(files.values(), plan, subject)}
 
     _make({name: paths[name] for name in (*files, "mask")}, key, [], work)
 

@@ -27,8 +27,14 @@ VARIANTS = {"haca3": "first", "haca3plus": "union"}
 PRECISIONS = ("float32", "bfloat16")
 BRAINS = ("extract", "keep")
 
+#: The subject that stands for images given as targets.
+TARGET = "target"
+
 #: A subject of one's own: a BIDS label, and of several sessions which.
 _LABEL = re.compile(r"[A-Za-z0-9]+(_ses-[A-Za-z0-9]+)?")
+#: Labels that are not free, whatever the case: some file systems do not tell upper from lower case.
+_SIMULATED_LABEL = re.compile(r"sim[0-9]+(_.*)?", re.IGNORECASE)
+_TARGET_LABEL = re.compile(rf"{TARGET}(_.*)?", re.IGNORECASE)
 
 _RESOLUTION = re.compile(r"\s*(\d+(?:[.p]\d+)?)\s*(?:\|\||‖|skip)\s*(\d+(?:[.p]\d+)?)\s*")
 
@@ -211,6 +217,28 @@ def _target_table(numbers: tuple[float, ...]) -> dict:
     return {"theta": list(numbers[:2]), "eta": list(numbers[2:4]), "norm": numbers[4]}
 
 
+def check_label(label: str) -> str:
+    """Return `label` if images of one's own may have it, else raise one line that says why not.
+
+    Raises
+    ------
+    ValueError
+        If it is no label of BIDS, or would give files of one's own the names of a simulated subject's or of a target's.
+
+    Examples
+    --------
+    >>> check_label("01_ses-2")
+    '01_ses-2'
+    """
+    if not _LABEL.fullmatch(label):
+        raise ValueError(f"{label!r}: accepted are labels of letters and digits, such as '01' or '01_ses-2'")
+    if _SIMULATED_LABEL.fullmatch(label):
+        raise ValueError(f"{label!r}, as files of simulated subjects are named: accepted are other labels than sim and digits")
+    if _TARGET_LABEL.fullmatch(label):
+        raise ValueError(f"{label!r}, as files of images given as targets are named: accepted are other labels than {TARGET}")
+    return label
+
+
 def subject_seed(subject: int | str) -> int:
     """What random numbers of a subject start from: its number, or for a label one that no numbered subject has.
 
@@ -331,12 +359,21 @@ class Study:
             settle(field, tuple(values))
         for subject in self.subjects:
             if isinstance(subject, str):
-                if not _LABEL.fullmatch(subject):
-                    raise ValueError(f"subjects has {subject!r}: accepted are labels of letters and digits, such as '01' or '01_ses-2'")
+                # Notebook 00 prepares a target's images as a subject of their own.
+                if subject != TARGET or self.bids_dir:
+                    try:
+                        check_label(subject)
+                    except ValueError as error:
+                        raise ValueError(f"subjects has {error}") from None
             elif isinstance(subject, bool) or not isinstance(subject, int) or subject < 1:
-                raise ValueError(f"subjects has {subject!r}: accepted are whole numbers from 1, and with bids_dir labels as text")
+                raise ValueError(
+                    f"subjects has {subject!r}: accepted are whole numbers from 1, and with bids_dir labels as text (papermill -r subject LABEL)"
+                )
             elif self.bids_dir:
-                raise ValueError(f"subjects has {subject!r}: accepted with bids_dir are labels as text, such as '{subject:02d}'")
+                raise ValueError(
+                    f"subjects has {subject!r}, the number of a simulated subject: accepted with bids_dir are labels as text, "
+                    f"such as '{subject:02d}' (papermill -r subject {subject:02d})"
+                )
         if len({type(subject) for subject in self.subjects}) > 1:
             text = "accepted are numbers of semi-synthetic subjects or labels of your own, not both"
             raise ValueError(f"subjects is {list(self.subjects)!r}: {text}")

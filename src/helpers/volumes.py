@@ -316,11 +316,15 @@ def write(path: str | Path, volume: np.ndarray, affine: np.ndarray, sidecar: dic
     Raises
     ------
     ValueError
-        If the volume fails `check`, the affine cannot be one, or the name does not end in ``.nii.gz``.
+        If the volume fails `check`, the affine cannot be one, the name does not end in ``.nii.gz``, or the volume that is there already
+        has another ``Note`` in its sidecar, which says whether it is simulated or somebody's own.
     """
     path = Path(path)
     if not path.name.endswith(".nii.gz"):
         raise ValueError(f"{path}: accepted are names that end in .nii.gz")
+    before, now = (_sidecar(path) or {}).get("Note"), (sidecar or {}).get("Note")
+    if before and now and before != now:
+        raise ValueError(f"{path}: not replaced, since it is there and says {before!r}, the new one {now!r}: accepted is another folder")
     volume = check(volume, str(path))
     if volume.dtype == bool:
         volume = volume.astype(np.uint8)
