@@ -178,7 +178,7 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
 
 
 def choose(wanted: list[Task], patterns: Iterable[str]) -> list[Task]:
-    """The tasks whose names match one of some shell patterns, such as ``04*sub-01*exp-3*``, and what they need.
+    """The tasks whose names match one of some shell patterns, such as ``04*sub-sim01*exp-3*``, and what they need.
 
     Raises
     ------
