@@ -5,6 +5,8 @@ import sys
 import time
 from pathlib import Path
 
+import dask
+import dask_jobqueue  # noqa: F401  brings its own settings
 import pytest
 from helpers import cli, cluster, layout
 from helpers.cluster import Cluster
@@ -28,6 +30,92 @@ def test_the_job_script_is_the_one_kept(kind, tmp_path):
     )
     script = cluster.job_script(where, tmp_path).replace(str(tmp_path), "LOGS").replace(sys.executable, "PYTHON")
     assert re.sub(r"tcp://[\d.]+:\d+", "SCHEDULER", script) == (GOLDEN / f"{kind}.sh").read_text()
+
+
+@pytest.mark.parametrize("kind", cluster.KINDS)
+def test_a_script_asks_for_nothing_that_nobody_wrote(kind, tmp_path):
+    # dask-jobqueue's own default is half an hour, and a file of its own may say more.
+    of_the_site = {"walltime": "00:07:00", "queue": "site", "job-mem": "7GB", "mem": 7_000_000_000, "resource-spec": "site=7"}
+    with dask.config.set({f"jobqueue.{kind}": {**dask.config.get(f"jobqueue.{kind}"), **of_the_site}}):
+        script = cluster.job_script(Cluster(kind=kind, memory=""), tmp_path)
+    header = [line for line in script.splitlines() if line.startswith(cluster.KINDS[kind][3])]
+    expected = {
+        "slurm": ["#SBATCH -n 1", "#SBATCH --cpus-per-task=1"],
+        "pbs": ["#PBS -l select=1:ncpus=1"],
+        "lsf": ["#BSUB -n 1"],
+        "sge": ["#$ -cwd", "#$ -j y"],
+    }
+    assert [line for line in header if str(tmp_path) not in line and "resolution-matters" not in line] == expected[kind]
+
+
+@pytest.mark.parametrize(
+    "kind, directive, gone",
+    [
+        ("slurm", "--mem-per-cpu=4G", "--mem="),
+        ("slurm", "--mem 4G", "--mem="),
+        ("slurm", "--exclusive --mem-per-gpu=4G", "--mem="),
+        ("slurm", "--time=1-0", "-t "),
+        ("slurm", "-t1-0", "-t "),
+        ("slurm", "--partition=long", "-p "),
+        ("slurm", "--ntasks=2", "-n "),
+        ("slurm", "-o my.log", "-o "),
+        ("pbs", "-l nodes=1:ppn=4", "-l select="),
+        ("pbs", "-l mem=4gb", "-l select="),
+        ("pbs", "-l walltime=1:00:00", "-l walltime=02"),
+        ("pbs", "-q long", "-q short"),
+        ("lsf", "-M 4000", "-M 1"),
+        ("lsf", "-W 10:00", "-W 02"),
+        ("lsf", "-oo my.log", "-o "),
+        ("lsf", '-R "span[ptile=2]"', '-R "span[hosts'),
+        ("sge", "-l h_rt=10:00:00", "-l h_rt=02"),
+        ("sge", "-wd /scratch", "-cwd"),
+    ],
+)
+def test_a_directive_takes_the_place_of_the_line_that_says_the_same(kind, directive, gone, tmp_path):
+    settings = {"kind": kind, "cores": 2, "memory": "12GB", "walltime": "02:00:00", "queue": "short"}
+    mark = cluster.KINDS[kind][3]
+    plain = cluster.job_script(Cluster(**settings), tmp_path).splitlines()
+    script = cluster.job_script(Cluster(**settings, directives=[directive]), tmp_path).splitlines()
+    lines, before = ([line for line in each if line.startswith(mark)] for each in (script, plain))
+    (line,) = set(before) - set(lines)
+    assert line.startswith(f"{mark} {gone}")
+    assert set(lines) - set(before) == {f"{mark} {directive}"}
+
+
+@pytest.mark.parametrize(
+    "kind, directive",
+    [
+        ("slurm", "--mem-bind=local"),
+        ("slurm", "--time-min=60"),
+        ("slurm", "--exclusive"),
+        ("slurm", "--ntasks-per-core=1"),
+        ("pbs", "-l place=excl"),
+        ("lsf", "-Wt 5"),
+        ("lsf", '-R "rusage[mem=4000]"'),
+        ("sge", "-pe smp 2"),
+        ("sge", "-notify"),
+    ],
+)
+def test_other_directives_come_on_top(kind, directive, tmp_path):
+    settings = {"kind": kind, "walltime": "02:00:00", "queue": "short"}
+    mark = cluster.KINDS[kind][3]
+    plain = cluster.job_script(Cluster(**settings), tmp_path).splitlines()
+    script = cluster.job_script(Cluster(**settings, directives=[directive]), tmp_path).splitlines()
+    assert [line for line in script if line.startswith(mark)] == [
+        *(line for line in plain if line.startswith(mark)),
+        f"{mark} {directive}",
+    ]
+
+
+@pytest.mark.parametrize("kind", cluster.KINDS)
+def test_a_folder_with_spaces_is_quoted(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/opt/my tools/python")
+    script = cluster.job_script(Cluster(kind=kind), tmp_path / "my results").splitlines()
+    assert script[-1].startswith("'/opt/my tools/python' -m ")
+    logs = [line for line in script if "my results" in line]
+    files = [f"resolution-matters-%J.{ending}" if kind in ("slurm", "lsf") else "" for ending in ("err", "out")]
+    mark, folder = cluster.KINDS[kind][3], tmp_path / "my results"
+    assert logs == [f'{mark} {option} "{folder}/{file}"' for option, file in zip(("-e", "-o"), files, strict=True)]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import re
 
 import pytest
+from helpers.cluster import Cluster
 from helpers.study import (
     CONTRASTS,
     EXPERIMENTS,
@@ -62,6 +63,29 @@ def test_label_and_slug_name_the_same_resolution(tenths, gap_tenths):
 def test_impossible_resolutions_are_refused(thickness, gap):
     with pytest.raises(ValueError, match=r"(thickness|gap)_mm is .*accepted"):
         Resolution(thickness, gap)
+
+
+@pytest.mark.parametrize(
+    "thickness, gap, message",
+    [
+        (200, 0, "thickness_mm is 200: accepted is a number of mm from 0.1 to 20"),
+        (1e-9, 0, "thickness_mm is 1e-09: accepted is a number of mm from 0.1 to 20"),
+        (0.001, 0, "thickness_mm is 0.001: accepted is a number of mm from 0.1 to 20"),
+        (5, 500, "gap_mm is 500: accepted is a number of mm from 0 to 20"),
+        ("5", 0, "thickness_mm is 5: accepted is a number of mm"),
+        (True, 0, "thickness_mm is True: accepted is a number of mm"),
+        (5, None, "gap_mm is None: accepted is a number of mm"),
+    ],
+)
+def test_resolutions_that_no_scan_of_a_brain_has_are_refused(thickness, gap, message):
+    with pytest.raises(ValueError) as error:
+        Resolution(thickness, gap)
+    assert str(error.value).startswith(message)
+
+
+def test_slices_thinner_than_the_voxels_that_they_are_made_from_are_refused():
+    with pytest.raises(ValueError, match=r"^resolutions has 0.5\|\|0, slices thinner than the voxels of 1 mm .*accepted are 1 to 20 mm$"):
+        Study(resolutions=["1||0", "0.5||0"])
 
 
 @pytest.mark.parametrize("text", ["", "5", "5|1", "a||b", "5||-1", "0||1", "5||1.5mm"])
@@ -211,3 +235,68 @@ def test_a_bad_study_file_is_named_with_its_fault(tmp_path, text, message):
 def test_the_mask_is_that_of_the_published_variant_unless_it_is_given(given, mask):
     assert Study(**given).mask == mask
     assert Study(**Study(**given).literals()) == Study(**given)
+
+
+# Paths as people write them
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home with a data set and a variable that names it; the working folder is beside it."""
+    for folder in ("home/my data", "here"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DATA", "~/my data")
+    monkeypatch.delenv("SCRATCH", raising=False)
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize(
+    "text", ["~/my data", "~/my data/", "$HOME/my data", "${HOME}/my data//", "$DATA", " ~/my data ", "../home/my data", "../home/./my data/"]
+)
+def test_a_path_is_read_as_people_write_it(home, text):
+    plan = Study(bids_dir=text, output_dir=text, targets=dict.fromkeys(CONTRASTS, text), planes=[text])
+    expected = str(home / "my data")
+    assert (plan.bids_dir, plan.output_dir, plan.planes) == (expected, expected, (expected if "/" in text or "$" in text else text,))
+    assert set(dict(plan.targets).values()) == {expected}
+    assert Study(**plan.literals()) == plan
+
+
+def test_weights_stay_relative_to_the_repository_and_names_of_studies_are_names(home):
+    plan = Study(weights="~/my data/w.pt", fusion="data/models/fusion-small.pt", ladder=["ladder-rigid", "~/my data"])
+    assert plan.weights == str(home / "my data" / "w.pt")
+    assert plan.fusion == "data/models/fusion-small.pt"
+    assert plan.ladder == ("ladder-rigid", str(home / "my data"))
+
+
+@pytest.mark.parametrize(
+    "field, text, message",
+    [
+        ("output_dir", "$SCRATCH/x", "output_dir: path is '$SCRATCH/x': there is no variable $SCRATCH"),
+        ("bids_dir", "${SCRATCH}", "bids_dir: path is '${SCRATCH}': there is no variable ${SCRATCH}"),
+        ("weights", "~nobodyatall/x", "weights: path is '~nobodyatall/x': there is no user ~nobodyatall"),
+    ],
+)
+def test_a_path_of_nobody_or_of_a_variable_that_is_not_set_is_refused(home, field, text, message):
+    with pytest.raises(ValueError) as error:
+        Study(**{field: text})
+    assert str(error.value).startswith(message)
+
+
+def test_a_folder_that_is_called_with_a_dollar_is_itself(home):
+    folder = home / "a$SCRATCH"
+    folder.mkdir()
+    assert Study(bids_dir=str(folder)).bids_dir == str(folder)
+
+
+def test_a_study_file_is_found_below_home_and_may_begin_with_a_byte_order_mark(home):
+    (home / "mine.toml").write_bytes(b"\xef\xbb\xbf" + b'subjects = [4]\r\n[cluster]\r\nkind = "local"\r\nworkers = 3\r\n')
+    assert Study.from_toml("~/mine.toml") == Study(name="mine", subjects=[4])
+    assert Cluster.from_toml("$HOME/mine.toml").workers == 3
+
+
+def test_a_study_file_that_is_no_utf_8_says_so(tmp_path):
+    (tmp_path / "mine.toml").write_bytes('name = "x"'.encode("utf-16"))
+    with pytest.raises(ValueError, match="mine.toml: not TOML: byte 1 is no UTF-8: accepted is a file saved as UTF-8"):
+        Study.from_toml(tmp_path / "mine.toml")

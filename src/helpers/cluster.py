@@ -2,22 +2,23 @@
 
 import contextlib
 import re
+import shlex
 import shutil
 import subprocess
-import tomllib
+import sys
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from helpers.study import check, check_keys
+from helpers.study import check, check_keys, read_toml
 
-#: Kind -> dask-jobqueue's class, the command that must be there, and what that class calls an account.
+#: Kind -> dask-jobqueue's class, the command that must be there, what that class calls an account, and how a directive begins.
 KINDS = {
-    "slurm": ("SLURMCluster", "sbatch", "account"),
-    "pbs": ("PBSCluster", "qsub", "account"),
-    "lsf": ("LSFCluster", "bsub", "project"),
-    "sge": ("SGECluster", "qsub", "project"),
+    "slurm": ("SLURMCluster", "sbatch", "account", "#SBATCH"),
+    "pbs": ("PBSCluster", "qsub", "account", "#PBS"),
+    "lsf": ("LSFCluster", "bsub", "project", "#BSUB"),
+    "sge": ("SGECluster", "qsub", "project", "#$"),
 }
 
 #: Kind -> the command that is asked for a job, which is named last, and what it says of one that has ended. Saying nothing says so too.
@@ -27,6 +28,46 @@ _ASKED = {
     "lsf": (("bjobs", "-noheader", "-o", "stat"), r"is not found|\b(done|exit)\b"),
     "sge": (("qstat", "-j"), r"do not exist"),
 }
+
+#: Kind -> an option of ours -> those of a study's directives that say the same, so that ours is left out: batch systems refuse
+#: some pairs, such as --mem with --mem-per-cpu, and of others take one without a word.
+_SAME = {
+    "slurm": {
+        "-J ": r"-J|--job-name\b",
+        "-e ": r"-e|--error\b",
+        "-o ": r"-o|--output\b",
+        "-p ": r"-p|--partition\b",
+        "-A ": r"-A|--account\b",
+        "-n ": r"-n|--ntasks(?![\w-])",
+        "--cpus-per-task=": r"-c|--cpus-per-task\b",
+        "--mem=": r"--mem(-per-cpu|-per-gpu)?(?![\w-])",
+        "-t ": r"-t|--time(?![\w-])",
+    },
+    "pbs": {
+        **{f"{option} ": option for option in ("-N", "-q", "-A", "-e", "-o")},
+        # A selection and single resources of a job exclude each other.
+        "-l select=": r"-l\s*\S*\b(select|nodes|ncpus|procs|p?v?mem)=",
+        "-l walltime=": r"-l\s*\S*\bwalltime=",
+    },
+    "lsf": {
+        **{f"{option} ": rf"{option}\s" for option in ("-J", "-q", "-P")},
+        **{f"{option} ": rf"{option}\s*\d" for option in ("-n", "-M", "-W")},
+        "-e ": r"-eo?\s",
+        "-o ": r"-oo?\s",
+        '-R "span[': r"-R\s.*\bspan\[",
+    },
+    "sge": {
+        **{f"{option} ": rf"{option}\s" for option in ("-N", "-q", "-P", "-e", "-o", "-j")},
+        "-l h_rt=": r"-l\s*\S*\bh_rt=",
+        "-cwd": r"-wd\s",
+    },
+}
+
+#: Kind -> the option by which a job asks for memory alone.
+_MEMORY = {"slurm": "--mem=", "lsf": "-M "}
+
+#: What jobs are called.
+_JOB = "resolution-matters"
 
 #: A worker that harmonizes whole volumes needs about this much memory, its kernel included.
 WORKER_MEMORY_GIB = 3
@@ -48,14 +89,15 @@ class Cluster:
         Cores of a job, which are the threads of its notebook. Sites of SGE name them as they like: ask for them, and for
         memory, in `directives`, such as ``-pe smp 2``.
     memory : str
-        Of a job, with a unit.
+        Of a job, with a unit; empty: jobs ask for none, as sites want it that give a whole node.
     walltime : str
-        Of a job, as the batch system writes it: ``02:00:00``, for LSF ``02:00``. A notebook that a job's end cuts short
-        is begun again in another, so it should be longer than any notebook takes.
+        Of a job, as the batch system writes it: ``02:00:00``, for LSF ``02:00``; empty: jobs ask for none, and get what the queue
+        gives. A notebook that a job's end cuts short is begun again in another, so it should be longer than any notebook takes.
     queue, account : str
         Where jobs are queued and who pays; empty: as the batch system decides.
     directives : tuple of str
-        More of the batch system's options, as they stand behind ``#SBATCH``.
+        More of the batch system's options, as they stand behind ``#SBATCH``. One that says what a key says, such as
+        ``--mem-per-cpu=4G`` or ``--time=1-0``, takes the place of the key's line.
     prologue : tuple of str
         Shell commands before the worker starts, such as ``module load``.
     interface : str
@@ -89,8 +131,8 @@ class Cluster:
             value = getattr(self, name)
             if not isinstance(value, str) or "\n" in value:
                 raise ValueError(f"{name} is {value!r}: accepted is text of one line")
-        if not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", self.memory):
-            raise ValueError(f"memory is {self.memory!r}: accepted is a number with a unit, such as '4GB'")
+        if not re.fullmatch(r"(\d+(\.\d+)? ?[KMGT]i?B)?", self.memory):
+            raise ValueError(f"memory is {self.memory!r}: accepted is a number with a unit, such as '4GB', or nothing")
         for name in ("directives", "prologue"):
             value = getattr(self, name)
             if not isinstance(value, (list, tuple)) or not all(isinstance(each, str) and "\n" not in each for each in value):
@@ -111,7 +153,7 @@ class Cluster:
         ValueError
             If it has an unknown key (the nearest known one is named) or a bad value.
         """
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8")).get("cluster", {})
+        table = read_toml(path).get("cluster", {})
         if not isinstance(table, dict):
             raise ValueError(f"{path}: cluster is {table!r}: accepted is a table, [cluster]")
         check_keys(f"{path}: [cluster]", table, [field.name for field in fields(cls)])
@@ -141,7 +183,7 @@ class Cluster:
 
 def job_script(cluster: Cluster, folder: Path) -> str:
     """The script that each job is submitted with; the scheduler's address in it is that of the moment."""
-    with _configured(), _jobqueue(cluster, folder) as jobs:
+    with _configured(cluster), _jobqueue(cluster, folder) as jobs:
         return jobs.job_script()
 
 
@@ -172,7 +214,7 @@ def start(cluster: Cluster, folder: Path) -> Iterator:
     """
     from dask.distributed import Client, LocalCluster
 
-    with _configured():
+    with _configured(cluster):
         if cluster.kind == "local":
             # No memory limit of dask's: it would count the worker, not the kernel that does the work.
             pool = LocalCluster(n_workers=cluster.size(), threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0)
@@ -249,12 +291,16 @@ def _ended(kind: str, job: str | None) -> bool:
     return bool(re.search(over, said, re.IGNORECASE)) if said else answer.returncode == 0
 
 
-def _configured():
+def _configured(cluster: Cluster):
     import dask
     import distributed  # noqa: F401  brings its own settings, which must be there before some are changed for a while
 
+    # A script asks for what the study says, and for nothing that dask-jobqueue or a file of its own would add, as half an hour.
+    asked = ("walltime", "queue", "account", "project", "interface", "resource-spec", "job-cpu", "job-mem", "ncpus", "mem")
+    nothing = {f"jobqueue.{cluster.kind}.{key}": None for key in asked}
     return dask.config.set(
         {
+            **(nothing if cluster.kind in KINDS else {}),
             # A node that is silent for half an hour is lost. A worker's own thread is busy only while it starts a notebook.
             "distributed.scheduler.worker-ttl": "30 minutes",
             # What was running on a lost worker is run again elsewhere, twice; a notebook that fails is not run again.
@@ -272,18 +318,36 @@ def _configured():
 def _jobqueue(cluster: Cluster, folder: Path):
     import dask_jobqueue
 
-    name, _, account = KINDS[cluster.kind]
+    name, _, account, mark = KINDS[cluster.kind]
     chosen = {"queue": cluster.queue, account: cluster.account, "walltime": cluster.walltime, "interface": cluster.interface}
+    directives = list(cluster.directives)
+
+    def given(same: str) -> bool:
+        return any(re.search(rf"(?:^|\s)(?:{same})", directive) for directive in directives)
+
+    left_out = [option for option, same in _SAME[cluster.kind].items() if given(same)]
+    if not cluster.memory:
+        left_out += [_MEMORY[cluster.kind]] if cluster.kind in _MEMORY else []
+        chosen["resource_spec"] = f"select=1:ncpus={cluster.cores}" if cluster.kind == "pbs" else ""
+    for option, ending in (("-e", "err"), ("-o", "out")):
+        # dask-jobqueue does not quote the folder.
+        if " " in str(folder) and f"{option} " not in left_out:
+            left_out.append(f"{option} ")
+            file = f"{_JOB}-%J.{ending}" if cluster.kind in ("slurm", "lsf") else ""
+            directives.append(f'{option} "{folder}/{file}"')
     return getattr(dask_jobqueue, name)(
         cores=cluster.cores,
-        memory=cluster.memory.replace(" ", ""),
+        # It has to be some; workers that are told a limit watch themselves only, not their kernels.
+        memory=cluster.memory.replace(" ", "") or Cluster.memory,
         processes=1,
+        python=shlex.quote(sys.executable),
         # One notebook at a time; the cores are for its threads.
         worker_extra_args=["--nthreads", "1"],
-        job_extra_directives=list(cluster.directives),
+        job_extra_directives=directives,
+        job_directives_skip=[f"{mark} {option}" for option in left_out],
         job_script_prologue=list(cluster.prologue),
         log_directory=str(folder),
-        job_name="resolution-matters",
+        job_name=_JOB,
         scheduler_options={"dashboard_address": ":0"},
         **{key: value for key, value in chosen.items() if value},
     )

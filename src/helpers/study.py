@@ -6,11 +6,13 @@ Matters Too* (2024). The module imports nothing of ours, so that everything else
 
 import difflib
 import math
+import os
 import re
 import tomllib
 import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from numbers import Real
 from pathlib import Path
 
 CONTRASTS = ("T1w", "T2w", "FLAIR")
@@ -30,11 +32,20 @@ BRAINS = ("extract", "keep")
 #: The subject that stands for images given as targets.
 TARGET = "target"
 
+#: Smallest and largest thickness, spacing and voxel that a scan of a brain may have, mm.
+PLAUSIBLE_MM = (0.1, 20.0)
+
+#: Voxels of the grid on which a study computes: thinner slices than these cannot be simulated from them, mm.
+GRID_MM = 1.0
+
 #: A subject of one's own: a BIDS label, and of several sessions which.
 _LABEL = re.compile(r"[A-Za-z0-9]+(_ses-[A-Za-z0-9]+)?")
 #: Labels that are not free, whatever the case: some file systems do not tell upper from lower case.
 _SIMULATED_LABEL = re.compile(r"sim[0-9]+(_.*)?", re.IGNORECASE)
 _TARGET_LABEL = re.compile(rf"{TARGET}(_.*)?", re.IGNORECASE)
+
+#: A study.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 
 _RESOLUTION = re.compile(r"\s*(\d+(?:[.p]\d+)?)\s*(?:\|\||‖|skip)\s*(\d+(?:[.p]\d+)?)\s*")
 
@@ -46,14 +57,14 @@ class Resolution:
     Parameters
     ----------
     thickness_mm : float
-        Slice thickness in mm: full width at half maximum of the slice profile. Greater than 0.
+        Slice thickness in mm: full width at half maximum of the slice profile. Within `PLAUSIBLE_MM`.
     gap_mm : float
-        Slice gap in mm: distance between neighbouring slices minus thickness. 0 or more.
+        Slice gap in mm: distance between neighbouring slices minus thickness. From 0 to the largest of `PLAUSIBLE_MM`.
 
     Raises
     ------
     ValueError
-        If the thickness is not greater than 0, the gap is negative, or one of them is not finite.
+        If the thickness or the gap is no number or outside of these limits.
 
     Examples
     --------
@@ -65,13 +76,12 @@ class Resolution:
     gap_mm: float
 
     def __post_init__(self):
-        if not (math.isfinite(self.thickness_mm) and self.thickness_mm > 0):
-            raise ValueError(f"thickness_mm is {self.thickness_mm}: accepted is a number of mm greater than 0")
-        if not (math.isfinite(self.gap_mm) and self.gap_mm >= 0):
-            raise ValueError(f"gap_mm is {self.gap_mm}: accepted is 0 mm or more")
-        # 5 and 5.0 are the same thickness, and must look the same in a sidecar.
-        for name in ("thickness_mm", "gap_mm"):
-            object.__setattr__(self, name, float(getattr(self, name)))
+        for name, low in (("thickness_mm", PLAUSIBLE_MM[0]), ("gap_mm", 0)):
+            value, high = getattr(self, name), PLAUSIBLE_MM[1]
+            if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
+                raise ValueError(f"{name} is {value}: accepted is a number of mm from {low:g} to {high:g}")
+            # 5 and 5.0 are the same thickness, and must look the same in a sidecar.
+            object.__setattr__(self, name, float(value))
 
     @property
     def separation_mm(self) -> float:
@@ -183,6 +193,31 @@ def visited_slices(n: int, step: int) -> range:
     return range(step // 2, n, step)
 
 
+def expand_path(path: str | Path) -> Path:
+    """A path as people write it: ``~`` and ``$VARIABLES`` are replaced, spaces around it and slashes behind it dropped.
+
+    Relative paths stay relative. A file or folder that is called so, dollars and all, is taken as it is.
+
+    Raises
+    ------
+    ValueError
+        If a variable is not set, or ``~name`` is no user: otherwise a folder of that very name would be made.
+
+    Examples
+    --------
+    >>> expand_path(" data/anatomy/ ").as_posix()
+    'data/anatomy'
+    """
+    text = str(path).strip()
+    if "$" in text and Path(text).exists():
+        return Path(text)
+    expanded = os.path.expanduser(os.path.expandvars(text))
+    if unset := re.search(r"\$(\w+|\{[^}]*\})", expanded) or re.match(r"~\w+(?=/|$)", expanded):
+        what = "variable" if unset[0].startswith("$") else "user"
+        raise ValueError(f"path is {text!r}: there is no {what} {unset[0]}: accepted are those that are there")
+    return Path(expanded)
+
+
 def _per_contrast(field: str, values, settle) -> tuple:
     """A table with a contrast per key as pairs, which can be compared and hashed; each value as `settle` leaves it."""
     try:
@@ -198,10 +233,22 @@ def _entities(field: str, value) -> str:
     return value
 
 
+def _path(field: str, value: str) -> Path:
+    try:
+        return expand_path(value)
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from None
+
+
+def _study_place(field: str, value: str) -> str:
+    """A study's name as it is; a folder of results as an absolute path."""
+    return value if _NAME.fullmatch(value) else str(_path(field, value).resolve())
+
+
 def _target(field: str, value) -> str | tuple[float, ...]:
     """A path, or theta (2), eta (2) and norm in one tuple."""
     if isinstance(value, str) and value:
-        return str(Path(value).resolve())
+        return str(_path(field, value).resolve())
     try:
         numbers = (*value["theta"], *value["eta"], value["norm"]) if isinstance(value, dict) else tuple(value)
         numbers = tuple(float(number) for number in numbers)
@@ -251,6 +298,28 @@ def subject_seed(subject: int | str) -> int:
     return 2**32 + zlib.crc32(subject.encode()) if isinstance(subject, str) else subject
 
 
+def read_toml(path: str | Path) -> dict:
+    """The content of a study file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not TOML.
+    """
+    path = expand_path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such study file")
+    try:
+        # TOML wants UTF-8; some editors put a byte order mark before it.
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not TOML: byte {error.start + 1} is no UTF-8: accepted is a file saved as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: not TOML ({error})") from None
+
+
 @dataclass(frozen=True)
 class Study:
     """Everything that decides what a study computes. One TOML file is one study.
@@ -289,8 +358,9 @@ class Study:
     seed : int
         Seed of anatomy noise and of the motion that registration has to undo.
     planes, ladder : tuple of str
-        Finished studies, by name or folder, that the analysis takes in: those that differ from this one in their plane of
-        reconstruction alone, which makes previews in three planes one study, and those that differ in `transform` alone.
+        Finished studies, by name, or by folder (relative: to the working folder), that the analysis takes in: those that differ from
+        this one in their plane of reconstruction alone, which makes previews in three planes one study, and those that differ in
+        `transform` alone.
     bids_dir : str
         Your own BIDS data set, with T1w, T2w and FLAIR of each subject; empty: semi-synthetic subjects. Relative: to the working folder.
     dropped : tuple of str
@@ -341,14 +411,15 @@ class Study:
         def settle(field, value):  # The class is frozen: values are normalised once, here.
             object.__setattr__(self, field, value)
 
-        if not (isinstance(self.name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", self.name)):
+        if not (isinstance(self.name, str) and _NAME.fullmatch(self.name)):
             raise ValueError(f"name is {self.name!r}: accepted are letters, digits and hyphens")
         for field in ("weights", "fusion", "bids_dir", "output_dir"):
             if not isinstance(getattr(self, field), str) or (field == "weights" and not self.weights):
                 raise ValueError(f"{field} is {getattr(self, field)!r}: accepted is a path as text")
-        for field in ("bids_dir", "output_dir"):
-            if getattr(self, field):  # Kernels have a working folder of their own.
-                settle(field, str(Path(getattr(self, field)).resolve()))
+            if getattr(self, field):
+                path = _path(field, getattr(self, field))
+                # Kernels have a working folder of their own; what comes with the repository is found from there.
+                settle(field, str(path.resolve() if field.endswith("_dir") else path))
         if self.subjects is None:
             settle("subjects", ("all",) if self.bids_dir else (1,))
         for field in ("subjects", "experiments", "resolutions", "reconstruction"):
@@ -380,9 +451,13 @@ class Study:
         for field in ("planes", "ladder"):
             if not isinstance(getattr(self, field), (list, tuple)) or not all(isinstance(each, str) and each for each in getattr(self, field)):
                 raise ValueError(f"{field} is {getattr(self, field)!r}: accepted is a list of names or folders of studies")
-            settle(field, tuple(getattr(self, field)))
+            settle(field, tuple(_study_place(field, each) for each in getattr(self, field)))
         settle("experiments", tuple(check("experiment", each, EXPERIMENTS) for each in self.experiments))
         settle("resolutions", tuple(each if isinstance(each, Resolution) else Resolution.parse(each) for each in self.resolutions))
+        for each in self.resolutions:
+            if each.thickness_mm < GRID_MM:
+                thin = f"slices thinner than the voxels of {GRID_MM:g} mm that they are made from"
+                raise ValueError(f"resolutions has {each.label}, {thin}: accepted are {GRID_MM:g} to {PLAUSIBLE_MM[1]:g} mm")
         settle("reconstruction", tuple(check("reconstruction", each, ORIENTATIONS) for each in self.reconstruction))
         if not isinstance(self.dropped, (list, tuple)):
             raise ValueError(f"dropped is {self.dropped!r}: accepted is a list of contrasts, of {', '.join(DROPPABLE)}")
@@ -428,13 +503,7 @@ class Study:
         ValueError
             If it is not TOML, has an unknown key (the nearest known one is named) or a bad value.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such study file")
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: not TOML ({error})") from None
+        path, values = expand_path(path), read_toml(path)
         known = [field.name for field in fields(cls)]
         # Where it is computed is for `helpers.cluster` to read: it does not decide what is computed.
         check_keys(str(path), values, [*known, "cluster"])

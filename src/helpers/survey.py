@@ -34,7 +34,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import volumes
-from helpers.study import CONTRASTS, ORIENTATIONS, RESOLUTIONS, Resolution
+from helpers.study import CONTRASTS, ORIENTATIONS, PLAUSIBLE_MM, RESOLUTIONS, Resolution, expand_path
 
 #: The table's columns. Lengths are NaN and texts empty where nothing is known. `from` columns say who said so.
 COLUMNS = (
@@ -44,9 +44,6 @@ COLUMNS = (
 
 #: What does not belong to the study's three contrasts is counted as this.
 OTHER = "other"
-
-#: Smallest and largest thickness, spacing and voxel that a brain scan may have, mm.
-PLAUSIBLE_MM = (0.1, 20.0)
 
 #: An acquisition without MRAcquisitionType is 2D if its slices lie this far apart, in mm and in in-plane voxels.
 ANISOTROPIC_MM, ANISOTROPIC_RATIO = 2.0, 2.0
@@ -272,7 +269,7 @@ def from_bids(folder: str | Path) -> pd.DataFrame:
     """
     from tqdm import tqdm
 
-    folder = Path(folder)
+    folder = expand_path(folder)
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder}: no such folder")
     top = os.path.realpath(folder)
@@ -315,7 +312,7 @@ def from_csv(path: str | Path) -> pd.DataFrame:
     ValueError
         If it is not a CSV table, or lacks the column ``contrast``.
     """
-    path = Path(path)
+    path = expand_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
