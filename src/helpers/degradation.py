@@ -182,3 +182,28 @@ def matrix_of(taps: np.ndarray, n: int, voxel_mm: float, resolution: study.Resol
     # One call for each voxel's column: map_coordinates on the whole would interpolate across columns too.
     columns = [ndimage.map_coordinates(column, positions[None], order=3, mode="nearest") for column in blurred.T]
     return np.stack(columns, axis=1)
+
+
+def back_matrix(n: int, resolution: study.Resolution) -> np.ndarray:
+    """The matrix that interpolates a stack of slices back to 1 mm, as a known transform brings it back.
+
+    Parameters
+    ----------
+    n : int
+        Voxels of 1 mm along the slice normal.
+    resolution : study.Resolution
+
+    Returns
+    -------
+    ndarray, shape (n, n_lr), float64
+    """
+    positions = slice_positions(n, 1.0, resolution)
+    return linear.spline_matrix((np.arange(n) - positions[0]) / resolution.separation_mm, len(positions))
+
+
+@lru_cache(maxsize=32)
+def there_and_back(n: int, resolution: study.Resolution) -> np.ndarray:
+    """The matrix that slices a line of n voxels of 1 mm and interpolates it back, shape (n, n), float64, read-only."""
+    both = back_matrix(n, resolution) @ matrix(n, 1.0, resolution)
+    both.flags.writeable = False
+    return both

@@ -3,6 +3,11 @@
 from functools import lru_cache
 
 import numpy as np
+from scipy import ndimage
+
+#: Index maps that differ by less than this anywhere on the grid are the same one. It is the size of the error of an affine
+#: that went through a NIfTI header (float32), and moves a voxel's value by less than 0.1 % of the step to its neighbour.
+SAME_VOXEL = 1e-3
 
 
 def along_axis(matrix: np.ndarray, volume: np.ndarray, axis: int) -> np.ndarray:
@@ -32,6 +37,42 @@ def along_axis(matrix: np.ndarray, volume: np.ndarray, axis: int) -> np.ndarray:
         if axis == 0:
             return np.tensordot(matrix, volume, axes=(1, 0))
         return np.moveaxis(np.tensordot(volume, matrix, axes=(axis, 1)), -1, axis)
+
+
+def spline_matrix(position: np.ndarray, n: int) -> np.ndarray:
+    """The matrix of cubic B-spline interpolation along one axis.
+
+    Parameters
+    ----------
+    position : ndarray, shape (m,), voxels
+        Where the values are wanted, on the axis of the samples.
+    n : int
+        Samples.
+
+    Returns
+    -------
+    ndarray, shape (m, n), float64
+        Rows outside the field of view are zero.
+    """
+    # The spline is linear in the samples, so its values for the n unit vectors are its matrix.
+    matrix = np.stack([ndimage.map_coordinates(unit, [position], order=3, mode="mirror") for unit in np.eye(n)], axis=1)
+    matrix[~inside(position, n)] = 0
+    return matrix
+
+
+def inside(position: np.ndarray, n: int) -> np.ndarray:
+    """Whether positions on an axis lie in the field of view, which ends half a voxel beyond the outermost centres.
+
+    Parameters
+    ----------
+    position : ndarray, voxels
+    n : int
+
+    Returns
+    -------
+    ndarray of bool
+    """
+    return (position > -0.5 - SAME_VOXEL) & (position < n - 0.5 + SAME_VOXEL)
 
 
 @lru_cache(maxsize=1)

@@ -7,37 +7,11 @@ intensity scale are those of the original image.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
-from helpers import degradation, metrics, registration, slice_profile
+from helpers import degradation, metrics, slice_profile
 from helpers.study import AXIS, CONTRASTS, ORIENTATIONS, Resolution
-
-
-def back_matrix(n: int, resolution: Resolution) -> np.ndarray:
-    """The matrix that interpolates a stack of slices back to 1 mm, as `registration.resample` does under a known transform.
-
-    Parameters
-    ----------
-    n : int
-        Voxels of 1 mm along the slice normal.
-    resolution : Resolution
-
-    Returns
-    -------
-    ndarray, shape (n, n_lr), float64
-    """
-    positions = degradation.slice_positions(n, 1.0, resolution)
-    return registration.spline_matrix((np.arange(n) - positions[0]) / resolution.separation_mm, len(positions))
-
-
-@lru_cache(maxsize=32)
-def there_and_back(n: int, resolution: Resolution) -> np.ndarray:
-    """The matrix that slices a line of n voxels of 1 mm and interpolates it back, shape (n, n), float64, read-only."""
-    matrix = back_matrix(n, resolution) @ degradation.matrix(n, 1.0, resolution)
-    matrix.flags.writeable = False
-    return matrix
 
 
 def kernels(thickness_mm: float, **design) -> dict[str, np.ndarray]:
@@ -77,7 +51,7 @@ def degraded_lines(lines: np.ndarray, resolution: Resolution, weights: Mapping[s
     dict of str to ndarray, shape (columns, n)
     """
     n = lines.shape[1]
-    back = back_matrix(n, resolution)
+    back = degradation.back_matrix(n, resolution)
     return {name: lines @ (back @ degradation.matrix_of(taps, n, 1.0, resolution)).T for name, taps in weights.items()}
 
 
@@ -149,7 +123,7 @@ def acquired(volume: np.ndarray, orientation: str, resolution: Resolution, posit
         Plane -> slice, in the order of the volume's axes.
     """
     across = AXIS[orientation]
-    matrix = there_and_back(volume.shape[across], resolution)
+    matrix = degradation.there_and_back(volume.shape[across], resolution)
     planes = {}
     for plane, axis in AXIS.items():
         if axis == across:

@@ -26,9 +26,6 @@ MAX_TRANSLATION_MM = 5.0
 _ANTS_NAME = {"rigid": "Rigid", "affine": "Affine"}
 #: ITK's positions are LPS, ours are RAS.
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
-#: Index maps that differ by less than this anywhere on the grid are the same one. It is the size of the error of an affine
-#: that went through a NIfTI header (float32), and moves a voxel's value by less than 0.1 % of the step to its neighbour.
-_SAME_VOXEL = 1e-3
 
 
 def motion(seed: int, subject: int | str, contrast: str, orientation: str) -> np.ndarray:
@@ -315,7 +312,7 @@ def _parallel_axes(index_map, shape):
     axes = np.argmax(reach, axis=0)
     rest = reach.copy()
     rest[axes, range(3)] = 0
-    return axes if len(set(axes.tolist())) == 3 and rest.sum(axis=1).max() < _SAME_VOXEL else None
+    return axes if len(set(axes.tolist())) == 3 and rest.sum(axis=1).max() < linear.SAME_VOXEL else None
 
 
 def _resample_parallel(volume, index_map, shape, axes):
@@ -324,31 +321,10 @@ def _resample_parallel(volume, index_map, shape, axes):
     for axis in sorted(range(3), key=lambda axis: shape[axis] / result.shape[axis]):
         n = result.shape[axis]
         position = index_map[axes[axis], axis] * np.arange(shape[axis]) + index_map[axes[axis], 3]
-        if n == shape[axis] and np.abs(position - np.arange(n)).max() < _SAME_VOXEL:
+        if n == shape[axis] and np.abs(position - np.arange(n)).max() < linear.SAME_VOXEL:
             continue
-        result = linear.along_axis(spline_matrix(position, n), result, axis)
+        result = linear.along_axis(linear.spline_matrix(position, n), result, axis)
     return np.ascontiguousarray(result)
-
-
-def spline_matrix(position: np.ndarray, n: int) -> np.ndarray:
-    """The matrix of cubic B-spline interpolation along one axis, as `resample` applies it where axes are parallel.
-
-    Parameters
-    ----------
-    position : ndarray, shape (m,), voxels
-        Where the values are wanted, on the axis of the samples.
-    n : int
-        Samples.
-
-    Returns
-    -------
-    ndarray, shape (m, n), float64
-        Rows outside the field of view are zero.
-    """
-    # The spline is linear in the samples, so its values for the n unit vectors are its matrix.
-    matrix = np.stack([ndimage.map_coordinates(unit, [position], order=3, mode="mirror") for unit in np.eye(n)], axis=1)
-    matrix[~_inside(position, n)] = 0
-    return matrix
 
 
 def _resample_oblique(volume, index_map, shape):
@@ -358,12 +334,8 @@ def _resample_oblique(volume, index_map, shape):
     steps = np.ogrid[: shape[0], : shape[1], : shape[2]]
     for axis, n in enumerate(volume.shape):
         position = sum(weight * step for weight, step in zip(index_map[axis, :3], steps, strict=True)) + index_map[axis, 3]
-        result[~_inside(position, n)] = 0
+        result[~linear.inside(position, n)] = 0
     return result
-
-
-def _inside(position, n):
-    return (position > -0.5 - _SAME_VOXEL) & (position < n - 0.5 + _SAME_VOXEL)
 
 
 def _matrix(matrix, what):
