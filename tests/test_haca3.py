@@ -792,3 +792,46 @@ def test_bad_input_is_refused_in_one_line_before_any_work(small, heads, target, 
     with pytest.raises(ValueError, match=message) as error:
         small.harmonize(arguments.pop("sources"), arguments.pop("targets"), **arguments)
     assert "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------- geometry of the sources
+
+THICK = haca3.Acquisition("sagittal", study.Resolution(5, 1.5))
+
+
+@pytest.mark.parametrize("geometry", [None, "3D", "stacks"])
+def test_sources_that_are_sliced_alike_are_fused_as_without_geometry(small, sources, target, geometry):
+    alike = {None: None, "3D": dict.fromkeys(sources), "stacks": dict.fromkeys(sources, THICK)}[geometry]
+    plain = small.harmonize(sources, target, slice_step=180)["T1w"]
+    np.testing.assert_array_equal(small.harmonize(sources, target, slice_step=180, geometry=alike)["T1w"], plain)
+
+
+@pytest.mark.parametrize("variant", ["haca3", "haca3plus"])
+def test_the_fine_structure_of_the_fused_logits_is_that_of_the_3d_source(small_file, sources, target, variant, monkeypatch):
+    """The decoder is given the fused logits themselves: along the slice normal those of the stacks fade."""
+    model = haca3.load(small_file, device="cpu", variant=variant, compiled=False)
+    kept = {}
+    monkeypatch.setattr(harmonizer, "most_probable", lambda fused: kept.setdefault("fused", fused).argmax(1))
+    alone = {}
+    for name in ("T1w", "T2w"):
+        kept.clear()
+        model.harmonize({name: sources[name]}, target, anatomy="argmax", slice_step=191)
+        alone[name] = np.fft.rfft2(kept["fused"][0])
+    kept.clear()
+    both = {name: sources[name] for name in alone}
+    model.harmonize(both, target, anatomy="argmax", slice_step=191, geometry={"T1w": None, "T2w": THICK}, mask="union")
+    fused = np.fft.rfft2(kept["fused"][0])
+    fine = slice(30, 80)  # columns: left to right, beyond the Nyquist frequency of the slices
+
+    def likeness(one):
+        pair = [np.abs(np.fft.irfft2(np.where(np.isin(np.arange(113), range(30, 80)), each, 0))).ravel() for each in (fused, one)]
+        return np.corrcoef(*pair)[0, 1]
+
+    assert fused[..., fine].any()
+    assert likeness(alone["T1w"]) > likeness(alone["T2w"])
+
+
+def test_a_geometry_is_refused_before_the_first_slice(small, sources, target, monkeypatch):
+    monkeypatch.setattr(small, "_reconstruct", None)
+    with pytest.raises(ValueError, match="geometry has no FLAIR"):
+        small.harmonize(sources, target, slice_step=180, geometry={"T1w": None, "T2w": THICK})

@@ -43,7 +43,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers import study, volumes
-from helpers.haca3 import checkpoint, winograd
+from helpers.haca3 import checkpoint, resolution, winograd
 from helpers.haca3.networks import SLICE, keep_freed_memory, labels_to_beta, most_probable
 from helpers.study import AXIS
 
@@ -351,6 +351,7 @@ class Harmonizer:
         mask: str | None = None,
         seed: int = 0,
         slice_step: int = 1,
+        geometry: Mapping[str, resolution.Acquisition | None] | None = None,
         details: bool = False,
     ) -> dict:
         """Give the anatomy of the sources the contrast of each target.
@@ -375,6 +376,9 @@ class Harmonizer:
         slice_step : int
             Preview: harmonize only the slices ``slice_step // 2``, ``slice_step // 2 + slice_step``, ... of one
             orientation (numbers on the output's axis). The others are NaN.
+        geometry : dict of str to Acquisition or None, optional
+            Contrast of each source -> how its slices were acquired, None for a 3D image: what one source lacks by its geometry,
+            the others fill in (`helpers.haca3.resolution`). Without it, and where all are alike, the attention decides alone.
         details : bool
             Add the key ``"details"``: a `Details`.
 
@@ -400,6 +404,9 @@ class Harmonizer:
         for name in (*sources, *targets):
             study.check("contrast", name, study.CONTRASTS)
         # All arguments are checked before the first slice is computed: a late error would cost minutes.
+        if geometry is not None:
+            resolution.check_geometry(tuple(sources), geometry)
+        acquisitions = [geometry[name] for name in sources] if geometry and len(set(geometry.values())) > 1 else None
         for name, image in sources.items():
             if not isinstance(image, Encoding):
                 _checked(image, f"source {name}")
@@ -415,7 +422,8 @@ class Harmonizer:
 
         runs = _runs(sources, targets, anatomy)
         ks = {o: visited(o, slice_step) for o in orientations}
-        parts = {o: self._reconstruct(o, sources, targets, mask, runs, seed, ks[o], np.nan if slice_step > 1 else 0) for o in orientations}
+        elsewhere = np.nan if slice_step > 1 else 0
+        parts = {o: self._reconstruct(o, sources, targets, mask, runs, seed, ks[o], elsewhere, acquisitions) for o in orientations}
         unfused = {name: {o: parts[o][0][name] for o in orientations} for name in targets}
         result = {name: self._fuse(unfused[name], target.norm) for name, target in targets.items()}
         if details:
@@ -518,7 +526,7 @@ class Harmonizer:
         stack = (orientation, k)
         return np.stack([s.slices[stack][0] if stack in s.slices else self._foreground(slice_of(s.volume, *stack)) for s in sources.values()])
 
-    def _reconstruct(self, orientation, sources, targets, mask, runs, seed, ks, elsewhere):
+    def _reconstruct(self, orientation, sources, targets, mask, runs, seed, ks, elsewhere, acquisitions=None):
         """Harmonize the slices `ks` of one orientation: volumes and attention by target, keys by source."""
         axis = AXIS[orientation]
         results = {name: np.full(SHAPE, elsewhere, np.float32) for name in targets}
@@ -554,7 +562,10 @@ class Harmonizer:
                 if self.variant == "haca3plus":
                     known = torch.from_numpy(np.stack([self._foregrounds(sources, orientation, k) for k in some])).to(self.device)
                     weights = attention_map(weights * known)  # (B, n, 224, 224)
-                fused = sum(weights[:, number, None] * each for number, each in enumerate(logits))  # (B, 5, 224, 224)
+                if acquisitions:
+                    fused = self._mixed(logits, weights, attention[name], acquisitions, orientation, some)
+                else:
+                    fused = sum(weights[:, number, None] * each for number, each in enumerate(logits))  # (B, 5, 224, 224)
                 if runs is not None:
                     fused = fused + noise[runs[name]]
                 beta = labels_to_beta(most_probable(fused))[:, None]  # (B, 1, 224, 224)
@@ -569,6 +580,15 @@ class Harmonizer:
             {name: table[crop] for name, table in attention.items()},
             {name: table[crop] for name, table in keys.items()},
         )
+
+    def _mixed(self, logits, weights, attention, acquisitions, orientation, ks):
+        """Logits (B, 5, 224, 224) of sources whose weights depend on what each of them carries of a frequency."""
+        axis, mixed = AXIS[orientation], []
+        for number, k in enumerate(ks):
+            relative = resolution.relative_weights(acquisitions, orientation, k - _PAD[axis], SHAPE[axis], attention[k])
+            some = torch.stack([each[number] for each in logits])  # (n, 5, 224, 224)
+            mixed.append(resolution.mix(some, weights[number].squeeze(), torch.from_numpy(relative).to(self.device)))
+        return torch.stack(mixed)
 
     def _fuse(self, unfused: dict[str, np.ndarray], norm: float) -> np.ndarray:
         """One volume of one to three orientations."""
