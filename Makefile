@@ -36,7 +36,7 @@ figures:  ## for maintainers: copy what the README shows, of results that are co
 	for file in data/derivatives/demo/figures/scaling.*; do [ ! -e "$$file" ] || cp "$$file" figures/; done
 
 test: $(STAMP)  ## the tests, the slow ones apart
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP)  ## the slow tests
 	$(BIN)/python -m pytest -m slow

@@ -12,7 +12,7 @@ import pytest
 from helpers import layout
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium here (Debian: apt install chromium)")]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="the notebooks in a browser: no Chromium here; on Debian: apt install chromium")]
 
 # As root Chromium wants no sandbox, in a container little shared memory; SwiftShader draws WebGL without a graphics card.
 _OPTIONS = ["--no-sandbox", "--disable-dev-shm-usage", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]

@@ -307,7 +307,7 @@ def test_slices_may_go_through_the_networks_together(small, small_file, sources,
 
 @pytest.fixture
 def program():
-    return winograd.library() or pytest.skip("no C++ compiler")
+    return winograd.library() or pytest.skip("the compiled networks: no C++ compiler here; on Debian: apt install g++")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (4, 4), (14, 14), (17, 30), (56, 21)])
@@ -430,7 +430,7 @@ def test_codes_and_targets_do_not_depend_on_threads(published_width, heads, comp
             np.testing.assert_array_equal(values, other[name], err_msg=name)
 
 
-@pytest.mark.skipif(not (torch.cuda.is_available() or torch.backends.mps.is_available()), reason="no GPU here")
+@pytest.mark.skipif(not (torch.cuda.is_available() or torch.backends.mps.is_available()), reason="encodings on a GPU: none here that torch can use")
 def test_a_gpu_takes_encodings_that_were_stored(small, small_file, heads, target):
     options = dict(slice_step=64, anatomy="argmax")
     expected = small.harmonize(heads, target, **options)["T1w"]

@@ -559,7 +559,7 @@ def somewhere():
         yield Path(folder)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="folders of somebody else: only root can become somebody else")
 def test_folders_that_cannot_be_read_or_written_are_named(somewhere):
     folder = dataset(somewhere / "bids", ["01", "02"])
     (folder / "sub-02" / "anat").chmod(0)

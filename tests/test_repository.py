@@ -26,7 +26,7 @@ def test_the_packages_of_the_design_card_are_dependencies():
 def test_environment_yml_lists_no_version_that_pyproject_has():
     text = (layout.ROOT / "environment.yml").read_text()
     entries = re.findall(r"^\s*-\s+(.+?)\s*$", text, re.M)
-    assert [each for each in entries if not each.startswith("-")] == ["conda-forge", "python " + PROJECT["requires-python"], "pip", "pip:"]
+    assert [each for each in entries if not each.startswith("-")] == ["conda-forge", "python " + PROJECT["requires-python"], "pytorch=*=cpu*", "pip", "pip:"]
     extras = re.search(r"-e \.\[([a-z,]+)\]", text).group(1).split(",")
     assert set(extras) <= set(PROJECT["optional-dependencies"])
     assert all(package in text for package in DESIGN_CARD)
@@ -43,6 +43,12 @@ def test_constraints_pin_every_dependency_once():
 def test_ci_runs_the_test_command_of_the_readme():
     assert "make test" in (layout.ROOT / ".ci" / "run").read_text().splitlines()
     assert re.search(r"^\s*make test\b", (layout.ROOT / "README.md").read_text(), re.M)
+
+
+def test_the_workflow_runs_the_commands_of_the_readme_in_their_order():
+    commands = re.findall(r"^      - run: (.*)$", (layout.ROOT / ".github" / "workflows" / "test.yml").read_text(), re.M)
+    readme = re.findall(r"^\s*(make (?:demo|test))\b", (layout.ROOT / "README.md").read_text(), re.M)
+    assert commands == readme == ["make demo", "make test"]
 
 
 @pytest.mark.parametrize("modules", ["helpers.study, helpers.volumes, helpers.layout, helpers.stages, helpers.batch, helpers.cli, "

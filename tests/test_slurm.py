@@ -15,8 +15,8 @@ PLACES = os.environ["PATH"] + ":/usr/sbin"
 missing = [command for command in COMMANDS if shutil.which(command, path=PLACES) is None]
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="SLURM's daemons want to be started by root"),
-    pytest.mark.skipif(bool(missing), reason=f"missing: {', '.join(missing)}; on Debian: apt install slurmctld slurmd slurm-client munge"),
+    pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="jobs of a real SLURM: its daemons want to be started by root"),
+    pytest.mark.skipif(bool(missing), reason=f"jobs of a real SLURM: no {', '.join(missing)} here; on Debian: apt install slurmctld slurmd slurm-client munge"),
 ]
 
 
