@@ -1,11 +1,12 @@
 """Where things are: the repository's folders and the BIDS names of everything that a study writes."""
 
+import itertools
 import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from helpers.study import CONTRASTS, DROPPABLE
+from helpers.study import CONTRASTS, DROPPABLE, ENTITIES
 
 ROOT = Path(__file__).resolve().parents[2]
 ANATOMY = ROOT / "data" / "anatomy"
@@ -91,7 +92,8 @@ def find_subjects(
     labels : iterable of str
         Subjects (``"01"``), sessions (``"01_ses-2"``), or ``"all"``.
     select : mapping of str to str
-        Contrast -> entities, as in ``"acq-3D_run-2"``, that decide where a subject has several images of a contrast.
+        Contrast -> entities, as in ``"acq-3D_run-2"``, that decide where a subject has several images of a contrast; ``"no-ce"``
+        means an image without that entity, and no other.
     contrasts : iterable of str
         Those that a subject must have; others are not looked at.
 
@@ -134,6 +136,8 @@ def find_subjects(
         except (ValueError, OSError) as error:
             left_out[label] = str(error)
             continue
+        if sessions and not session and any(_is_image(name, contrasts) for name in _names(folder / "anat")):
+            left_out[label] = f"{folder / 'anat'}: images beside folders ses-* belong to no session: accepted are images in ses-*/anat"
         for each in sessions or [""]:
             name = f"{subject}_ses-{each}" if each else subject
             try:
@@ -167,25 +171,80 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
+def _names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder)) if folder.is_dir() else []
+
+
+def _is_image(name: str, contrasts: Iterable[str]) -> bool:
+    return name.endswith(tuple(f"_{contrast}{ending}" for contrast in contrasts for ending in (".nii", ".nii.gz")))
+
+
 def _contrasts(folder: Path, label: str, select: Mapping[str, str], contrasts: tuple[str, ...]) -> tuple[dict[str, Path], list[str]]:
     """The images of one subject or session, and a question for each contrast of which there are several."""
-    names = sorted(os.listdir(folder / "anat")) if (folder / "anat").is_dir() else []
+    names = _names(folder / "anat")
     images, missing, questions = {}, {}, []
     for contrast in contrasts:
-        form = rf"sub-{label}(_[A-Za-z]+-[A-Za-z0-9]+)*_{contrast}\.nii(\.gz)?"
-        there = [name for name in names if re.fullmatch(form, name) and (folder / "anat" / name).is_file()]
-        if len(there) > 1 and contrast in select:
-            there = [name for name in there if set(select[contrast].split("_")) <= set(name.split("_"))] or there
-        if not there:
-            other = [name for name in names if re.search(rf"_{contrast}\.(?!json$)", name)]
-            missing[contrast] = f"{contrast} ({', '.join(other)} is no .nii or .nii.gz file)" if other else contrast
-        elif len(there) > 1:
-            answer = f'select = {{{contrast} = "{_distinct(there)}"}}'
-            questions.append(f"sub-{label} has {len(there)} {contrast} images, {', '.join(there)}: say in the study which, as in {answer}")
+        wish = select.get(contrast, "")
+        form = rf"sub-{label}(_[A-Za-z]+-[A-Za-z0-9+]+)*_{contrast}\.nii(\.gz)?"
+        named = [name for name in names if re.fullmatch(form, name)]
+        there = _chosen(named, wish)
+        reasons = []
+        if len(there) > 1:
+            listed = f"sub-{label} has {len(there)} {contrast} images, {', '.join(there)}"
+            answer = _answer(there)
+            if not answer:
+                raise ValueError(f"{listed}, which no entity tells apart: accepted is one of them")
+            questions.append(f'{listed}: say in the study which, as in select = {{{contrast} = "{answer}"}}')
+        elif there and not (folder / "anat" / there[0]).is_file():
+            reasons = [f"{there[0]} {'is a link to nothing' if (folder / 'anat' / there[0]).is_symlink() else 'is no file'}"]
+        elif not there:
+            reasons = [f'{name} is not meant by select = {{{contrast} = "{wish}"}}' for name in named]
+            others = [name for name in names if re.search(rf"_{contrast}\.(?!json$)", name, re.IGNORECASE)]
+            reasons += [f"{name} {_fault(name, label, contrast)}" for name in others if name not in named]
+        if reasons or not there:
+            missing[contrast] = f"{contrast} ({', '.join(reasons)})" if reasons else contrast
         images[contrast] = folder / "anat" / (there[0] if there else "")
     if missing:
         raise ValueError(f"sub-{label}: no {', no '.join(missing.values())} in {folder / 'anat'}{_without(contrasts, missing)}")
     return images, questions
+
+
+def _fault(name: str, label: str, contrast: str) -> str:
+    """Why a file that seems to be an image of the contrast is not taken for one."""
+    if not name.endswith((".nii", ".nii.gz")):
+        return "is no .nii or .nii.gz file"
+    if not name.startswith(f"sub-{label}_"):
+        return f"is not called sub-{label}_..., as its folder is"
+    if f"_{contrast}." not in name:
+        return f"is not called {contrast}"
+    return "has parts that are not <key>-<value> of letters, digits and +"
+
+
+def _chosen(names: list[str], wish: str) -> list[str]:
+    """The names that a study's `select` means; where several are left and none has the entities that it wants, all of them."""
+    parts = wish.split("_") if wish else []
+    without = {part.removeprefix("no-") for part in parts if part.startswith("no-")}
+    names = [name for name in names if not without & {part.split("-")[0] for part in name.split("_")[1:-1]}]
+    wanted = {part for part in parts if not part.startswith("no-")}
+    return ([name for name in names if wanted <= set(name.split("_"))] or names) if len(names) > 1 else names
+
+
+def _answer(names: list[str]) -> str:
+    """The shortest `select` that leaves one of several images, the one with the fewest entities if possible; empty if none does.
+
+    Each is tried on the code that will read it.
+    """
+    entities = {name: [part for part in name.split("_")[1:-1] if not part.startswith("ses-")] for name in names}
+    keys = sorted({part.split("-")[0] for parts in entities.values() for part in parts})
+    for name in sorted(names, key=lambda name: (any(part.startswith("ce-") for part in entities[name]), len(entities[name]))):
+        own = {part.split("-")[0] for part in entities[name]}
+        words = [*entities[name], *(f"no-{key}" for key in keys if key not in own)]
+        for count in range(1, len(words) + 1):
+            for chosen in itertools.combinations(words, count):
+                answer = "_".join(chosen)
+                if _chosen(names, answer) == [name] and ENTITIES.fullmatch(answer):
+                    return answer
+    return ""
 
 
 def _without(contrasts: Iterable[str], missing: Iterable[str]) -> str:
@@ -193,10 +252,3 @@ def _without(contrasts: Iterable[str], missing: Iterable[str]) -> str:
     dropped = [contrast for contrast in CONTRASTS if contrast in missing or contrast not in contrasts]
     names = ", ".join(f'"{contrast}"' for contrast in dropped)
     return f": accepted in a study with dropped = [{names}]" if set(dropped) <= set(DROPPABLE) else ""
-
-
-def _distinct(names: list[str]) -> str:
-    """Entities of the first name that not all of the names have."""
-    parts = [set(name.split("_")[1:-1]) for name in names]
-    own = [part for part in names[0].split("_")[1:-1] if not all(part in others for others in parts)]
-    return "_".join(own) or "_".join([part for part in names[1].split("_")[1:-1] if part not in parts[0]])

@@ -44,6 +44,9 @@ _LABEL = re.compile(r"[A-Za-z0-9]+(_ses-[A-Za-z0-9]+)?")
 _SIMULATED_LABEL = re.compile(r"sim[0-9]+(_.*)?", re.IGNORECASE)
 _TARGET_LABEL = re.compile(rf"{TARGET}(_.*)?", re.IGNORECASE)
 
+#: Which of several images: entities, and ``no-<key>`` for one that its name must not have.
+ENTITIES = re.compile(r"[A-Za-z]+-[A-Za-z0-9+]+(_[A-Za-z]+-[A-Za-z0-9+]+)*")
+
 #: A study.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 
@@ -228,8 +231,9 @@ def _per_contrast(field: str, values, settle) -> tuple:
 
 
 def _entities(field: str, value) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[a-z]+-[A-Za-z0-9]+(_[a-z]+-[A-Za-z0-9]+)*", value):
-        raise ValueError(f"{field} is {value!r}: accepted are entities of a file name, such as 'run-1' or 'acq-3D_run-2'")
+    if not isinstance(value, str) or not ENTITIES.fullmatch(value):
+        accepted = "entities of a file name, such as 'run-1' or 'acq-3D_run-2', or 'no-ce' for a name without that one"
+        raise ValueError(f"{field} is {value!r}: accepted are {accepted}")
     return value
 
 
@@ -368,6 +372,7 @@ class Study:
         three target contrasts are made all the same.
     select : dict
         Contrast -> entities of the file name, such as ``"acq-3D_run-2"``: which image is meant where a subject has several.
+        ``"no-ce"`` means one without that entity.
     brain : str
         ``extract``: background is removed unless it is already; ``keep``: your images stay as they are. HACA3 expects it removed.
     targets : dict
