@@ -1,3 +1,5 @@
+import csv
+import io
 import itertools
 import json
 import os
@@ -12,7 +14,7 @@ import pandas as pd
 import pytest
 from helpers import figures, survey, volumes
 from helpers.study import CONTRASTS, RESOLUTIONS
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
@@ -103,7 +105,7 @@ def test_a_normal_that_is_none_is_refused(bad):
 # Lengths
 
 
-@pytest.mark.parametrize("value", (5, "5", "5mm", " 5.0 mm ", "0.5 cm", "0.005m", "5e3 um", "+.5e1"))
+@pytest.mark.parametrize("value", (5, "5", "5mm", " 5.0 mm ", "0.5 cm", "0.005m", "5e3 um", "+.5e1", "5,0", "0,5 cm"))
 def test_a_length_may_name_its_unit(value):
     assert survey.millimetres(value) == pytest.approx(5)
 
@@ -255,6 +257,44 @@ def test_sidecars_alone_are_a_collection(tmp_path):
     (folder / "sub-01_FLAIR.json").write_text(json.dumps({**SAID, "ImageOrientationPatientDICOM": [0, 1, 0, 0, 0, -1]}))
     row = only(tmp_path)
     assert (row["orientation"], row["oblique_deg"], row["thickness_mm"], row["unfit"]) == ("sagittal", 0, 5, "")
+
+
+SAGITTAL = [0, 1, 0, 0, 0, -1]
+
+
+@pytest.mark.parametrize("said", [{"SliceThickness": 1.2, "SpacingBetweenSlices": 1.2}, {"SliceThickness": 1.2}, {}])
+@pytest.mark.parametrize("thick_mm", [1.0, 1.0156, 1.2])
+def test_where_no_axis_is_the_thick_one_the_cosines_decide_however_the_image_is_stored(tmp_path, said, thick_mm):
+    # Stored right, anterior, superior, though the slices are sagittal.
+    said = {key: thick_mm for key in said}
+    sidecar = {"MRAcquisitionType": "3D", "ImageOrientationPatientDICOM": SAGITTAL, **said}
+    acquire(tmp_path, sidecar=sidecar, voxel_mm=(thick_mm, 1.0156, 1.0156), shape=(170, 200, 200))
+    row = only(tmp_path)
+    assert (row["orientation"], row["spacing_mm"], row["thickness_mm"], row["unfit"]) == ("sagittal", thick_mm, thick_mm, "")
+
+
+@pytest.mark.parametrize("name", ["SliceThickness", "SpacingBetweenSlices"])
+def test_without_cosines_the_axis_that_alone_is_as_long_as_said_is_across_the_slices(tmp_path, name):
+    acquire(tmp_path, sidecar={"MRAcquisitionType": "3D", name: 1.2}, voxel_mm=(1.2, 1.0156, 1.0156), shape=(170, 200, 200))
+    row = only(tmp_path)
+    assert (row["orientation"], row["spacing_mm"], row["unfit"]) == ("sagittal", 1.2, "")
+
+
+@given(turn=st.tuples(*[st.floats(-0.4, 0.4)] * 3), order=st.permutations(range(3)), signs=st.tuples(*[st.sampled_from((1, -1))] * 3))
+def test_the_cosines_find_the_axis_of_any_storage(turn, order, signs):
+    # Slices acquired across world axis 0, turned; stored in any order and direction.
+    rotation = Rotation.from_rotvec(turn).as_matrix()
+    affine = np.eye(4)
+    affine[:3, :3] = (rotation * signs)[:, order]
+    found = survey.geometry(volumes.Header((200, 200, 200), np.ones(3), affine), normal=rotation[:, 0])
+    expected = survey.orientation(rotation[:, 0])
+    assert found["orientation"] == expected[0] and found["oblique_deg"] == pytest.approx(expected[1], abs=1e-6)
+    assert "contradiction" not in found
+
+
+def test_thick_slices_across_another_axis_than_the_cosines_say_are_a_contradiction(tmp_path):
+    acquire(tmp_path, sidecar={**SAID, "ImageOrientationPatientDICOM": SAGITTAL})
+    assert only(tmp_path)["unfit"] == "slices are axial in the image and sagittal in the sidecar's cosines: reformatted?"
 
 
 @pytest.mark.parametrize("cosines", ("x", [1, 0], [0] * 6, [[1]], {"a": 1}, ["a"] * 6))
@@ -425,6 +465,69 @@ def test_a_csv_that_is_none_is_refused(tmp_path):
         (tmp_path / "x.csv").write_bytes(content)
         with pytest.raises(ValueError, match=message):
             survey.from_csv(tmp_path / "x.csv")
+
+
+HEADER = "subject,contrast,MRAcquisitionType,SliceThickness,SpacingBetweenSlices,orientation"
+ROWS = (("01", "T2w", "2D", "5", "6.5", "axial"), ("02", "T1w", "3D", "1", "1.25", "sagittal"), ("Mü, ;\tx", "FLAIR", "2D", "3.5", "", ""))
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    separator=st.sampled_from(",;\t"),
+    quote_all=st.booleans(),
+    decimal_comma=st.booleans(),
+    ends=st.sampled_from(["\n", "\r\n", "\r"]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+    declared=st.booleans(),
+    trailing=st.tuples(*[st.integers(0, 2)] * 4),
+    blank=st.sampled_from(["", "\n", ",,,\n"]),
+    case=st.sampled_from([str, str.lower, str.upper]),
+    order=st.permutations(range(6)),
+)
+def test_a_table_is_read_the_same_however_a_spreadsheet_writes_it(
+    tmp_path_factory, separator, quote_all, decimal_comma, ends, encoding, declared, trailing, blank, case, order
+):
+    path = tmp_path_factory.mktemp("csv") / "x.csv"
+    text = io.StringIO()
+    write = csv.writer(text, delimiter=separator, lineterminator=ends, quoting=csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL)
+    if declared:
+        text.write(f"sep={separator}{ends}")
+    for row, extra in zip((tuple(map(case, HEADER.split(","))), *ROWS), trailing, strict=True):
+        cells = [row[number].replace(".", ",") if decimal_comma and number in (3, 4) else row[number] for number in order]
+        write.writerow([*cells, *[""] * extra] if row in ROWS else cells)
+    text.write(blank.replace(",", separator).replace("\n", ends))
+    path.write_bytes(text.getvalue().encode(encoding))
+    table = survey.from_csv(path)
+    assert list(table.subject) == ["01", "02", ROWS[2][0]]
+    assert list(table.contrast) == ["T2w", "T1w", "FLAIR"]
+    np.testing.assert_array_equal(table.thickness_mm, [5, 1, 3.5])
+    np.testing.assert_array_equal(table.spacing_mm, [6.5, 1.25, np.nan])
+    assert list(table.orientation) == ["axial", "sagittal", ""]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (f"{HEADER}\n01,T2w,2D,5,6.5,axial\n02,T1w,3D,1,1,sagittal,note\n", "line 3 has 7 cells, the header 6: accepted are as many"),
+        (f"{HEADER}\n01,T2w,2D,5,5,6.5,axial\n", "line 2 has 7 cells"),  # decimal commas without quotes
+        (f'{HEADER}\n"0\n1",T2w,2D,5,6.5,axial\n02,T1w\n', "line 4 has 2 cells, the header 6"),
+        (f'{HEADER}\n01,"T2w,2D,5,6.5,axial\n', "not a CSV table: line 2: unexpected end of data"),
+        ("name;dose\n1;2\n", "not a CSV table: no column contrast among 'name', 'dose': accepted"),
+        (HEADER.encode() + b"\nM\xfcller,T2w,2D,5,6.5,axial\n", "not a CSV table: line 2 is no UTF-8"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_named_and_no_column_shifts(tmp_path, content, message):
+    path = tmp_path / "x.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError) as error:
+        survey.from_csv(path)
+    assert str(error.value).startswith(f"{path}: {message}")
+    assert "\n" not in str(error.value)
+
+
+def test_a_comma_that_may_stand_for_thousands_is_a_reason(tmp_path):
+    (tmp_path / "x.csv").write_text("contrast;SliceThickness\nT2w;1,000\n")
+    assert "thickness_mm is '1,000': accepted is a number of mm" in survey.from_csv(tmp_path / "x.csv").unfit[0]
 
 
 # The example and what is counted

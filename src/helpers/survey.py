@@ -22,12 +22,16 @@ References
    Resonance Imaging": MRAcquisitionType, SliceThickness (mm).
 """
 
+import codecs
+import contextlib
+import csv
+import io
 import json
 import math
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +72,7 @@ _TERMS = {
     "ImageOrientationPatientDICOM": "",
 }
 
-_LENGTH = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(mm|cm|m|um|µm)?\s*")
+_LENGTH = re.compile(r"\s*([-+]?(?:\d+[.,]?\d*|[.,]\d+)(?:[eE][-+]?\d+)?)\s*(mm|cm|m|um|µm)?\s*")
 _UNIT_MM = {None: 1.0, "mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "µm": 0.001}
 
 
@@ -107,34 +111,67 @@ def orientation(normal: np.ndarray) -> tuple[str, float]:
     return ("sagittal", "coronal", "axial")[axis], math.degrees(math.atan2(across, abs(normal[axis])))
 
 
-def slice_axis(voxel_mm: np.ndarray) -> int:
-    """The array axis across the slices: the coarsest, if it stands out by a fifth, else the last, where scanners' slices are stored.
+def slice_axis(voxel_mm: np.ndarray, likeness: np.ndarray | None = None, said_mm: Iterable[float] = ()) -> int:
+    """The array axis across the slices: the coarsest, if it stands out by a fifth; else what is said of the acquisition decides.
+
+    Parameters
+    ----------
+    voxel_mm : array_like, shape (3,)
+        Voxel sizes, mm.
+    likeness : array_like, shape (3,), optional
+        Cosine between each axis and the normal of the slices that were acquired, of any sign.
+    said_mm : iterable of float
+        Spacing or thickness of the slices, mm, in the order in which they count: the axis that alone has such voxels is meant.
+
+    Returns
+    -------
+    int
+        If nothing decides, the last, where scanners' slices are stored.
 
     Examples
     --------
-    >>> slice_axis([5, 1, 1]), slice_axis([1, 1, 1])
-    (0, 2)
+    >>> slice_axis([5, 1, 1]), slice_axis([1, 1, 1]), slice_axis([1.15, 1, 1], said_mm=[1.15]), slice_axis([1, 1, 1], [1, 0, 0])
+    (0, 2, 0, 0)
     """
-    coarsest = int(np.argmax(voxel_mm))
-    return coarsest if voxel_mm[coarsest] >= 1.2 * np.max(np.delete(voxel_mm, coarsest)) else 2
+    voxel_mm = np.asarray(voxel_mm, dtype=float)
+    if _stands_out(voxel_mm):
+        return int(np.argmax(voxel_mm))
+    if likeness is not None:
+        return int(np.argmax(np.abs(likeness)))
+    for length_mm in said_mm:
+        same = np.flatnonzero(np.abs(voxel_mm - length_mm) <= TOLERANCE_MM)
+        if len(same) == 1:
+            return int(same[0])
+    return 2
 
 
-def geometry(header: volumes.Header) -> dict:
+def _stands_out(voxel_mm: np.ndarray) -> bool:
+    return np.max(voxel_mm) >= 1.2 * np.sort(voxel_mm)[-2]
+
+
+def geometry(header: volumes.Header, normal: np.ndarray | None = None, said_mm: Iterable[float] = ()) -> dict:
     """What the grid of an image says of its acquisition.
 
     Parameters
     ----------
     header : helpers.volumes.Header
         Of a 3D volume, in mm.
+    normal : array_like, shape (3,), optional
+        Normal of the slices that were acquired, in world coordinates (RAS+), which the image need not have been stored by.
+    said_mm : iterable of float
+        As in `slice_axis`.
 
     Returns
     -------
     dict
         ``spacing_mm`` across the slices, ``inplane_mm`` (the coarser of two), ``coverage_mm``; ``orientation`` and
-        ``oblique_deg`` if the image has an affine.
+        ``oblique_deg`` if the image has an affine; ``contradiction``, one line, if its thick axis is not along the normal.
     """
     voxel_mm = np.round(header.voxel_mm, 4)  # headers hold float32
-    axis = slice_axis(voxel_mm)
+    likeness = None
+    if header.affine is not None and normal is not None:
+        likeness = np.asarray(normal) @ (header.affine[:3, :3] / np.linalg.norm(header.affine[:3, :3], axis=0))
+    axis = slice_axis(voxel_mm, likeness, said_mm)
     found = {
         "spacing_mm": float(voxel_mm[axis]),
         "inplane_mm": float(np.max(np.delete(voxel_mm, axis))),
@@ -144,11 +181,14 @@ def geometry(header: volumes.Header) -> dict:
         # The normal of the slices, not the direction in which they are stacked: a sheared stack has both.
         rows, columns = (header.affine[:3, other] for other in range(3) if other != axis)
         found["orientation"], found["oblique_deg"] = orientation(np.cross(rows, columns))
+        if likeness is not None and axis != np.argmax(np.abs(likeness)):
+            acquired, _ = orientation(normal)
+            found["contradiction"] = f"slices are {found['orientation']} in the image and {acquired} in the sidecar's cosines: reformatted?"
     return found
 
 
 def millimetres(value) -> float:
-    """A length as a number of mm; text may name a unit, ``"5mm"``, ``"0.5 cm"``.
+    """A length as a number of mm; text may name a unit, ``"5mm"``, ``"0.5 cm"``, and have a decimal comma, ``"5,5"``.
 
     Returns
     -------
@@ -158,7 +198,7 @@ def millimetres(value) -> float:
     Raises
     ------
     ValueError
-        If it is neither a number nor a number with a unit of length.
+        If it is neither a number nor a number with a unit of length, or its comma may stand for thousands: ``"1,000"``.
 
     Examples
     --------
@@ -168,8 +208,8 @@ def millimetres(value) -> float:
     if value is None or (isinstance(value, str) and value.strip().lower() in ("", "n/a", "nan")):
         return math.nan
     match = _LENGTH.fullmatch(value) if isinstance(value, str) else None
-    if match:
-        return float(match[1]) * _UNIT_MM[match[2]]
+    if match and not re.search(r"\d,\d{3}$", match[1]):
+        return float(match[1].replace(",", ".")) * _UNIT_MM[match[2]]
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
         raise ValueError(f"is {_shown(value)}: accepted is a number of mm")
     try:
@@ -279,11 +319,13 @@ def from_bids(folder: str | Path) -> pd.DataFrame:
     collection = _Sidecars(top, sidecars)
     for path in tqdm(sorted([*images, *alone]), desc="acquisitions", mininterval=0.5):
         said, seen, faults = collection.of(path)
+        normal = seen.pop("normal", None)
         if path in collection.paths:
             faults += ["no image beside the sidecar"] if images else []
         else:
             try:
-                seen |= geometry(_three_dimensional(volumes.read_header(_inside(path, top))))
+                seen |= geometry(_three_dimensional(volumes.read_header(_inside(path, top))), normal, _lengths(said))
+                faults += [seen.pop("contradiction")] if "contradiction" in seen else []
             except (ValueError, OSError) as error:
                 # The reason goes into a table: the folder's own path need not.
                 faults.append(str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ").replace(top + os.sep, ""))
@@ -297,7 +339,7 @@ def from_csv(path: str | Path) -> pd.DataFrame:
     Parameters
     ----------
     path : str or Path
-        CSV with a column ``contrast`` and any of `COLUMNS`, or MRAcquisitionType, SliceThickness and SpacingBetweenSlices in
+        CSV, as spreadsheets write it, with a column ``contrast`` and any of `COLUMNS`, or MRAcquisitionType, SliceThickness and SpacingBetweenSlices in
         their place. Other columns are not looked at. A line number stands for the file name.
 
     Returns
@@ -310,22 +352,67 @@ def from_csv(path: str | Path) -> pd.DataFrame:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is not a CSV table, or lacks the column ``contrast``.
+        If it is not a CSV table, lacks the column ``contrast``, or has a row with more or fewer cells than the header.
     """
     path = expand_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    lines = _read_rows(path)
+    _, header = next(lines)
+    known = {name.lower(): name for name in COLUMNS} | {term.lower(): name for term, name in _TERMS.items() if name}
+    columns = [known.get(name.lower(), "") for name in header]
+    for name in COLUMNS:
+        if columns.count(name) > 1:
+            raise ValueError(f"{path}: column {name} is there twice: accepted is once")
+    rows = []
+    for number, line in lines:
+        row = {name: cell for name, cell in zip(columns, line, strict=True) if name}
+        rows.append(acquisition({**row, "file": f"line {number}"}))
+    return _table(rows)
+
+
+def _read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Number of the line and cells of each row of a CSV file, the header first; empty rows are left out.
+
+    As spreadsheets write them: commas, semicolons or tabs, cells in quotes, with a byte order mark, UTF-8 or UTF-16, any line ends, a
+    first line that names the separator, and empty cells at the end of a row that the header has not.
+    """
+    content = path.read_bytes()
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        given = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (ValueError, UnicodeDecodeError) as error:  # pandas' parser errors are ValueErrors
-        raise ValueError(f"{path}: not a CSV table ({str(error).splitlines()[0]})") from None
-    given = given.rename(columns={term: name for term, name in _TERMS.items() if name})
-    if "contrast" not in given:
-        raise ValueError(f"{path}: no column contrast among {', '.join(map(str, given.columns))}: accepted is one row for each acquisition")
-    if given.columns.duplicated().any():
-        raise ValueError(f"{path}: column {given.columns[given.columns.duplicated()][0]} is there twice: accepted is once")
-    lines = given.to_dict("records")
-    return _table([acquisition({**line, "file": f"line {number}"}) for number, line in enumerate(lines, start=2)])
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}: not a CSV table: line {line} is no UTF-8: accepted is a file saved as UTF-8") from None
+    declared = re.match(r"sep=(.)\r?\n?", text)
+    separators = declared[1] if declared else ",;\t"
+    start = text.splitlines()[1 if declared else 0 :]
+    first = next((line for line in start if line.strip(" ,;\t")), "")
+    # The header has names, and names have no separators in them: whichever gives a column of that name is meant.
+    separator = next((each for each in separators if "contrast" in _cells(first, each)), "")
+    if not separator:
+        names = ", ".join(_shown(name) for name in _cells(first, max(separators, key=first.count)))
+        raise ValueError(f"{path}: not a CSV table: no column contrast among {names}: accepted is one row for each acquisition")
+    header, before = [], 1
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+    try:
+        for line in reader:
+            number, before = before, reader.line_num + 1
+            cells = [cell.strip() for cell in line]
+            if not any(cells) or (declared and number == 1):
+                continue
+            while header and len(cells) > len(header) and not cells[-1]:
+                cells.pop()
+            if header and len(cells) != len(header):
+                raise ValueError(f"{path}: line {number} has {len(cells)} cells, the header {len(header)}: accepted are as many")
+            header = header or cells
+            yield number, cells
+    except csv.Error as error:
+        raise ValueError(f"{path}: not a CSV table: line {before}: {error}") from None
+
+
+def _cells(line: str, separator: str) -> list[str]:
+    return [cell.strip(' "').lower() for cell in line.split(separator)]
 
 
 #: The published margins: (contrast, dimension) -> acquisitions [1]_.
@@ -493,7 +580,9 @@ class _Sidecars:
         try:
             cosines = np.asarray(found["ImageOrientationPatientDICOM"], dtype=float)
             # DICOM counts to the left and the back where NIfTI counts to the right and the front: the normal's angles are the same.
-            seen["orientation"], seen["oblique_deg"] = orientation(np.cross(cosines[:3], cosines[3:]))
+            normal = np.cross(cosines[:3], cosines[3:])
+            seen["orientation"], seen["oblique_deg"] = orientation(normal)
+            seen["normal"] = normal / np.linalg.norm(normal) * (-1, -1, 1)
         except (KeyError, TypeError, ValueError, IndexError):
             seen.clear()  # Unless the image tells, the orientation is unknown, and that is the reason.
         return said, seen, faults
@@ -581,6 +670,15 @@ def _three_dimensional(header: volumes.Header) -> volumes.Header:
     if any(n > 1 for n in header.shape[3:]):
         raise ValueError(f"image has shape {header.shape}: accepted are 3D volumes")
     return header
+
+
+def _lengths(said: Mapping) -> list[float]:
+    """Spacing and thickness that are said, mm; what is no length has its reason elsewhere."""
+    found = []
+    for name in ("spacing_mm", "thickness_mm"):
+        with contextlib.suppress(ValueError):
+            found.append(millimetres(said.get(name)))
+    return found
 
 
 def _plausible(name: str, value, reasons: list[str]) -> float:
