@@ -63,6 +63,27 @@ def test_a_score_figure_has_a_panel_per_experiment_and_measure_and_a_series_per_
     assert set(drawn.experiment) == {*experiments, "3D"}
 
 
+@pytest.mark.parametrize("experiments", [["1a"], ["1c"], ["1a", "1c"], ["1b", "3"], ["6", "2"]])
+@pytest.mark.parametrize("resolutions", [["4||0"], ["3||0", "5||1.5"], ["8||2"]])
+def test_whatever_is_run_has_its_figure(table, experiments, resolutions):
+    some = table[table.experiment.isin([*experiments, "3D"])]
+    if resolutions == ["8||2"]:
+        some = some.assign(resolution=some.resolution.replace("5||1.5", "8||2"))
+    some = some[some.resolution.isin([*resolutions, "3D"])]
+    shown = set()
+    for number in figures.score_figures(experiments):
+        fig, axes, drawn = figures.score_figure(some, number)
+        assert [label.get_text() for label in axes[0, 0].get_xticklabels()] == resolutions
+        shown |= {ax.get_title().removeprefix("Experiment ") for ax in axes.flat}
+        fig.canvas.draw()
+    assert shown == set(experiments)
+
+
+def test_a_figure_of_nothing_that_was_run_is_refused(table):
+    with pytest.raises(ValueError, match="number is 5: accepted are figures of what was run, 3, 4"):
+        figures.score_figure(table[table.experiment == "1a"], 5)
+
+
 def test_a_line_joins_the_means_over_subjects(table):
     _, axes, _ = figures.score_figure(table, 5)
     (line,) = [line for line in axes[0, 0].get_lines() if line.get_label() == "T1w"]
@@ -171,10 +192,9 @@ def test_the_forest_has_a_row_per_claim_with_its_verdict_and_is_in_margins():
     columns = ["claim", "comparison", "unit", "margin", "estimate", "low", "high"]
     rows = [("C1", "p", "dB", 0.5, 1.0, 0.5, 1.5), ("C2", "q", "variance ratio", 1.5, 1.5**2, 1.5, 1.5**3), ("C2", "r", "variance ratio", 1.5, 1.0, 0.5, np.inf)]
     _, ax, _ = figures.forest(verdicts, pd.DataFrame(rows, columns=columns))
-    assert [label.get_text().split()[0] for label in ax.get_yticklabels()] == ["C1", "C2", "C3"]
+    assert [label.get_text().split()[0] for label in ax.get_yticklabels()] == ["C1", "C2"]
     said = [text.get_text() for text in ax.texts]
-    assert [text for text in said if text.split()[-1] in figures.VERDICTS] == ["✓ supported", "✗ contradicted", "? undecided"]
-    assert "not run" in said
+    assert [text for text in said if text.split()[-1] in figures.VERDICTS] == ["✓ supported", "✗ contradicted"]
     dots = [float(line.get_xdata()[0]) for line in ax.get_lines() if line.get_marker() == "o"]
     assert dots == pytest.approx([2, 2])
 

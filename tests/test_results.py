@@ -29,8 +29,12 @@ def test_a_run_leaves_what_the_repository_shows_as_it_is(name):
 @named
 def test_the_verdicts_follow_from_the_tables_beside_them(folder):
     verdicts, comparisons = claims.verdicts(*(read(folder, name) for name in ("scores", "attention", "figure_frequencies")))
-    shown = read(folder, "verdicts")
-    assert shown.claim.tolist() == [claim.id for claim in claims.CLAIMS]
+    every, (verdicts, without) = verdicts.claim.tolist(), claims.split(verdicts)
+    shown, not_shown = read(folder, "verdicts"), read(folder, "without_verdict")
+    assert every == [claim.id for claim in claims.CLAIMS]
+    assert sorted([*shown.claim, *not_shown.claim], key=every.index) == every
+    assert not_shown.values.tolist() == without.values.tolist()
+    verdicts = verdicts.reset_index(drop=True)
     words = ["claim", "statement", "experiments", "verdict", "comparison"]
     assert_frame_equal(shown[words], verdicts[words], check_dtype=False)
     numbers = ["n", "estimate", "low", "high", "p_holm", "p_against_holm"]
@@ -62,6 +66,20 @@ def test_the_readme_tells_the_verdicts_of_the_ten_subjects():
     told = dict(re.findall(r"^\| (C\d+) \|.*\| \**(\w+)\** \|", (layout.ROOT / "README.md").read_text(), re.M))
     shown = read(layout.FIGURES / "ten", "verdicts")
     assert told == dict(zip(shown.claim, shown.verdict))
+
+
+def test_ten_subjects_in_one_plane_at_three_resolutions_have_at_least_six_verdicts():
+    scores, attention = (read(layout.FIGURES / "ten", name) for name in ("scores", "attention"))
+    some = ["3||0", "4||0", "5||1.5"]
+    scores = scores[scores.resolution.isin([*some, "3D"])].assign(reconstruction="axial")
+    attention = attention[attention.resolution.isin([*some, "3D"])].assign(reconstruction="axial")
+    given, without = claims.split(claims.verdicts(scores, attention)[0])
+    assert given.claim.tolist() == ["C1", "C5", "C8", "C9", "C11", "C12", "C14", "C15", "C17"]
+    assert given.verdict.isin([claims.SUPPORTED, claims.CONTRADICTED]).sum() >= 6
+    assert (given.resolutions == "3||0, 4||0, 5||1.5").all()
+    assert without.set_index("claim").reason[["C2", "C3", "C4"]].tolist() == [
+        "no resolution 3||1", "no resolution 4||1, 5||0", "only the axial plane was looked at, which favours some orientations",
+    ]  # fmt: skip
 
 
 def test_the_readme_tells_what_fusion_and_the_mask_change():

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import fnmatch
 import functools
-import html
 import itertools
 import json
 import logging
@@ -27,6 +26,7 @@ from types import MappingProxyType
 import pandas as pd
 
 from helpers import cluster as clusters
+from helpers import report as reports
 from helpers import layout, ledger, origins, phantom, schedule, stages, volumes
 from helpers.cluster import Cluster
 from helpers.study import GROUND_TRUTH, TARGET, Study
@@ -508,7 +508,7 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
         if any(results.values()) or len(results) < len(wanted) or plan.bids_dir or not report.exists():
             remarks = {"Left out": list(left_out.values()), "Warnings": stages.findings(plan) if warnings is None else warnings}
             try:
-                volumes.write_bytes(report, _index(plan, _states(everything, folder), folder, remarks).encode())
+                volumes.write_bytes(report, reports.page(plan, _states(everything, folder), folder, remarks).encode())
             except OSError as error:  # A full disk must not take with it what is to be said of the notebooks.
                 print(f"the report could not be written: {error}", file=sys.stderr)
     failed = {name: each.error for name, each in results.items() if _failed(each)}
@@ -733,36 +733,6 @@ class _Progress:
                 lines[len(self.rows) - 1 :] = [f"  … and {len(lines) - len(self.rows) + 1} more"]
             for row, line in zip(self.rows, [*lines, *[""] * len(self.rows)], strict=False):
                 row.set_description_str(line)
-
-
-def _index(plan: Study, states: pd.DataFrame, folder: Path, remarks: Mapping[str, list[str]]) -> str:
-    """The report's first page: remarks under their titles, and every task with its state, duration, page, and error."""
-
-    def row(task):
-        # A kernel that died leaves no page.
-        there = (folder / f"{task.task}.html").exists()
-        name = f'<a href="{task.task}.html">{task.task}</a>' if there else task.task
-        took = "" if pd.isna(task.seconds) else f"{int(task.seconds) // 60}:{int(task.seconds) % 60:02d}"
-        cells = f'<td>{name}</td><td>{task.state}</td><td class="time">{took}</td><td>{html.escape(task.error)}</td>'
-        return f'<tr class="{task.state}">{cells}</tr>'
-
-    counts = ", ".join(f"{number} {state}" for state, number in states.state.value_counts().items())
-    spent_h = states.seconds.sum() / 3600
-    style = (
-        "body{font:16px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
-        "th{text-align:left;border-bottom:1px solid #999}td,th{padding:.15em 1.5em .15em 0;vertical-align:top}.time{text-align:right}"
-        ".failed td:nth-child(2),.failed td:nth-child(4){color:#b0413e;font-weight:bold}.missing td{color:#777}"
-    )
-    body, said = "\n".join(map(row, states.itertuples())), ""
-    for title, lines in remarks.items():
-        items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
-        said += f"<p>{title}:</p>\n<ul>{items}</ul>\n" if lines else ""
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{plan.name}</title><style>{style}</style>\n'
-        f"<h1>Study “{plan.name}”</h1><p>{origins.describe(plan.subjects[0])}.</p>\n{said}<p>{counts}; {spent_h:.1f} h of computing in the "
-        f"last execution of each. Executed notebooks, in the order of the method:</p>\n"
-        f'<table><tr><th>notebook</th><th>state</th><th class="time">min:s</th><th>error</th></tr>\n{body}</table></html>\n'
-    )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The claims of the paper as paired tests over subjects, and a verdict for each.
 
 A claim is a set of comparisons, all of which must hold: PSNR and SSIM, the target contrasts, and whatever else it names. Each
-comparison is one number per subject (an average over the eight resolutions unless the claim names some) and one of five kinds:
+comparison is one number per subject (an average over the resolutions of the study, as far as they are among the eight, unless the claim
+names some) and one of five kinds:
 
 - ``above zero``: the difference is positive. Exact one-sided Wilcoxon signed-rank test.
 - ``similar``: the difference lies within the margin. Two one-sided t tests (TOST).
@@ -101,7 +102,19 @@ class Rules:
 
 
 class NotRun(LookupError):
-    """What a claim needs and the tables do not hold."""
+    """What a claim needs and the tables do not hold.
+
+    Parameters
+    ----------
+    message : str
+        With the key that was looked for.
+    plain : str
+        The same for a reader who does not know the tables; by default `message`.
+    """
+
+    def __init__(self, message: str, plain: str = ""):
+        super().__init__(message)
+        self.plain = plain or message
 
 
 @dataclass(frozen=True)
@@ -130,8 +143,27 @@ class Data:
     planes: frozenset = frozenset(ORIENTATIONS)
     dropped: frozenset = frozenset()
 
-    def get(self, table: str, *key: str, labels: Iterable[str] = LABELS) -> np.ndarray:
-        """Values of some resolutions, shape (n, len(labels)).
+    @property
+    def labels(self) -> list[str]:
+        """Those of the eight resolutions that the study has, in the paper's order."""
+        columns = [~np.isnan(values).any(axis=0) for values in self.scores.values()]
+        return [label for label, there in zip(LABELS, np.any(columns, axis=0), strict=True) if there] if columns else []
+
+    def separations_mm(self) -> np.ndarray:
+        """Slice separation at each of `labels`, mm.
+
+        Raises
+        ------
+        NotRun
+            If they do not differ, so that nothing can be said of what grows or falls with it.
+        """
+        separation_mm = SEPARATIONS_MM[[LABELS.index(label) for label in self.labels]]
+        if len(set(separation_mm)) < 2:
+            raise NotRun("no two resolutions of different slice separation")
+        return separation_mm
+
+    def get(self, table: str, *key: str, labels: Iterable[str] | None = None) -> np.ndarray:
+        """Values at some resolutions, by default at all that the study has, shape (n, len(labels)).
 
         Raises
         ------
@@ -143,8 +175,13 @@ class Data:
             raise NotRun(f"no table of {({'weights': 'attention', 'cutoffs': 'frequencies'}).get(table, table)}")
         if key not in held:
             dropped = f", with {' and '.join(sorted(self.dropped))} dropped" if self.dropped else ""
-            raise NotRun(f"{table} without {', '.join(key)}{dropped}")
-        labels = list(labels)
+            experiment = next(part for part in key if part in EXPERIMENTS)
+            plain = {"cutoffs": f"through-plane frequencies of experiment {experiment} were not measured"}
+            plain = plain.get(table, f"experiment {experiment} was not run") + dropped
+            raise NotRun(f"{table} without {', '.join(key)}{dropped}", plain)
+        labels = self.labels if labels is None else list(labels)
+        if not labels:
+            raise NotRun("no resolution of the eight")
         values = held[key][:, [LABELS.index(label) for label in labels]]
         absent = [label for label, column in zip(labels, values.T, strict=True) if np.isnan(column).any()]
         if absent:
@@ -193,6 +230,8 @@ class Claim:
         It compares orientations, which only a reconstruction in all three planes treats alike.
     own_source : tuple of str
         Contrasts of which it says what their own source does, or does not do, to their output.
+    own_resolutions : bool
+        It names its resolutions, instead of taking all that the study has.
     """
 
     id: str
@@ -201,6 +240,7 @@ class Claim:
     comparisons: Callable[[Data], list[Comparison]]
     all_planes: bool = False
     own_source: tuple[str, ...] = ()
+    own_resolutions: bool = False
 
 
 # ---------------------------------------------------------------- what each claim compares
@@ -224,11 +264,15 @@ def _differences(data: Data, kind: str, pairs: Iterable[tuple[str, str, str]]) -
     return made
 
 
-def _fall(values: np.ndarray) -> np.ndarray:
-    """Fall from the smallest to the largest slice separation along each subject's line: (n, 8) -> (n,)."""
-    x = SEPARATIONS_MM - SEPARATIONS_MM.mean()
+def _fall(values: np.ndarray, separation_mm: np.ndarray) -> np.ndarray:
+    """Fall from the smallest to the largest slice separation along each subject's line: (n, r) and (r,) -> (n,)."""
+    x = separation_mm - separation_mm.mean()
     with np.errstate(invalid="ignore"):  # An infinite score has no line.
-        return -(values @ x) / (x @ x) * np.ptp(SEPARATIONS_MM)
+        return -(values @ x) / (x @ x) * np.ptp(separation_mm)
+
+
+def _span(separation_mm: np.ndarray) -> str:
+    return f"from {separation_mm.min():g} to {separation_mm.max():g} mm"
 
 
 def _deviations(values: np.ndarray) -> np.ndarray:
@@ -240,8 +284,10 @@ def _deviations(values: np.ndarray) -> np.ndarray:
 def _falls_with_separation(data):
     made = []
     for measure, contrast in _each(data):
-        fall = np.mean([_fall(data.get("scores", measure, experiment, contrast)) for experiment in EXPERIMENTS], axis=0)
-        made.append(Comparison(_name("fall from 3 to 6.5 mm", contrast, measure), "above zero", _UNITS[measure], fall))
+        values = [data.get("scores", measure, experiment, contrast) for experiment in EXPERIMENTS]
+        x = data.separations_mm()
+        fall = np.mean([_fall(each, x) for each in values], axis=0)
+        made.append(Comparison(_name(f"fall {_span(x)}", contrast, measure), "above zero", _UNITS[measure], fall))
     return made
 
 
@@ -263,7 +309,7 @@ def _consistent(data):
     for measure, contrast in _each(data):
         for experiment in ONE_ORIENTATION:
             values = data.get("scores", measure, experiment, contrast)
-            pair = np.stack([values.mean(axis=1), _fall(values)])
+            pair = np.stack([values.mean(axis=1), _fall(values, data.separations_mm())])
             made.append(Comparison(_name("SD against fall", experiment, contrast, measure), "small spread", "SD / fall", pair))
     return made
 
@@ -286,9 +332,13 @@ def _mixing_against_alike(data):
 
 def _flair_stays_t2w_varies(data):
     made = _differences(data, "similar", [("4", "3", "FLAIR")])
+    finer = [label for label in FINER if label in data.labels]
+    if not finer:
+        raise NotRun("no resolution with a slice separation below 5 mm")
+    where = "separation below 5 mm" if len(finer) == len(FINER) else f"at {', '.join(finer)}"
     for measure in data.measures:
-        spread = [_deviations(data.get("scores", measure, experiment, "T2w", labels=FINER)) for experiment in ("4", "3")]
-        name = _name("4 / 3", "T2w", "separation below 5 mm", measure)
+        spread = [_deviations(data.get("scores", measure, experiment, "T2w", labels=finer)) for experiment in ("4", "3")]
+        name = _name("4 / 3", "T2w", where, measure)
         made.append(Comparison(name, "more variable", "variance ratio", np.stack(spread)))
     return made
 
@@ -308,11 +358,14 @@ def _best_is_alike_and_fine(data):
     made = []
     for measure, contrast in _each(data):
         values = {experiment: data.get("scores", measure, experiment, contrast) for experiment in (*ONE_ORIENTATION, "2")}
-        best = np.max([values[experiment][:, 0] for experiment in ONE_ORIENTATION], axis=0)
-        rest = np.max([*values["2"].T, *(column for e in ONE_ORIENTATION for column in values[e].T[1:])], axis=0)
+        finest = data.separations_mm().argmin()
+        best = np.max([values[experiment][:, finest] for experiment in ONE_ORIENTATION], axis=0)
+        others = [np.delete(values[experiment], finest, axis=1).T for experiment in ONE_ORIENTATION]
+        rest = np.max(np.concatenate([values["2"].T, *others]), axis=0)
         with np.errstate(invalid="ignore"):
             d = best - rest
-        made.append(Comparison(_name("best alike at 3||0 - best of the rest", contrast, measure), "above zero", _UNITS[measure], d))
+        name = _name(f"best alike at {data.labels[finest]} - best of the rest", contrast, measure)
+        made.append(Comparison(name, "above zero", _UNITS[measure], d))
     return made
 
 
@@ -334,8 +387,9 @@ def _attention_sees_contrast_only(data):
         made.append(Comparison(_name("weight of the own source - largest other", target), "above zero", "weight", mean[target] - other))
         for experiment, source in sharp.items():
             # Were resolution seen, the weight of the 3D source would rise as the others get coarser.
-            rise = -_fall(data.get("weights", experiment, target, source))
-            name = _name(f"rise of the weight of 3D {source} from 3 to 6.5 mm", experiment, f"target {target}")
+            weights = data.get("weights", experiment, target, source)
+            rise = -_fall(weights, data.separations_mm())
+            name = _name(f"rise of the weight of 3D {source} {_span(data.separations_mm())}", experiment, f"target {target}")
             made.append(Comparison(name, "similar", "weight", rise))
     return made
 
@@ -343,7 +397,8 @@ def _attention_sees_contrast_only(data):
 def _registration_costs(data):
     estimated = [each for each in TRANSFORMS if each != "known" and any(key[0] == each for key in data.ladder)]
     if not estimated or not any(key[0] == "known" for key in data.ladder):
-        raise NotRun("no studies with the known and with an estimated transform")
+        plain = "no study with an estimated transform stands beside it"
+        raise NotRun("no studies with the known and with an estimated transform", plain)
     # Estimating transforms takes longer than all else: a ladder need not have all eight resolutions, but says which.
     held = next(iter(data.ladder.values()))
     labels = [label for label, column in zip(LABELS, held.T, strict=True) if not np.isnan(column).any()]
@@ -373,8 +428,8 @@ def _all(first, second):
 #: In the order and the words of the study's plan.
 CLAIMS = (
     Claim("C1", "quality falls as slice separation grows", "all", _falls_with_separation),
-    Claim("C2", "3||1 and 4||0 (separation 4 mm) score alike", "1a-c", _same_separation("3||1", "4||0")),
-    Claim("C3", "4||1 and 5||0 (separation 5 mm) score alike", "1a-c", _same_separation("4||1", "5||0")),
+    Claim("C2", "3||1 and 4||0 (separation 4 mm) score alike", "1a-c", _same_separation("3||1", "4||0"), own_resolutions=True),
+    Claim("C3", "4||1 and 5||0 (separation 5 mm) score alike", "1a-c", _same_separation("4||1", "5||0"), own_resolutions=True),
     Claim("C4", "axial inputs are best", "1a, 1b, 1c", _pairs("above zero", *_all("1a", "1b"), *_all("1a", "1c")), True),
     Claim("C5", "performance is consistent when all orientations agree", "1a-c", _consistent),
     Claim("C6", "sagittal inputs vary most, T2w above all", "1b", _sagittal_varies_most, True, ("T2w",)),
@@ -392,7 +447,7 @@ CLAIMS = (
     Claim("C15", "the best 2D inputs have one orientation and the highest resolution", "1a-c, 2", _best_is_alike_and_fine),
     Claim("C16", "the harmonizer does not super-resolve", "1a-c", _no_super_resolution, True),
     Claim("C17", "the attention sees contrast, not resolution", "3-6", _attention_sees_contrast_only),
-    Claim("C18", "part of the loss is registration error", "all", _registration_costs),
+    Claim("C18", "part of the loss is registration error", "all", _registration_costs, own_resolutions=True),
 )
 
 
@@ -573,7 +628,8 @@ def decide(data: Data, rules: Rules = Rules()) -> tuple[pd.DataFrame, pd.DataFra
     Returns
     -------
     verdicts : DataFrame
-        A row per claim: ``claim``, ``statement``, ``experiments``, ``verdict``, ``sentence``, the comparison that decided (the
+        A row per claim: ``claim``, ``statement``, ``experiments``, ``verdict``, ``sentence``, ``reason`` (why there can be no
+        verdict, in plain words; else empty: see `split`), ``resolutions`` that it is about, the comparison that decided (the
         weakest, or for a contradicted claim the one that contradicts most) with its statistics, and the claim's ``p``, ``p_holm``,
         ``p_against``, ``p_against_holm``. ``power`` is that of the deciding comparison before Holm, at the SD seen: to find a
         difference of the margin (above zero, more variable), or to show that there is none if there is none (similar, not above
@@ -581,23 +637,26 @@ def decide(data: Data, rules: Rules = Rules()) -> tuple[pd.DataFrame, pd.DataFra
     comparisons : DataFrame
         A row per comparison of every claim that could be tested, from `examine`.
     """
-    tested, reasons = {}, {}
+    tested, reasons, plain = {}, {}, {}
     for claim in CLAIMS:
         try:
             # Sought first: an experiment that was not run is a better reason than a plane.
             comparisons = claim.comparisons(data)
             if claim.all_planes and data.planes != frozenset(ORIENTATIONS):
-                raise NotRun(f"reconstruction in {', '.join(sorted(data.planes))} only, which treats orientations unlike")
+                planes = ", ".join(sorted(data.planes))
+                favours = f"only the {planes} plane was looked at, which favours some orientations"
+                raise NotRun(f"reconstruction in {planes} only, which treats orientations unlike", favours)
             if lacking := data.dropped.intersection(claim.own_source):
                 raise NotRun(f"no source {' and '.join(sorted(lacking))}, of which it speaks")
             tested[claim.id] = examine(comparisons, rules)
         except NotRun as missing:
-            reasons[claim.id] = f"not run: {missing}"
+            reasons[claim.id], plain[claim.id] = f"not run: {missing}", missing.plain
     for name, table in tested.items():
         if table.p.isna().any():
             short = table[table.p.isna()].iloc[0]
             needed = rules.fewest_exact if short.kind == "above zero" else rules.fewest
             reasons[name] = f"{short.n} subjects with a finite value: accepted are {needed} or more for {short.comparison}"
+            plain[name] = f"{short.n} subject{'s' if short.n > 1 else ''} with a finite score, where the test needs {needed}"
     ready = [claim.id for claim in CLAIMS if claim.id not in reasons]
     p = {name: tested[name].p.max() for name in ready}
     against = {name: min(1.0, tested[name].p_against.min() * len(tested[name])) for name in ready}
@@ -606,6 +665,7 @@ def decide(data: Data, rules: Rules = Rules()) -> tuple[pd.DataFrame, pd.DataFra
     rows = []
     for claim in CLAIMS:
         row = {"claim": claim.id, "statement": claim.statement, "experiments": claim.experiments, "verdict": UNDECIDED}
+        row |= {"reason": plain.get(claim.id, ""), "resolutions": "" if claim.own_resolutions else ", ".join(data.labels)}
         if claim.id in reasons:
             seen = {"n": tested[claim.id].n.min()} if claim.id in tested else {}
             rows.append({**row, **seen, "sentence": f"Undecided: {reasons[claim.id]}."})
@@ -618,12 +678,30 @@ def decide(data: Data, rules: Rules = Rules()) -> tuple[pd.DataFrame, pd.DataFra
         deciding = table.loc[table.p_against.idxmin() if row["verdict"] == CONTRADICTED else table.p.idxmax()]
         row |= {**deciding.to_dict(), "p": p[claim.id], "p_holm": adjusted[claim.id]}
         row |= {"p_against": against[claim.id], "p_against_holm": adjusted_against[claim.id]}
-        rows.append({**row, "sentence": _sentence(row, len(table), int((table.p < rules.alpha).sum()))})
-    columns = ["claim", "statement", "experiments", "verdict", "sentence", "comparison", "kind", "unit", "margin", "n"]
+        over = f" Over {row['resolutions']}." if row["resolutions"] and len(data.labels) < len(LABELS) else ""
+        rows.append({**row, "sentence": _sentence(row, len(table), int((table.p < rules.alpha).sum())) + over})
+    columns = ["claim", "statement", "experiments", "verdict", "sentence", "reason", "resolutions", "comparison", "kind", "unit", "margin", "n"]
     columns += ["estimate", "low", "high", "d_z", "p", "p_holm", "p_against", "p_against_holm", "power"]
     parts = [table.assign(claim=name)[["claim", *table.columns]] for name, table in tested.items()]
     empty = examine([], rules).assign(claim=[])
     return pd.DataFrame(rows, columns=columns), pd.concat(parts, ignore_index=True) if parts else empty
+
+
+def split(verdicts: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The verdicts that a study can give, and the claims on which it can give none.
+
+    Parameters
+    ----------
+    verdicts : DataFrame
+        As `decide` gives it.
+
+    Returns
+    -------
+    given, without : DataFrame
+        Rows of `verdicts` that were tested, less ``reason``; ``claim``, ``statement`` and ``reason`` of the others.
+    """
+    tested = verdicts.reason == ""
+    return verdicts[tested].drop(columns="reason"), verdicts.loc[~tested, ["claim", "statement", "reason"]]
 
 
 def _holm(p: dict[str, float], alpha: float) -> dict[str, float]:

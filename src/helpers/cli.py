@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import sys
+import textwrap
 from importlib.metadata import version
 
 from helpers.cluster import Cluster
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
-    from helpers import batch, stages
+    from helpers import batch, report, stages
 
     if options.workers is not None:
         if options.workers < 1:
@@ -58,10 +59,13 @@ def _run(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
     for name in outcome.skipped:
         print(f"not started: {name}: it needs a notebook that failed, or the disk was full", file=sys.stderr)
     if not outcome.failed and not options.only:
-        print(stages.headline(plan))
+        print(textwrap.fill(report.headline(plan), 100))
     executed = f"{outcome.executed} notebooks executed" if outcome.executed else "Everything was done already"
     print(f"\n{executed}, {outcome.seconds / 60:.1f} min. Figures: {stages.figures_folder(plan)}")
-    print(f"Report of the executed notebooks: {outcome.report}")
+    print(f"Look next: {outcome.report}, the report with all figures, verdicts and executed notebooks")
+    if (analysis := outcome.report.parent / "05_analysis.html").exists():
+        print(f"           {analysis}, how each verdict was reached")
+    print(f"           {options.study}, what was run: copy it, change it, run it again")
     return 1 if outcome.failed or outcome.skipped else 0
 
 

@@ -6,6 +6,7 @@ Colours are those of Okabe and Ito, which people with colour-vision deficiency c
 
 import contextlib
 import textwrap
+from collections.abc import Iterable
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -109,11 +110,16 @@ def upright(volume: np.ndarray, orientation: str, index: int) -> np.ndarray:
     return volume[index, :, :].T[::-1]
 
 
+def score_figures(experiments: Iterable[str]) -> list[int]:
+    """Numbers of the figures that show one of some experiments."""
+    return [number for number, (shown, _) in SCORE_FIGURES.items() if set(shown) & set(experiments)]
+
+
 @_printed
 def score_figure(table: pd.DataFrame, number: int, region: str = "brain"):
     """Figures 3 to 9: a score against the eight resolutions, one series per target contrast.
 
-    Small markers are single subjects, lines join the means. Boxes hold the middle half of the subjects and whiskers all of them; with
+    A panel for each of its experiments that the table has. Small markers are single subjects, lines join the means. Boxes hold the middle half of the subjects and whiskers all of them; with
     fewer than five there is a bar from the lowest to the highest instead. Grey, behind: the arm without harmonizer; the dotted line is
     the self-noise ceiling (mean over contrasts).
 
@@ -130,8 +136,16 @@ def score_figure(table: pd.DataFrame, number: int, region: str = "brain"):
     -------
     fig, axes, DataFrame
         The last is what was drawn: the rows of the table behind the figure.
+
+    Raises
+    ------
+    ValueError
+        If the table has none of its experiments.
     """
-    experiments, measures = SCORE_FIGURES[number]
+    numbered, measures = SCORE_FIGURES[number]
+    experiments = [experiment for experiment in numbered if experiment in set(table.experiment)]
+    if not experiments:
+        raise ValueError(f"number is {number}: accepted are figures of what was run, {', '.join(map(str, score_figures(table.experiment)))}")
     drawn = table[(table.experiment.isin(experiments) | (table.arm == "ceiling")) & (table.region == region)]
     labels = _in_order(table.resolution)
     panels = [(experiment, measure) for measure in measures for experiment in experiments]
@@ -157,7 +171,7 @@ def score_figure(table: pd.DataFrame, number: int, region: str = "brain"):
     handles, names = axes.flat[0].get_legend_handles_labels()
     handles += [plt.Line2D([], [], color=GREY, lw=0.9), plt.Line2D([], [], color="0.45", ls=":")]
     names += ["no harmonizer", "self-noise ceiling"]
-    fig.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, **_TIGHT)
+    fig.legend(handles, names, loc="outside lower center", ncols=5 if len(panels) > 1 else 3, frameon=False, **_TIGHT)
     return fig, axes, drawn
 
 
@@ -361,7 +375,7 @@ VERDICTS = {"supported": ("#0072B2", "✓"), "contradicted": ("#D55E00", "✗"),
 def forest(verdicts: pd.DataFrame, comparisons: pd.DataFrame):
     """The claims at a glance: each comparison in units of its margin, the one that decides in colour with its 95 % interval.
 
-    Grey band: what does not matter. Ratios of variances are shown as their logarithm over that of the margin, a spread against a fall
+    Claims of which nothing was compared are left out. Grey band: what does not matter. Ratios of variances are shown as their logarithm over that of the margin, a spread against a fall
     as it is, so that there 1 is the margin as well. The axis is linear up to the margin and logarithmic beyond.
 
     Parameters
@@ -374,6 +388,7 @@ def forest(verdicts: pd.DataFrame, comparisons: pd.DataFrame):
     fig, ax, DataFrame
         The last is what was drawn: the table of comparisons.
     """
+    verdicts = verdicts[verdicts.claim.isin(comparisons.dropna(subset=["estimate"]).claim)]
     fig, ax = plt.subplots(figsize=(7, 0.31 * len(verdicts) + 0.9), layout="constrained")
     ax.axvspan(-1, 1, color="0.93", zorder=0)
     ax.axvline(0, color="0.6", lw=0.8, zorder=1)
@@ -391,9 +406,6 @@ def forest(verdicts: pd.DataFrame, comparisons: pd.DataFrame):
         if len(deciding):
             ax.plot(np.r_[scaled(deciding, "low"), scaled(deciding, "high")], [y, y], color=colour, lw=2, zorder=3)
             ax.plot(scaled(deciding, "estimate"), [y], ls="", marker="o", ms=5, color=colour, zorder=4)
-        elif not len(rows):
-            why = "not run" if "not run" in row.sentence else "too few subjects"
-            ax.text(0, y, why, color="0.45", ha="center", va="center", bbox={"color": "0.93", "pad": 1})
         ax.text(1.02, y, f"{sign} {row.verdict}", color=colour, transform=ax.get_yaxis_transform(), va="center")
     names = [f"{row.claim}  {textwrap.fill(row.statement, 46)}" for row in verdicts.itertuples(index=False)]
     ax.set_yticks(range(len(verdicts)), names, linespacing=0.95)

@@ -481,7 +481,7 @@ class TableOne:
             self.says.value = _text([*lines, f"The study “{name}” did not run this experiment."])
             self.figure.value = b""
             return
-        number = next(n for n, (experiments, _) in figures.SCORE_FIGURES.items() if experiment in experiments)
+        number = figures.score_figures([experiment])[0]
         subjects = table.subject.nunique()
         self.says.value = _text([*lines, f"Scores of the study “{name}”, {subjects} subject{'s' if subjects > 1 else ''} (figure {number}):"])
         buffer = io.BytesIO()

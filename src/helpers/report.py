@@ -1,0 +1,248 @@
+"""What a study says in the end: a paragraph in words and numbers, and the first page of its report.
+
+Both are made of the tables that notebook 05 writes beside the figures; nothing is computed anew, so they say what the notebook says.
+"""
+
+import html
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from helpers import figures, origins, stages
+from helpers.study import CONTRASTS, ONE_ORIENTATION, Resolution, Study
+
+#: Claims in the order in which a reader wants to hear of them, by what they say and whatever their verdicts.
+_MOST_TELLING = ("C1", "C8", "C7", "C15", "C12", "C4", "C14", "C9", "C10", "C13", "C2", "C3", "C16", "C5", "C11", "C17", "C18", "C6")
+
+_DECIDED = ("supported", "contradicted")
+
+#: Figure -> what it shows.
+_CAPTIONS = {
+    "1": "Figure 1: slice thickness in a collection",
+    "2": "Figure 2: original and harmonized T1w",
+    **{
+        str(number): f"Figure {number}: {' and '.join(figures.MEASURES[each].split()[0] for each in measures)}, "
+        f"experiment{'s' if len(experiments) > 1 else ''} {', '.join(experiments)}"
+        for number, (experiments, measures) in figures.SCORE_FIGURES.items()
+    },
+    "claims": "The claims, in margins",
+    "attention": "What each source weighs",
+    "frequencies": "What is left of each frequency",
+    "ladder": "What registration costs",
+    "advisor": "What the next scan should acquire",
+}
+
+_STYLE = """
+body{font:16px/1.45 sans-serif;max-width:75em;margin:0 auto;padding:.6em 1em 3em;color:#222}
+h1{font-size:1.5em;margin:.2em 0}h2{font-size:1.2em;margin:1.6em 0 .4em}p{margin:.4em 0}
+.first{display:block;margin:.4em auto;max-width:100%;max-height:390px}
+.note{color:#555;font-size:.9em}.wrong{border-left:4px solid #b0413e;padding-left:.8em}
+table{border-collapse:collapse}th{text-align:left;border-bottom:1px solid #999}
+td,th{padding:.15em 1.5em .15em 0;vertical-align:top}.time{text-align:right}
+.supported{color:#0072b2;font-weight:bold}.contradicted{color:#b34700;font-weight:bold}.undecided{color:#666}
+.failed td:nth-child(2),.failed td:nth-child(4){color:#b0413e;font-weight:bold}.missing td{color:#666}
+.figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(250px,1fr));gap:1em}figure{margin:0}
+.figures img{width:100%;height:150px;object-fit:contain}figcaption{font-size:.85em;text-align:center}
+"""
+
+
+def paragraph(scores: pd.DataFrame, verdicts: pd.DataFrame, without: pd.DataFrame) -> str:
+    """A study in words: what its coarsest slices cost against its finest, and what that means for the claims of the paper.
+
+    Parameters
+    ----------
+    scores : DataFrame
+        As `helpers.stages.all_scores` gives it.
+    verdicts, without : DataFrame
+        As `helpers.claims.split` gives them.
+    """
+    sentences = [_cost(scores)]
+    if len(verdicts):
+        counts = verdicts.verdict.value_counts()
+        supported, contradicted, open_ = (int(counts.get(each, 0)) for each in (*_DECIDED, "undecided"))
+        told = f"Of the {len(verdicts) + len(without)} claims of the paper this study can test {len(verdicts)}: it supports {supported}"
+        told += f", contradicts {contradicted} and leaves {open_} open."
+        sentences.append(f"{told} The most telling: {' '.join(_most_telling(verdicts))}")
+    if len(without):
+        sentences.append(no_verdict(without))
+    return " ".join(sentences)
+
+
+def _most_telling(verdicts: pd.DataFrame, number: int = 3) -> list[str]:
+    """Sentences of a few claims, in the order of `_MOST_TELLING`: undecided ones only if there are too few others."""
+    ranked = verdicts.assign(rank=verdicts.claim.map(_MOST_TELLING.index), open_=~verdicts.verdict.isin(_DECIDED))
+    return ranked.sort_values(["open_", "rank"]).sentence.head(number).tolist()
+
+
+def no_verdict(without: pd.DataFrame) -> str:
+    """One sentence that names the claims on which there is no verdict, those of one reason together; empty if there are none."""
+    if without.empty:
+        return ""
+    groups = without.groupby("reason", sort=False).claim.agg(_listed)
+    return f"No verdict here on {'; '.join(f'{names} ({reason})' for reason, names in groups.items())}."
+
+
+def _listed(words: Iterable) -> str:
+    *most, last = map(str, words)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _cost(scores: pd.DataFrame) -> str:
+    inside = scores[(scores.region == "brain") & scores.arm.isin(["harmonized", "input"])]
+    alike = [experiment for experiment in ONE_ORIENTATION if experiment in set(inside.experiment)]
+    experiments = alike or sorted(inside.experiment.unique())
+    # A 3D image is its own reference: its infinite score has no mean.
+    inside = inside[inside.experiment.isin(experiments)].replace(np.inf, np.nan)
+    keys = ["arm", "resolution", "contrast"]
+    mean_db = inside.groupby(keys).psnr_db.mean().unstack("contrast").reindex(columns=list(CONTRASTS))
+    separation_mm = inside.groupby("resolution").separation_mm.first()
+    finest, coarsest = separation_mm.idxmin(), separation_mm.idxmax()
+    subjects = scores.subject.nunique()
+    who = f"mean of {subjects} subject{'s' if subjects > 1 else ''}, experiment{'s' if len(experiments) > 1 else ''} {_listed(experiments)}"
+    if separation_mm[finest] == separation_mm[coarsest]:
+        return f"At {finest} the harmonized images have {_decibels(mean_db.loc[('harmonized', finest)])} of PSNR inside the brain ({who})."
+    lost = {arm: mean_db.loc[(arm, finest)] - mean_db.loc[(arm, coarsest)] for arm in mean_db.index.levels[0]}
+    told = f"With {coarsest} ({_in_words(coarsest)}) instead of {finest} ({_in_words(finest)}), harmonized images "
+    told += f"lose {_decibels(lost['harmonized'])} of PSNR inside the brain ({who})"
+    return f"{told}; without a harmonizer it is {_decibels(lost['input'])}." if "input" in lost else f"{told}."
+
+
+def _decibels(values: pd.Series) -> str:
+    return _listed(f"{value:.1f} dB ({contrast})" for contrast, value in values.dropna().items())
+
+
+def _in_words(label: str) -> str:
+    resolution = Resolution.parse(label)
+    gap = f"gaps of {resolution.gap_mm:g} mm" if resolution.gap_mm else "no gaps"
+    return f"{resolution.thickness_mm:g} mm slices, {gap}"
+
+
+def headline(plan: Study) -> str:
+    """`paragraph` of a study that was analysed; empty if it was not."""
+    try:
+        return paragraph(*(_table(plan, name) for name in ("scores", "verdicts", "without_verdict")))
+    except FileNotFoundError:
+        return ""
+
+
+def _table(plan: Study, name: str) -> pd.DataFrame:
+    return pd.read_csv(stages.figures_folder(plan) / f"{name}.csv", dtype={"experiment": str, "resolution": str})
+
+
+def page(plan: Study, states: pd.DataFrame, folder: Path, remarks: Mapping[str, list[str]]) -> str:
+    """The report's first page: what failed, the result, verdicts, figures, remarks, and every notebook with its state.
+
+    Parameters
+    ----------
+    plan : Study
+    states : DataFrame
+        As `helpers.batch.status` gives it.
+    folder : Path
+        Where the page will lie, beside the executed notebooks. Its links are relative: the results can be moved as a whole.
+    remarks : mapping of str to list of str
+        Title -> lines.
+
+    Returns
+    -------
+    str
+        HTML.
+    """
+    done = "done" in set(states[states.stage == "05_analysis"].state)
+    told = headline(plan) if done else ""
+    parts = [f"<h1>Study “{html.escape(plan.name)}”</h1>", *_failures(states)]
+    if told:
+        parts += [f"<p>{html.escape(told).replace('||', '‖')}</p>", *_first_figure(plan, folder)]
+    elif not done and not (states.state == "failed").any():
+        left = int((states.state != "done").sum())
+        parts.append(f"<p>Not at its end yet: {left} of {len(states)} notebooks are to be executed, and the result comes with the last.</p>")
+    parts.append(f'<p class="note">{origins.describe(plan.subjects[0])}. {html.escape(_settings(plan))}</p>')
+    if told:
+        parts += _verdicts(plan)
+    parts += [*_figures(plan, folder, done), *_remarks(remarks), *_notebooks(states, folder)]
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(plan.name)}</title>'
+    return f'<!doctype html><html lang="en"><head>{head}<style>{_STYLE}</style></head><body>\n' + "\n".join(parts) + "\n</body></html>\n"
+
+
+def _settings(plan: Study) -> str:
+    step = f", every {plan.slice_step}. slice of them: a preview" if plan.slice_step > 1 else ", whole volumes"
+    resolutions = ", ".join(each.label for each in plan.resolutions).replace("||", "‖")
+    planes = f"{_listed(plan.reconstruction)} plane{'s' if len(plan.reconstruction) > 1 else ''}{step}"
+    return f"{len(plan.subjects)} subjects, experiments {', '.join(plan.experiments)}, resolutions {resolutions}, {planes}."
+
+
+def _failures(states: pd.DataFrame) -> list[str]:
+    failed = states[states.state == "failed"]
+    if failed.empty:
+        return []
+    rows = "".join(f"<li>{each.task}: {html.escape(each.error)}</li>" for each in failed.itertuples())
+    missing = int((states.state == "missing").sum())
+    more = f"<p>{missing} notebooks wait for them, or were not asked for.</p>" if missing else ""
+    return [f'<div class="wrong"><p>{len(failed)} of {len(states)} notebooks failed:</p><ul>{rows}</ul>{more}</div>']
+
+
+def _image(path: Path, folder: Path, look: str = "") -> str:
+    link, caption = html.escape(Path(os.path.relpath(path, folder)).as_posix()), html.escape(_caption(path))
+    return f'<a href="{link}"><img {look} src="{link}" alt="{caption}"></a>'
+
+
+def _caption(path: Path) -> str:
+    name = path.stem.removeprefix("figure_")
+    return _CAPTIONS.get(name, name)
+
+
+def _drawn(plan: Study) -> list[Path]:
+    """The study's figures, those of the paper by their numbers, then ours."""
+
+    def order(path):
+        number = re.fullmatch(r"figure_(\d+)", path.stem)
+        return (int(number[1]), "") if number else (np.inf, path.stem)
+
+    return sorted(stages.figures_folder(plan).glob("figure_*.png"), key=order)
+
+
+def _first_figure(plan: Study, folder: Path) -> list[str]:
+    numbers = [f"figure_{number}" for number in figures.score_figures(plan.experiments)]
+    first = [path for path in _drawn(plan) if path.stem in numbers][:1]
+    return [f"{_image(path, folder, 'class=first')}" for path in first]
+
+
+def _verdicts(plan: Study) -> list[str]:
+    verdicts, without = (_table(plan, name) for name in ("verdicts", "without_verdict"))
+    rows = "\n".join(
+        f'<tr><td>{row.claim}</td><td class="{row.verdict}">{row.verdict}</td><td>{html.escape(row.sentence).replace("||", "‖")}</td></tr>'
+        for row in verdicts.itertuples()
+    )
+    table = f"<table><tr><th>claim</th><th>verdict</th><th>why</th></tr>\n{rows}</table>" if len(verdicts) else ""
+    return ["<h2>The verdicts</h2>", table, f"<p>{html.escape(no_verdict(without)).replace('||', '‖')}</p>"]
+
+
+def _figures(plan: Study, folder: Path, current: bool) -> list[str]:
+    shown = "".join(f"<figure>{_image(path, folder, 'loading=lazy')}<figcaption>{html.escape(_caption(path))}</figcaption></figure>" for path in _drawn(plan))
+    title = "The figures" if current else "Figures of an earlier run"
+    return [f"<h2>{title}</h2>", f'<div class="figures">{shown}</div>'] if shown else []
+
+
+def _remarks(remarks: Mapping[str, list[str]]) -> list[str]:
+    return [
+        f"<h2>{title}</h2><ul>{''.join(f'<li>{html.escape(line)}</li>' for line in lines)}</ul>" for title, lines in remarks.items() if lines
+    ]
+
+
+def _notebooks(states: pd.DataFrame, folder: Path) -> list[str]:
+    def row(task):
+        # A kernel that died leaves no page.
+        there = (folder / f"{task.task}.html").exists()
+        name = f'<a href="{task.task}.html">{task.task}</a>' if there else task.task
+        took = "" if pd.isna(task.seconds) else f"{int(task.seconds) // 60}:{int(task.seconds) % 60:02d}"
+        cells = f'<td>{name}</td><td>{task.state}</td><td class="time">{took}</td><td>{html.escape(task.error)}</td>'
+        return f'<tr class="{task.state}">{cells}</tr>'
+
+    counts = ", ".join(f"{number} {state}" for state, number in states.state.value_counts().items())
+    told = f"<p>{counts}; {states.seconds.sum() / 3600:.1f} h of computing in the last execution of each, in the order of the method.</p>"
+    body = "\n".join(map(row, states.itertuples()))
+    head = '<tr><th>notebook</th><th>state</th><th class="time">min:s</th><th>error</th></tr>'
+    return ["<h2>The notebooks, as executed</h2>", told, f"<table>{head}\n{body}</table>"]

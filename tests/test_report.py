@@ -1,0 +1,102 @@
+"""The paragraph with which a study ends, and the first page of its report."""
+
+import re
+
+import pandas as pd
+import pytest
+from helpers import claims, layout, report, stages
+from helpers.study import CONTRASTS, EXPERIMENTS, Study
+
+
+def read(name):
+    return pd.read_csv(layout.FIGURES / "ten" / f"{name}.csv", dtype={"experiment": str, "resolution": str})
+
+
+def verdict(claim, word):
+    return {"claim": claim, "verdict": word, "sentence": f"{word.capitalize()}: {claim}."}
+
+
+def scores(experiments=("1a",), resolutions=(("3||0", 3.0), ("5||1.5", 6.5))):
+    """The harmonized arm loses 1 dB per mm, the other one 2."""
+    return pd.DataFrame([
+        {"subject": 1, "experiment": e, "resolution": label, "separation_mm": mm, "contrast": c, "arm": arm, "region": "brain",
+         "psnr_db": 30 - mm * (1 + (arm == "input"))}
+        for e in experiments for label, mm in resolutions for c in CONTRASTS for arm in ("harmonized", "input")
+    ])  # fmt: skip
+
+
+NOBODY = pd.DataFrame(columns=["claim", "verdict", "sentence"])
+NONE = pd.DataFrame(columns=["claim", "statement", "reason"])
+
+
+def test_the_paragraph_says_what_the_coarsest_slices_cost_with_and_without_harmonizer():
+    told = report.paragraph(scores(), NOBODY, NONE)
+    assert told == (
+        "With 5||1.5 (5 mm slices, gaps of 1.5 mm) instead of 3||0 (3 mm slices, no gaps), harmonized images lose 3.5 dB (T1w), 3.5 dB (T2w)"
+        " and 3.5 dB (FLAIR) of PSNR inside the brain (mean of 1 subject, experiment 1a); without a harmonizer it is 7.0 dB (T1w), 7.0 dB"
+        " (T2w) and 7.0 dB (FLAIR)."
+    )
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_one_resolution_costs_nothing_and_is_told_as_it_is(experiment):
+    told = report.paragraph(scores([experiment], [("4||0", 4.0)]), NOBODY, NONE)
+    assert told.startswith("At 4||0 the harmonized images have 26.0 dB (T1w)") and "nan" not in told
+
+
+def test_three_claims_are_told_in_an_order_that_does_not_depend_on_their_verdicts_and_open_ones_last():
+    rows = [verdict("C5", "supported"), verdict("C8", "contradicted"), verdict("C1", "undecided"), verdict("C12", "supported")]
+    without = pd.DataFrame({"claim": ["C2", "C3"], "statement": ["", ""], "reason": ["too few", "too few"]})
+    told = report.paragraph(scores(), pd.DataFrame(rows), without)
+    assert "Of the 6 claims of the paper this study can test 4: it supports 2, contradicts 1 and leaves 1 open." in told
+    assert "The most telling: Contradicted: C8. Supported: C12. Supported: C5. No verdict here on C2 and C3 (too few)." in told
+    assert sorted(report._MOST_TELLING) == sorted(claim.id for claim in claims.CLAIMS)
+
+
+def test_the_paragraph_of_the_ten_subjects_has_no_number_missing():
+    told = report.paragraph(read("scores"), read("verdicts"), read("without_verdict"))
+    assert "mean of 10 subjects, experiments 1a, 1b and 1c" in told
+    assert not re.search(r"\bnan\b", told)
+    assert told.count("Supported:") + told.count("Contradicted, ") == 3
+
+
+@pytest.fixture
+def analysed(tmp_path):
+    """A study of experiment 1a with an analysis beside it, and the states of its notebooks."""
+    plan = Study(name="one", subjects=[1], experiments=["1a"], output_dir=str(tmp_path / "results"))
+    folder = stages.folder(plan) / "report"
+    folder.mkdir(parents=True)
+    rows = pd.DataFrame([verdict("C1", "supported")])
+    stages.save_tables(plan, {"scores": scores(), "verdicts": rows, "without_verdict": NONE})
+    for name in ("2", "3", "10", "claims"):
+        (stages.figures_folder(plan) / f"figure_{name}.png").write_bytes(b"png")
+    states = pd.DataFrame({"task": ["04_harmonization_x", "05_analysis"], "stage": ["04_harmonization", "05_analysis"], "state": "done",
+                           "seconds": [61.0, 2.0], "error": ""})  # fmt: skip
+    return plan, states, folder
+
+
+def test_the_page_opens_with_the_result_and_ends_with_the_notebooks(analysed):
+    plan, states, folder = analysed
+    text = report.page(plan, states, folder, {"Left out": ["sub-3: <no>"], "Warnings": []})
+    order = ["Study “one”", "instead of 3‖0", 'class=first src="../figures/figure_3.png"', "The verdicts", "C1", "The figures", "figure_2.png",
+             "figure_3.png", "figure_10.png", "figure_claims.png", "Left out", "sub-3: &lt;no&gt;", "04_harmonization_x", "1:01"]  # fmt: skip
+    where = 0
+    for words in order:
+        where = text.index(words, where)
+    assert "Warnings" not in text
+    for link in re.findall(r'(?:href|src)="(.*?)"', text):
+        assert (folder / link).exists()
+
+
+def test_a_page_of_a_study_that_failed_says_so_first_and_draws_no_conclusion(analysed):
+    plan, states, folder = analysed
+    states = states.assign(state=["failed", "missing"], error=["ValueError: <so>", ""])
+    text = report.page(plan, states, folder, {})
+    assert text.index("1 of 2 notebooks failed") < text.index("04_harmonization_x: ValueError: &lt;so&gt;") < text.index("Figures of an earlier run")
+    assert "instead of" not in text and "The verdicts" not in text
+
+
+def test_a_page_of_a_study_that_is_not_at_its_end_says_what_is_left(analysed):
+    plan, states, folder = analysed
+    text = report.page(plan, states.assign(state=["done", "missing"]), folder, {})
+    assert "Not at its end yet: 1 of 2 notebooks" in text
