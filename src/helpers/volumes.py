@@ -10,8 +10,10 @@ study knows what its result depends on.
 import contextlib
 import gzip
 import hashlib
+import io
 import itertools
 import json
+import math
 import os
 import tempfile
 import zlib
@@ -83,7 +85,7 @@ def check(volume: np.ndarray, what: str = "volume") -> np.ndarray:
 
 
 def read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read a NIfTI volume.
+    """Read a NIfTI volume: the whole file, to its last byte.
 
     Parameters
     ----------
@@ -102,17 +104,24 @@ def read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is not NIfTI, is truncated, is not 3D, is empty, holds values that are not finite, or does not say where its voxels lie.
+        If it is not NIfTI, is truncated or damaged (the checksum of gzip counts), does not have the length that its header asks for,
+        is not 3D, is empty, holds anything but one real number a voxel, values that are not finite or that float32 cannot hold,
+        or does not say where its voxels lie.
     """
-    image = _open(path)
-    try:
-        volume = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
-    except _UNREADABLE as error:
-        raise _unreadable(path, error) from None
-    # Trailing axes of length one (X, Y, Z, 1) are how some converters write a 3D image.
-    while volume.ndim > 3 and volume.shape[-1] == 1:
-        volume = volume[..., 0]
-    return check(volume, str(path)), _affine(image, path)
+    header, content = _open(path, whole=True)
+    shape, affine = _shape(header, path), _affine(header, path)
+    data = nib.arrayproxy.ArrayProxy(io.BytesIO(content), header)
+    # What becomes infinite or NaN here is found below.
+    with np.errstate(all="ignore"):
+        volume = np.asarray(data, dtype=np.float32).reshape(shape, order="F")
+    lowest, highest = float(volume.min()), float(volume.max())
+    largest = max(abs(lowest), abs(highest))
+    if not np.isfinite(largest):
+        check(data.get_unscaled().reshape(shape, order="F"), str(path))
+        raise ValueError(f"{path} has values beyond {np.finfo(np.float32).max:.2g}: accepted are those that a 32-bit float can hold")
+    if largest < _SMALLEST and (largest > 0 or np.ptp(data.get_unscaled()) > 0):
+        raise ValueError(f"{path} has values of at most {largest:.2g}: accepted are images with values above {_SMALLEST:g}")
+    return check(volume, str(path)), affine
 
 
 def geometry(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
@@ -129,62 +138,166 @@ def geometry(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
     FileNotFoundError, ValueError
         As `read`, as far as a header can tell.
     """
-    image = _open(path)
-    shape = image.shape
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) != 3:
-        raise ValueError(f"{path} has {len(shape)} dimensions, shape {shape}: accepted are 3D volumes")
-    return shape, _affine(image, path)
+    header, _ = _open(path)
+    return _shape(header, path), _affine(header, path)
 
 
-#: What nibabel raises at a file that is no NIfTI, or not all of one.
+#: What nibabel raises at a header that is none, and what reading damaged bytes does.
 _UNREADABLE = (
     nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError, OverflowError, zlib.error
 )
+#: Kinds of header by their first number, and where the voxels may begin.
+_KINDS = {348: (nib.Nifti1Header, b"n+1\0", 352), 540: (nib.Nifti2Header, b"n+2\0", 544)}
+#: Data types by their codes: those whose voxels are one real number each, and what others are called.
+_REAL = {
+    2: "uint8", 256: "int8", 512: "uint16", 4: "int16", 768: "uint32", 8: "int32", 1280: "uint64", 1024: "int64", 16: "float32", 64: "float64",
+}
+_OTHER = {1: "bits", 32: "complex64", 1792: "complex128", 2048: "complex256", 128: "RGB colours", 2304: "RGBA colours", 1536: "float128"}
 #: Units of length in a NIfTI header, in mm. Where a header names none, they are mm.
 _UNIT_MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 #: Voxels of an MR image of a head, generously.
 _VOXEL_MM = (0.01, 100.0)
 #: How far apart, in mm, the two affines of a header may place a corner of the volume.
 _SAME_PLACE_MM = 1.0
+#: Largest value of an image below which 32-bit floats begin to lose digits.
+_SMALLEST = 1e-30
+#: Zeros that may follow the voxels, bytes: what was written in whole blocks.
+_PADDING = 4095
 
 
-def _open(path: str | Path) -> nib.Nifti1Image:
+def _open(path: str | Path, whole: bool = False) -> tuple[nib.Nifti1Header, bytes | None]:
+    """The header of a NIfTI file as it is stored, once it is known to be one that can be believed; and all bytes, if `whole`.
+
+    This is the one place where an image file is opened. nibabel's own loading mends headers without a word (a voxel size of 0
+    becomes 1), does not look at the end of a compressed file, and lets a header say less than the file holds.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     note(path)
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"{path}: accepted are names that end in .nii or .nii.gz")
+    packed = path.name.endswith(".gz")
     try:
-        image = nib.load(path)
+        if not whole:
+            with (gzip.open if packed else open)(path, "rb") as file:
+                content = file.read(max(_KINDS))
+        else:
+            # Unlike reading through gzip.open as far as voxels go, this reaches the checksum.
+            content = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
+        header = _header(content)
+        if whole or not packed:
+            _check_length(header, content if whole else None, len(content) if whole else path.stat().st_size)
+    except PermissionError:
+        raise
     except _UNREADABLE as error:
         raise _unreadable(path, error) from None
-    if not isinstance(image, nib.Nifti1Image):
-        raise ValueError(f"{path}: not a readable NIfTI volume (it is {type(image).__name__})")
-    return image
+    return header, content if whole else None
 
 
-def _millimetres(image: nib.Nifti1Image, path: str | Path) -> float:
+def _header(content: bytes) -> nib.Nifti1Header:
+    """The header at the beginning of a file, nothing in it mended; ValueError says what it cannot be."""
+    order, size = next(
+        ((mark, n) for mark, name in (("<", "little"), (">", "big")) if (n := int.from_bytes(content[:4], name)) in _KINDS), (None, 0)
+    )
+    if order is None or len(content) < size:
+        raise ValueError("it has no NIfTI header")
+    kind, magic, first = _KINDS[size]
+    header = kind(content[:size], endianness=order, check=False)
+    if header["magic"].tobytes() != magic:
+        pair = header["magic"].tobytes().startswith(b"ni")
+        raise ValueError("its voxels are in a second file, .img" if pair else "it has no NIfTI header")
+    if not 1 <= header["dim"][0] <= 7:
+        raise ValueError(f"dim[0] is {header['dim'][0]}: accepted are 1 to 7")
+    if header["vox_offset"] == 0:  # Not set. The length of the file tells whether the voxels begin where they may at the earliest.
+        header["vox_offset"] = first
+    offset = float(header["vox_offset"])
+    if not (first <= offset < 2**53 and offset.is_integer()):
+        raise ValueError(f"vox_offset is {offset:g}: accepted are whole numbers from {first}")
+    code = int(header["datatype"])
+    if code not in _REAL:
+        accepted = f"accepted is one real number a voxel: {', '.join(_REAL.values())}"
+        raise ValueError(f"it holds {_OTHER.get(code, 'an unknown type')}, datatype {code}: {accepted}")
+    for field in ("qform_code", "sform_code"):
+        if not 0 <= header[field] <= 5:
+            raise ValueError(f"{field} is {header[field]}: accepted are 0 to 5")
+    header.get_slope_inter()
+    if header["pixdim"][0] == 0:  # The standard: to be taken for 1.
+        header["pixdim"][0] = 1
+    return header
+
+
+def _check_length(header: nib.Nifti1Header, content: bytes | None, length: int) -> None:
+    """Refuse a file that is shorter or longer than its header says; zeros that fill up a block are no matter."""
+    voxels = math.prod(max(int(n), 0) for n in header.get_data_shape())
+    end = int(header["vox_offset"]) + voxels * header.get_data_dtype().itemsize
+    if length < end:
+        raise ValueError(f"cut short: {length} bytes of the {end} that its header asks for")
+    if length - end > _PADDING or (content is not None and content[end:].strip(b"\0")):
+        raise ValueError(f"{length} bytes where its header asks for {end}: accepted is a header that describes its voxels")
+
+
+def _shape(header: nib.Nifti1Header, path: str | Path) -> tuple[int, int, int]:
+    shape = tuple(int(n) for n in header.get_data_shape())
+    # Trailing axes of length one (X, Y, Z, 1) are how some converters write a 3D image.
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3:
+        raise ValueError(f"{path} has {len(shape)} dimensions, shape {shape}: accepted are 3D volumes")
+    if min(shape) < 1:
+        raise ValueError(f"{path} is empty, shape {shape}: accepted are volumes with at least one voxel")
+    return shape
+
+
+def _millimetres(header: nib.Nifti1Header, path: str | Path) -> float:
     """The header's unit of length in mm."""
     try:
-        return _UNIT_MM[image.header.get_xyzt_units()[0]]
+        return _UNIT_MM[header.get_xyzt_units()[0]]
     except KeyError:  # A code that the format does not know.
-        raise ValueError(f"{path}: not a readable NIfTI volume (unknown unit {int(image.header['xyzt_units'])})") from None
+        raise ValueError(f"{path}: not a readable NIfTI volume (unknown unit {int(header['xyzt_units'])})") from None
 
 
 def _unreadable(path: str | Path, error: Exception) -> ValueError:
-    return ValueError(f"{path}: not a readable NIfTI volume ({(str(error) or type(error).__name__).splitlines()[0]})")
+    reason = disguise(path) or (str(error) or type(error).__name__).splitlines()[0]
+    return ValueError(f"{path}: not a readable NIfTI volume ({reason})")
 
 
-def _affine(image: nib.Nifti1Image, path: str | Path) -> np.ndarray:
+def disguise(path: str | Path) -> str | None:
+    """What a file is that only has the name of an image or of weights, as far as its first bytes tell; else None.
+
+    Returns
+    -------
+    str or None
+        For a message: a pointer of git-lfs or git-annex, a web page, nothing at all, or compressed where its name says otherwise.
+    """
+    path = Path(path)
+    with open(path, "rb") as file:
+        start = file.read(512)
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not start:
+        return "it is empty"
+    if text.startswith(b"version https://git-lfs"):
+        return "it is a pointer of git-lfs, not the file itself: `git lfs pull` fetches that"
+    if b"/annex/objects/" in text[:200]:
+        return "it is a pointer of git-annex, not the file itself: `git annex get` fetches that"
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        return "it is a web page, not the file itself: a download that went wrong"
+    if path.name.endswith(".nii") and start.startswith(b"\x1f\x8b"):
+        return "it is compressed by gzip: accepted with the name .nii.gz"
+    if path.name.endswith(".nii.gz") and not start.startswith(b"\x1f\x8b") and int.from_bytes(start[:4], "little") in _KINDS:
+        return "it is not compressed: accepted with the name .nii"
+    return None
+
+
+def _affine(header: nib.Nifti1Header, path: str | Path) -> np.ndarray:
     """Voxel index to position in mm, if the header gives one and does not contradict itself."""
-    (sform, has_sform), (qform, has_qform) = image.get_sform(coded=True), _qform(image, path)
+    with np.errstate(all="ignore"):
+        (sform, has_sform), (qform, has_qform) = header.get_sform(coded=True), _qform(header, path)
     if not has_sform and not has_qform:
         raise ValueError(f"{path}: neither qform nor sform is set, so left and right cannot be told: accepted is a header with one of them")
     affine = np.array(sform if has_sform else qform, dtype=np.float64)
-    affine[:3] *= _millimetres(image, path)
+    millimetres = _millimetres(header, path)
+    affine[:3] *= millimetres
     size = np.linalg.norm(affine[:3, :3], axis=0)
     possible = np.isfinite(affine).all() and _VOXEL_MM[0] <= size.min() and size.max() <= _VOXEL_MM[1]
     if not possible or abs(np.linalg.det(affine[:3, :3] / size)) < 1e-6:
@@ -192,21 +305,18 @@ def _affine(image: nib.Nifti1Image, path: str | Path) -> np.ndarray:
         accepted = f"accepted are {_VOXEL_MM[0]:g} to {_VOXEL_MM[1]:g} mm along three directions"
         raise ValueError(f"{path}: impossible geometry, voxels of {sizes} mm: {accepted}")
     if has_sform and has_qform:
-        corners = np.array([(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in (*image.shape, 1, 1)[:3]))]).T
-        apart = np.linalg.norm(((sform - qform) @ corners)[:3], axis=0).max() * _millimetres(image, path)
+        shape = header.get_data_shape()
+        corners = np.array([(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in (*shape, 1, 1)[:3]))]).T
+        apart = np.linalg.norm(((sform - qform) @ corners)[:3], axis=0).max() * millimetres
         if not apart <= _SAME_PLACE_MM:
             accepted = f"accepted are headers with one of them, or with two that agree to {_SAME_PLACE_MM:g} mm"
             raise ValueError(f"{path}: sform and qform disagree by up to {apart:.1f} mm: {accepted}")
     return affine
 
 
-def _qform(image: nib.Nifti1Image, path: str | Path):
+def _qform(header: nib.Nifti1Header, path: str | Path):
     try:
-        # What is stored: nibabel takes a voxel size of 0 for 1.
-        kind = type(image.header)
-        with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as file:
-            stored = kind(file.read(kind.template_dtype.itemsize), check=False)
-        return stored.get_qform(coded=True)
+        return header.get_qform(coded=True)
     except _UNREADABLE as error:  # Impossible quaternions or voxel sizes.
         raise ValueError(f"{path}: impossible geometry ({str(error).splitlines()[0]})") from None
 
@@ -253,24 +363,23 @@ def read_header(path: str | Path) -> Header:
     ValueError
         If it has no NIfTI header, fewer than three axes, or an affine that is not finite and invertible.
     """
-    image = _open(path)
-    header, millimetres = image.header, _millimetres(image, path)
-    try:
-        placed = header["sform_code"] > 0 or header["qform_code"] > 0
-        affine = header.get_best_affine() if placed else None
-        voxel_mm = np.array(header.get_zooms()[:3], dtype=float) * millimetres
-    except _UNREADABLE as error:
-        raise _unreadable(path, error) from None
+    header, _ = _open(path)
     shape = tuple(int(n) for n in header.get_data_shape())
     if len(shape) < 3 or min(shape) < 1:
         raise ValueError(f"{path} has shape {shape}: accepted are volumes with at least one voxel along three axes")
-    if affine is not None:
-        affine = np.diag([millimetres, millimetres, millimetres, 1.0]) @ affine
-        if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
-            raise ValueError(f"{path} has the affine {affine.tolist()}: accepted is an invertible 4 x 4 matrix")
-        # A file's two records of its voxel size may differ; the affine is the one that images are placed by.
-        voxel_mm = nib.affines.voxel_sizes(affine)
-    return Header(shape, voxel_mm, affine)
+    millimetres, placed = _millimetres(header, path), header["sform_code"] > 0 or header["qform_code"] > 0
+    if not placed:
+        voxel_mm = np.abs(np.array(header["pixdim"][1:4], dtype=float)) * millimetres
+        if not (np.isfinite(voxel_mm).all() and voxel_mm.min() > 0):
+            raise ValueError(f"{path} has voxels of {' x '.join(f'{mm:g}' for mm in voxel_mm)} mm: accepted are sizes above 0")
+        return Header(shape, voxel_mm, None)
+    with np.errstate(all="ignore"):
+        stored = header.get_sform() if header["sform_code"] > 0 else _qform(header, path)[0]
+        affine = np.diag([millimetres, millimetres, millimetres, 1.0]) @ np.asarray(stored, dtype=np.float64)
+    if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+        raise ValueError(f"{path} has the affine {affine.tolist()}: accepted is an invertible 4 x 4 matrix")
+    # A file's two records of its voxel size may differ; the affine is the one that images are placed by.
+    return Header(shape, nib.affines.voxel_sizes(affine), affine)
 
 
 def sidecar_path(path: str | Path) -> Path:
