@@ -835,3 +835,46 @@ def test_a_geometry_is_refused_before_the_first_slice(small, sources, target, mo
     monkeypatch.setattr(small, "_reconstruct", None)
     with pytest.raises(ValueError, match="geometry has no FLAIR"):
         small.harmonize(sources, target, slice_step=180, geometry={"T1w": None, "T2w": THICK})
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n", "a pointer of git-lfs"),
+        (b"../.git/annex/objects/x/y/MD5E-s12--00.pt", "a pointer of git-annex"),
+        (b"<!DOCTYPE html><title>Sign in</title>", "a web page"),
+        (b"404: Not Found", "it begins with b'404: Not Found'"),
+        (b"", "it is empty"),
+    ],
+)
+def test_weights_that_were_never_downloaded_are_called_what_they_are(tmp_path, content, words):
+    path = tmp_path / "harmonizer.pt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        checkpoint.read(path)
+    assert str(error.value).startswith(f"{path}: not a readable checkpoint (") and words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "theta, eta, norm, words",
+    [
+        ([0, 1], [0, 1], -5, "norm of the target is -5: accepted is one finite number above 0"),
+        ([0, 1], [0, 1], 0, "norm of the target is 0"),
+        ([0, 1], [0, 1], np.inf, "norm of the target is inf"),
+        ([0, 1], [0, 1], None, "norm of the target is None"),
+        ([np.nan, 1], [0, 1], 1, "theta of the target is [nan, 1]: accepted are two finite numbers"),
+        ([0, 1], [1e39, 0], 1, "eta of the target is [1e+39, 0]"),
+        ([0, 1, 2], [0, 1], 1, "theta of the target is [0, 1, 2]"),
+        ("ab", [0, 1], 1, "theta of the target is ab"),
+    ],
+)
+def test_a_target_that_no_image_has_is_refused(theta, eta, norm, words):
+    with pytest.raises(ValueError) as error:
+        haca3.Target(theta, eta, norm)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_target_given_in_lists_is_one_of_arrays():
+    target = haca3.Target([0, 1], (0.5, 1), 3)
+    assert target.theta.dtype == target.eta.dtype == np.float32 and isinstance(target.norm, float)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from helpers import volumes
 from helpers.haca3 import networks
 
 _REBUILD = {
@@ -88,13 +89,19 @@ def read(path: str | Path) -> dict:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    if reason := volumes.disguise(path):
+        raise ValueError(f"{path}: not a readable checkpoint ({reason})")
     try:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
             content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_restricted_pickle)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path}: refused, nothing of it was run: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        if reason.startswith("invalid load key"):  # What pickle says of any first byte that it does not know.
+            start = path.read_bytes()[:16]
+            raise ValueError(f"{path}: not a readable checkpoint (it begins with {start!r}, no file of torch.save does)") from None
+        raise ValueError(f"{path}: refused, nothing of it was run: {reason}") from None
     except Exception as error:  # torch.load raises whatever the damaged bytes lead to
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path}: not a readable checkpoint ({reason})") from None

@@ -68,11 +68,28 @@ class Target:
         Mean over the coronal slices 100 to 119.
     norm : float
         95th percentile of the image, in its own units: the scale of the output.
+
+    Raises
+    ------
+    ValueError
+        If theta or eta is not two finite numbers, or norm not a finite one above 0.
     """
 
     theta: np.ndarray
     eta: np.ndarray
     norm: float
+
+    def __post_init__(self):
+        for name, shape, accepted in (("theta", (2,), "two finite numbers"), ("eta", (2,), "two finite numbers"), ("norm", (), "one finite number above 0")):
+            given = getattr(self, name)
+            try:
+                with np.errstate(over="ignore"):  # What float32 cannot hold is infinite, and refused as such.
+                    value = np.asarray(given, dtype=np.float32)
+            except (TypeError, ValueError):
+                value = np.float32(np.nan)
+            if value.shape != shape or not np.isfinite(value).all() or (name == "norm" and value <= 0):
+                raise ValueError(f"{name} of the target is {str(given).splitlines()[0]}: accepted {'is' if name == 'norm' else 'are'} {accepted}")
+            object.__setattr__(self, name, float(given) if name == "norm" else value)
 
 
 @dataclass(frozen=True)
