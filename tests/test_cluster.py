@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import dask
-import dask_jobqueue  # noqa: F401  brings its own settings
 import pytest
 from helpers import cli, cluster, layout
 from helpers.cluster import Cluster
@@ -34,6 +33,8 @@ def test_the_job_script_is_the_one_kept(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", cluster.KINDS)
 def test_a_script_asks_for_nothing_that_nobody_wrote(kind, tmp_path):
+    import dask_jobqueue  # noqa: F401  brings its own settings, which must not be needed before a script is asked for
+
     # dask-jobqueue's own default is half an hour, and a file of its own may say more.
     of_the_site = {"walltime": "00:07:00", "queue": "site", "job-mem": "7GB", "mem": 7_000_000_000, "resource-spec": "site=7"}
     with dask.config.set({f"jobqueue.{kind}": {**dask.config.get(f"jobqueue.{kind}"), **of_the_site}}):
@@ -72,7 +73,7 @@ def test_a_script_asks_for_nothing_that_nobody_wrote(kind, tmp_path):
     ],
 )
 def test_a_directive_takes_the_place_of_the_line_that_says_the_same(kind, directive, gone, tmp_path):
-    settings = {"kind": kind, "cores": 2, "memory": "12GB", "walltime": "02:00:00", "queue": "short"}
+    settings = {"kind": kind, "cores": 2, "memory": "12GB", "walltime": cluster._WALLTIME[kind][1], "queue": "short"}
     mark = cluster.KINDS[kind][3]
     plain = cluster.job_script(Cluster(**settings), tmp_path).splitlines()
     script = cluster.job_script(Cluster(**settings, directives=[directive]), tmp_path).splitlines()
@@ -97,7 +98,7 @@ def test_a_directive_takes_the_place_of_the_line_that_says_the_same(kind, direct
     ],
 )
 def test_other_directives_come_on_top(kind, directive, tmp_path):
-    settings = {"kind": kind, "walltime": "02:00:00", "queue": "short"}
+    settings = {"kind": kind, "walltime": cluster._WALLTIME[kind][1], "queue": "short"}
     mark = cluster.KINDS[kind][3]
     plain = cluster.job_script(Cluster(**settings), tmp_path).splitlines()
     script = cluster.job_script(Cluster(**settings, directives=[directive]), tmp_path).splitlines()
@@ -105,6 +106,15 @@ def test_other_directives_come_on_top(kind, directive, tmp_path):
         *(line for line in plain if line.startswith(mark)),
         f"{mark} {directive}",
     ]
+
+
+@pytest.mark.parametrize(
+    "kind, walltime",
+    [("slurm", "30"), ("slurm", "30:00"), ("slurm", "1-12"), ("slurm", "1-12:30:00"), ("pbs", "7200"), ("lsf", "90"), ("sge", "7200")]
+    + [(kind, example) for kind, (_, example) in cluster._WALLTIME.items()],
+)
+def test_a_walltime_is_passed_on_as_its_batch_system_writes_it(kind, walltime):
+    assert Cluster(kind=kind, walltime=walltime).walltime == walltime
 
 
 @pytest.mark.parametrize("kind", cluster.KINDS)
@@ -126,6 +136,9 @@ def test_a_folder_with_spaces_is_quoted(kind, tmp_path, monkeypatch):
         ("kind = 'slurm'\njobs = 0", "jobs is 0: accepted are whole numbers from 1"),
         ("kind = 'slurm'\ncores = true", "cores is True"),
         ("kind = 'slurm'\nmemory = 'much'", "memory is 'much': accepted is a number with a unit"),
+        ("kind = 'lsf'\nwalltime = '01:00:00'", "walltime is '01:00:00': accepted with kind lsf is a time such as '02:00'"),
+        ("kind = 'slurm'\nwalltime = '2h'", "walltime is '2h': accepted with kind slurm is a time such as '02:00:00'"),
+        ("kind = 'sge'\nwalltime = '01:00'", "walltime is '01:00': accepted with kind sge is a time such as '02:00:00'"),
         ("kind = 'slurm'\nqueue = 3", "queue is 3: accepted is text"),
         ("kind = 'slurm'\ndirectives = '-X'", "directives is '-X': accepted is a list"),
         ("kind = 'slurm'\nworkers = 3", "workers is 3 with kind slurm: accepted there is jobs"),

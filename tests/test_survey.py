@@ -110,7 +110,7 @@ def test_a_length_may_name_its_unit(value):
     assert survey.millimetres(value) == pytest.approx(5)
 
 
-@pytest.mark.parametrize("value", (None, "", "n/a", float("nan"), "NaN"))
+@pytest.mark.parametrize("value", (None, "", "n/a", float("nan"), "NaN", "NA", "#N/A", "null", "-"))
 def test_nothing_said_is_unknown(value):
     assert np.isnan(survey.millimetres(value))
 
@@ -523,6 +523,12 @@ def test_a_row_that_cannot_be_read_is_named_and_no_column_shifts(tmp_path, conte
         survey.from_csv(path)
     assert str(error.value).startswith(f"{path}: {message}")
     assert "\n" not in str(error.value)
+
+
+def test_what_programs_write_for_nothing_is_no_reason(tmp_path):
+    rows = "".join(f"T2w,5,{word},2D,axial,{word}\n" for word in ("", "NA", "n/a", "-", "#N/A"))
+    (tmp_path / "x.csv").write_text("contrast,thickness_mm,gap_mm,dimension,orientation,session\n" + rows)
+    assert not survey.from_csv(tmp_path / "x.csv").unfit.any()
 
 
 def test_a_comma_that_may_stand_for_thousands_is_a_reason(tmp_path):

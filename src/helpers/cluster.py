@@ -63,6 +63,14 @@ _SAME = {
     },
 }
 
+#: Kind -> how a walltime is written, and an example. A batch system reads what another writes as something else, or not at all.
+_WALLTIME = {
+    "slurm": (r"\d+-\d+(:\d+){0,2}|\d+(:\d+){0,2}", "02:00:00"),
+    "pbs": (r"\d+(:\d+){0,2}", "02:00:00"),
+    "lsf": (r"\d+(:\d+)?", "02:00"),
+    "sge": (r"\d+|\d+:\d+:\d+", "02:00:00"),
+}
+
 #: Kind -> the option by which a job asks for memory alone.
 _MEMORY = {"slurm": "--mem=", "lsf": "-M "}
 
@@ -133,6 +141,10 @@ class Cluster:
                 raise ValueError(f"{name} is {value!r}: accepted is text of one line")
         if not re.fullmatch(r"(\d+(\.\d+)? ?[KMGT]i?B)?", self.memory):
             raise ValueError(f"memory is {self.memory!r}: accepted is a number with a unit, such as '4GB', or nothing")
+        if self.walltime and self.kind in KINDS:
+            form, example = _WALLTIME[self.kind]
+            if not re.fullmatch(form, self.walltime):
+                raise ValueError(f"walltime is {self.walltime!r}: accepted with kind {self.kind} is a time such as '{example}'")
         for name in ("directives", "prologue"):
             value = getattr(self, name)
             if not isinstance(value, (list, tuple)) or not all(isinstance(each, str) and "\n" not in each for each in value):
@@ -294,6 +306,9 @@ def _ended(kind: str, job: str | None) -> bool:
 def _configured(cluster: Cluster):
     import dask
     import distributed  # noqa: F401  brings its own settings, which must be there before some are changed for a while
+
+    if cluster.kind in KINDS:
+        import dask_jobqueue  # noqa: F401  likewise: settings that come while others are changed would be taken back with them
 
     # A script asks for what the study says, and for nothing that dask-jobqueue or a file of its own would add, as half an hour.
     asked = ("walltime", "queue", "account", "project", "interface", "resource-spec", "job-cpu", "job-mem", "ncpus", "mem")

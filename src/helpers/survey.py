@@ -72,6 +72,9 @@ _TERMS = {
     "ImageOrientationPatientDICOM": "",
 }
 
+#: How sidecars, spreadsheets and programs write that nothing is known.
+_NOTHING = ("", "n/a", "#n/a", "na", "nan", "null", "-")
+
 _LENGTH = re.compile(r"\s*([-+]?(?:\d+[.,]?\d*|[.,]\d+)(?:[eE][-+]?\d+)?)\s*(mm|cm|m|um|µm)?\s*")
 _UNIT_MM = {None: 1.0, "mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "µm": 0.001}
 
@@ -205,7 +208,7 @@ def millimetres(value) -> float:
     >>> millimetres("0.5 cm")
     5.0
     """
-    if value is None or (isinstance(value, str) and value.strip().lower() in ("", "n/a", "nan")):
+    if value is None or (isinstance(value, str) and value.strip().lower() in _NOTHING):
         return math.nan
     match = _LENGTH.fullmatch(value) if isinstance(value, str) else None
     if match and not re.search(r"\d,\d{3}$", match[1]):
@@ -702,7 +705,7 @@ def _spelled(name: str, value, accepted: Iterable[str], reasons: list[str]) -> s
     for known in accepted:
         if text.lower() == known.lower():
             return known
-    if text and text.lower() != "n/a":
+    if text.lower() not in _NOTHING:
         reasons.append(f"{name} is {_shown(value)}: accepted are {', '.join(accepted)}")
     return ""
 
