@@ -292,7 +292,7 @@ def panels():
     subject = phantom.subject(1)
     images = {contrast: phantom.render(subject, phantom.scanner("study-1"), contrast, 1) for contrast in study.CONTRASTS}
     plane, brain = (figures.upright(volume, "coronal", 120) for volume in (images["T1w"], subject.brain))
-    panel = widgets.ProfilePanel(plane, brain, slice_profile.parameters(), study.Resolution(5, 1.5))
+    panel = widgets.ProfilePanel(plane, brain, slice_profile.Pulse(), study.Resolution(5, 1.5))
     model = haca3.load(layout.MODELS / "harmonizer-small.pt", device="cpu")
     targets = {contrast: model.target(image) for contrast, image in images.items()}
     looked_at = live.scene(images, subject.brain)

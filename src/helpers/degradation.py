@@ -17,6 +17,7 @@ import numpy as np
 from scipy import ndimage
 
 from helpers import linear, slice_profile, study, volumes
+from helpers.slice_profile import Pulse
 
 #: The two anatomical directions between which the slices of an orientation are stacked.
 THROUGH_PLANE = {"axial": "IS", "sagittal": "LR", "coronal": "PA"}
@@ -82,7 +83,7 @@ def slice_positions(n: int, voxel_mm: float, resolution: study.Resolution) -> np
     return (n - 1) / 2 + (np.arange(n_lr) - (n_lr - 1) / 2) * separation
 
 
-def matrix(n: int, voxel_mm: float, resolution: study.Resolution, /, **profile) -> np.ndarray:
+def matrix(n: int, voxel_mm: float, resolution: study.Resolution, pulse: Pulse = Pulse()) -> np.ndarray:
     """The matrix that turns a line of voxels along the slice normal into slices.
 
     M = S B3 K: convolution with the slice profile (K), cubic B-spline interpolation with its
@@ -97,8 +98,8 @@ def matrix(n: int, voxel_mm: float, resolution: study.Resolution, /, **profile) 
         Their size, mm.
     resolution : study.Resolution
         Slice thickness and gap.
-    **profile
-        As in `slice_profile.parameters`.
+    pulse : slice_profile.Pulse
+        Its slice profile blurs.
 
     Returns
     -------
@@ -110,12 +111,11 @@ def matrix(n: int, voxel_mm: float, resolution: study.Resolution, /, **profile) 
     ValueError
         As `slice_profile.taps`.
     """
-    # Positional only, because a profile has an n of its own: the samples of the pulse.
     # An affine read from float32 says 1.00000006 mm: not another matrix.
-    return _matrix(int(n), round(float(voxel_mm), 6), resolution, *slice_profile.parameters(**profile).values())
+    return _matrix(int(n), round(float(voxel_mm), 6), resolution, pulse)
 
 
-def degrade(volume: np.ndarray, affine: np.ndarray, orientation: str, resolution: study.Resolution, **profile):
+def degrade(volume: np.ndarray, affine: np.ndarray, orientation: str, resolution: study.Resolution, pulse: Pulse = Pulse()):
     """Simulate the 2D acquisition of a volume [1]_.
 
     Parameters
@@ -128,8 +128,8 @@ def degrade(volume: np.ndarray, affine: np.ndarray, orientation: str, resolution
         Of the simulated slices.
     resolution : study.Resolution
         Slice thickness and gap.
-    **profile
-        As in `slice_profile.parameters`.
+    pulse : slice_profile.Pulse
+        Its slice profile blurs.
 
     Returns
     -------
@@ -141,13 +141,13 @@ def degrade(volume: np.ndarray, affine: np.ndarray, orientation: str, resolution
     Raises
     ------
     ValueError
-        If the volume, affine, orientation or a parameter of the profile cannot be used.
+        If the volume, affine or orientation cannot be used, or as `slice_profile.taps`.
     """
     volume = volumes.check(volume)
     affine = np.asarray(affine, dtype=float)
     axis = through_plane_axis(affine, orientation)
     voxel_mm = float(np.linalg.norm(affine[:3, axis]))
-    weights = matrix(volume.shape[axis], voxel_mm, resolution, **profile)
+    weights = matrix(volume.shape[axis], voxel_mm, resolution, pulse)
     positions = slice_positions(volume.shape[axis], voxel_mm, resolution)
     lr_affine = affine.copy()
     lr_affine[:3, 3] += affine[:3, axis] * positions[0]
@@ -156,8 +156,8 @@ def degrade(volume: np.ndarray, affine: np.ndarray, orientation: str, resolution
 
 
 @lru_cache(maxsize=128)
-def _matrix(n, voxel_mm, resolution, *values):
-    taps = slice_profile.taps(resolution.thickness_mm, voxel_mm, **dict(zip(slice_profile.DEFAULTS, values, strict=True)))
+def _matrix(n: int, voxel_mm: float, resolution: study.Resolution, pulse: Pulse) -> np.ndarray:
+    taps = slice_profile.taps(resolution.thickness_mm, voxel_mm, pulse)
     weights = matrix_of(taps, n, voxel_mm, resolution)
     weights.flags.writeable = False
     return weights

@@ -6,32 +6,32 @@ intensity scale are those of the original image.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from helpers import degradation, metrics, slice_profile
+from helpers.slice_profile import Pulse
 from helpers.study import AXIS, CONTRASTS, ORIENTATIONS, Resolution
 
 
-def kernels(thickness_mm: float, **design) -> dict[str, np.ndarray]:
+def kernels(thickness_mm: float, pulse: Pulse = Pulse()) -> dict[str, np.ndarray]:
     """Weights of the voxels around a slice on the 1 mm grid, by ways to get at them.
 
     Parameters
     ----------
     thickness_mm : float
-    **design
-        Of the pulse, as in `slice_profile.parameters`.
+    pulse : slice_profile.Pulse
 
     Returns
     -------
     dict of str to ndarray
         ``simulated``, ``box``, ``Gaussian`` and, for slices that are not thinner than a voxel, ``radifox``.
     """
-    found = {"simulated": slice_profile.taps(thickness_mm, 1.0, **design)}
+    found = {"simulated": slice_profile.taps(thickness_mm, 1.0, pulse)}
     found |= {name: slice_profile.plain_taps(name.lower(), thickness_mm, 1.0) for name in ("box", "Gaussian")}
     if thickness_mm >= 1:
-        found["radifox"] = slice_profile.taps(thickness_mm, 1.0, **{**design, "compat": "radifox"})
+        found["radifox"] = slice_profile.taps(thickness_mm, 1.0, replace(pulse, compat="radifox"))
     return found
 
 

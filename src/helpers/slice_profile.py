@@ -13,6 +13,7 @@ References
 """
 
 import math
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -26,72 +27,92 @@ FILTER_TYPES = ("ls", "pm", "ms", "min", "max")
 PARTS = ("magnitude", "real")
 COMPATS = (None, "radifox")
 
-#: What may be said about a slice profile, and what is taken where nothing is said.
-DEFAULTS = {"tb": 16, "n": 128, "ptype": "ex", "ftype": "ls", "d1": 0.01, "d2": 0.01, "part": "magnitude", "compat": None}
+#: Flip angles in degrees: unless given, and the range. A slice that is excited by more than 90 degrees has more signal at its edges than
+#: in its middle; a pulse that refocuses by less than 90 degrees refocuses less than half.
+_FLIP_DEG = {"ex": (90.0, 0.1, 90.0), "se": (180.0, 90.0, 180.0)}
+
+#: What the centre of a slice must have of what the flip angle promises. A weaker excitation still shows its slice; a spin echo that a
+#: pulse does not refocus is lost.
+_LEAST_AT_CENTRE = {"ex": 0.5, "se": 0.9}
 
 # Samples of the simulated profile per cycle per pulse. A pulse of unit length cannot make a profile
 # that varies much faster than one cycle, so 32 leave nothing between the samples.
 _SAMPLES_PER_CYCLE = 32
 
 
-def parameters(**design) -> dict:
-    """Every parameter of a slice profile: those given, checked, and the defaults of the rest.
+def _is_number(value) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """A slice-selective RF pulse, and how its slice profile is read.
 
     Parameters
     ----------
     tb : float
-        Time-bandwidth product of the pulse, unitless.
+        Time-bandwidth product, unitless.
     n : int
-        Samples of the pulse, even.
+        Samples, even.
     ptype : {"ex", "se"}
-        90-degree excitation or 180-degree refocusing pulse.
+        Excitation or refocusing pulse.
+    flip_angle_deg : float, optional
+        Flip angle in degrees: up to 90 of an excitation, from 90 to 180 of a refocusing pulse. Unless given 90 and 180.
     ftype : {"ls", "pm", "ms", "min", "max"}
         Filter behind the pulse: least squares, equiripple, windowed sinc, minimum or maximum phase.
     d1, d2 : float
-        Ripple in the pass band and in the stop band, as a fraction of the magnetization at rest.
+        Ripple in the pass band and in the stop band, as a fraction of the signal of the slice.
     part : {"magnitude", "real"}
         The magnitude of the transverse magnetization, which rectifies the ripple, or its real part after rephasing.
     compat : {None, "radifox"}
         ``"radifox"`` samples the taps as the tool does that the authors' laboratory publishes (see `taps`).
 
-    Returns
-    -------
-    dict
-        The keys of `DEFAULTS`.
-
     Raises
     ------
     ValueError
-        If a parameter is unknown or impossible.
+        If a value is impossible.
 
     Examples
     --------
-    >>> parameters(tb=4)["tb"], parameters(tb=4)["ftype"]
-    (4, 'ls')
+    >>> Pulse(tb=4).ftype, Pulse().flip_angle_deg, Pulse(ptype="se").flip_angle_deg
+    ('ls', 90.0, 180.0)
     """
-    for name in design:
-        if name not in DEFAULTS:
-            raise ValueError(f"slice profile parameter {name!r} is unknown: accepted are {', '.join(DEFAULTS)}")
-    chosen = DEFAULTS | design
-    for name, accepted in (("ptype", PULSE_TYPES), ("ftype", FILTER_TYPES), ("part", PARTS), ("compat", COMPATS)):
-        chosen[name] = study.check(name, chosen[name], accepted)
-    if not (isinstance(chosen["n"], int | np.integer) and 16 <= chosen["n"] <= 4096 and chosen["n"] % 2 == 0):
-        raise ValueError(f"n is {chosen['n']!r}: accepted are even whole numbers of samples from 16 to 4096")
-    if not (_is_number(chosen["tb"]) and 1 <= chosen["tb"] <= chosen["n"] / 4):
-        raise ValueError(f"tb is {chosen['tb']!r}: accepted are time-bandwidth products from 1 to n/4 = {chosen['n'] / 4:g}")
-    for name in ("d1", "d2"):
-        if not (_is_number(chosen[name]) and 0 < chosen[name] < 1):
-            raise ValueError(f"{name} is {chosen[name]!r}: accepted are ripples between 0 and 1")
-    return chosen
+
+    tb: float = 16
+    n: int = 128
+    ptype: str = "ex"
+    flip_angle_deg: float | None = None
+    ftype: str = "ls"
+    d1: float = 0.01
+    d2: float = 0.01
+    part: str = "magnitude"
+    compat: str | None = None
+
+    def __post_init__(self):
+        for name, accepted in (("ptype", PULSE_TYPES), ("ftype", FILTER_TYPES), ("part", PARTS), ("compat", COMPATS)):
+            object.__setattr__(self, name, study.check(name, getattr(self, name), accepted))
+        if not (isinstance(self.n, int | np.integer) and 16 <= self.n <= 4096 and self.n % 2 == 0):
+            raise ValueError(f"n is {self.n!r}: accepted are even whole numbers of samples from 16 to 4096")
+        if not (_is_number(self.tb) and 1 <= self.tb <= self.n / 4):
+            raise ValueError(f"tb is {self.tb!r}: accepted are time-bandwidth products from 1 to n/4 = {self.n / 4:g}")
+        for name in ("d1", "d2"):
+            if not (_is_number(getattr(self, name)) and 0 < getattr(self, name) < 1):
+                raise ValueError(f"{name} is {getattr(self, name)!r}: accepted are ripples between 0 and 1")
+        usual, low, high = _FLIP_DEG[self.ptype]
+        if self.flip_angle_deg is None:
+            object.__setattr__(self, "flip_angle_deg", usual)
+        if not (_is_number(self.flip_angle_deg) and low <= self.flip_angle_deg <= high):
+            what = f"accepted for ptype {self.ptype} are {low:g} to {high:g} degrees"
+            raise ValueError(f"flip_angle_deg is {self.flip_angle_deg!r}: {what}")
 
 
-def pulse(**design) -> np.ndarray:
+def waveform(pulse: Pulse = Pulse()) -> np.ndarray:
     """Design an RF pulse by the Shinnar-Le Roux algorithm [1]_, with SigPy.RF [2]_.
 
     Parameters
     ----------
-    **design
-        ``tb, n, ptype, ftype, d1, d2`` as in `parameters`; those that do not shape the pulse are ignored.
+    pulse : Pulse
+        Its ``part`` and ``compat`` do not matter here.
 
     Returns
     -------
@@ -101,12 +122,12 @@ def pulse(**design) -> np.ndarray:
     Raises
     ------
     ValueError
-        If a parameter is unknown or impossible, or there is no such pulse.
+        If there is no such pulse, or none that does what its flip angle promises.
     """
-    return _bloch(*_pulse_parameters(design))[0]
+    return _design(pulse)[0]
 
 
-def bloch(**design) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def bloch(pulse: Pulse = Pulse()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Simulate what the pulse does to magnetization that was at rest, without relaxation.
 
     The rotation that the pulse causes has the Cayley-Klein parameters a and b. An excitation leaves
@@ -115,8 +136,8 @@ def bloch(**design) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     Parameters
     ----------
-    **design
-        As in `parameters`.
+    pulse : Pulse
+        Its ``part`` and ``compat`` do not matter here.
 
     Returns
     -------
@@ -130,9 +151,9 @@ def bloch(**design) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Raises
     ------
     ValueError
-        As `pulse`.
+        As `waveform`.
     """
-    return _bloch(*_pulse_parameters(design))[1:]
+    return _design(pulse)[1:]
 
 
 def fwhm(position: np.ndarray, weight: np.ndarray) -> float:
@@ -170,7 +191,7 @@ def fwhm(position: np.ndarray, weight: np.ndarray) -> float:
     return float(right - left)
 
 
-def profile(thickness_mm: float, **design) -> tuple[np.ndarray, np.ndarray]:
+def profile(thickness_mm: float, pulse: Pulse = Pulse()) -> tuple[np.ndarray, np.ndarray]:
     """The slice profile in mm.
 
     Positions are scaled so that the *measured* width of the magnitude is the thickness: the width of a
@@ -180,29 +201,29 @@ def profile(thickness_mm: float, **design) -> tuple[np.ndarray, np.ndarray]:
     ----------
     thickness_mm : float
         Full width at half maximum, mm.
-    **design
-        As in `parameters`.
+    pulse : Pulse
 
     Returns
     -------
     position_mm : ndarray, shape (m,), mm
         Distance from the centre of the slice, evenly spaced.
     weight : ndarray, shape (m,), unitless
-        Magnitude or rephased real part of the transverse magnetization, about 1 in the slice.
+        Magnitude or rephased real part of the transverse magnetization; in the slice about
+        the sine of the flip angle, for a refocusing pulse the square of the sine of half of it.
 
     Raises
     ------
     ValueError
-        If the thickness is not greater than 0, or as `pulse`.
+        If the thickness is not greater than 0, or as `waveform`.
     """
     _check_length("thickness_mm", thickness_mm)
-    position, mxy, _ = bloch(**design)
+    position, mxy, _ = bloch(pulse)
     magnitude = np.abs(mxy)
-    weight = magnitude if parameters(**design)["part"] == "magnitude" else mxy.real
+    weight = magnitude if pulse.part == "magnitude" else mxy.real
     return position * (thickness_mm / fwhm(position, magnitude)), weight
 
 
-def taps(thickness_mm: float, voxel_mm: float, **design) -> np.ndarray:
+def taps(thickness_mm: float, voxel_mm: float, pulse: Pulse = Pulse()) -> np.ndarray:
     """Weights of the voxels around a slice: the profile integrated over each voxel.
 
     With ``compat="radifox"`` they are those of the tool that the authors' laboratory publishes: the image
@@ -215,8 +236,7 @@ def taps(thickness_mm: float, voxel_mm: float, **design) -> np.ndarray:
         Slice thickness, mm.
     voxel_mm : float
         Size of a voxel along the slice normal, mm.
-    **design
-        As in `parameters`.
+    pulse : Pulse
 
     Returns
     -------
@@ -226,7 +246,7 @@ def taps(thickness_mm: float, voxel_mm: float, **design) -> np.ndarray:
     Raises
     ------
     ValueError
-        If a length is not greater than 0, or as `pulse`, or if a radifox slice is thinner than a voxel.
+        If a length is not greater than 0, or as `waveform`, or if a radifox slice is thinner than a voxel.
 
     Examples
     --------
@@ -235,7 +255,7 @@ def taps(thickness_mm: float, voxel_mm: float, **design) -> np.ndarray:
     """
     _check_length("thickness_mm", thickness_mm)
     _check_length("voxel_mm", voxel_mm)
-    return _taps(float(thickness_mm), float(voxel_mm), *parameters(**design).values())
+    return _taps(float(thickness_mm), float(voxel_mm), pulse)
 
 
 def plain_taps(shape: str, thickness_mm: float, voxel_mm: float) -> np.ndarray:
@@ -294,7 +314,7 @@ def transfer_function(frequency: np.ndarray, position_mm: np.ndarray, weight: np
     return waves @ weight / np.sum(weight)
 
 
-def cross_talk(thickness_mm: float, gap_mm: float | np.ndarray, **design) -> float | np.ndarray:
+def cross_talk(thickness_mm: float, gap_mm: float | np.ndarray, pulse: Pulse = Pulse()) -> float | np.ndarray:
     """Share of a slice's signal that comes from the nominal slabs of its two neighbours.
 
     Every slice counts as excited from rest: saturation by the neighbours' pulses comes on top of this.
@@ -305,8 +325,7 @@ def cross_talk(thickness_mm: float, gap_mm: float | np.ndarray, **design) -> flo
         Slice thickness, mm.
     gap_mm : float or ndarray, shape (g,)
         Slice gap, mm, or several.
-    **design
-        As in `parameters`.
+    pulse : Pulse
 
     Returns
     -------
@@ -319,7 +338,7 @@ def cross_talk(thickness_mm: float, gap_mm: float | np.ndarray, **design) -> flo
         As `profile` and `study.Resolution`.
     """
     separation = np.array([study.Resolution(thickness_mm, gap).separation_mm for gap in np.atleast_1d(gap_mm)])
-    position, weight = profile(thickness_mm, **design)
+    position, weight = profile(thickness_mm, pulse)
     slabs = separation[:, None] + np.array([-thickness_mm / 2, thickness_mm / 2])
     integral = _integral(position, weight)
     above, below = (np.diff(integral(np.clip(side * slabs, position[0], position[-1])))[:, 0] for side in (1, -1))
@@ -327,18 +346,9 @@ def cross_talk(thickness_mm: float, gap_mm: float | np.ndarray, **design) -> flo
     return share if np.ndim(gap_mm) else float(share[0])
 
 
-def _is_number(value) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _check_length(name: str, value) -> None:
     if not (_is_number(value) and value > 0):
         raise ValueError(f"{name} is {value!r}: accepted is a number of mm greater than 0")
-
-
-def _pulse_parameters(design: dict) -> tuple:
-    chosen = parameters(**design)
-    return tuple(chosen[name] for name in ("tb", "n", "ptype", "ftype", "d1", "d2"))
 
 
 def _integral(position: np.ndarray, weight: np.ndarray) -> CubicSpline:
@@ -346,24 +356,54 @@ def _integral(position: np.ndarray, weight: np.ndarray) -> CubicSpline:
     return CubicSpline(position, weight).antiderivative()
 
 
+def _ripples(pulse: Pulse) -> tuple[float, float]:
+    """Ripples of the filter b that give those of the slice, by the parameter relations of [1]_, for any flip angle.
+
+    An excitation has Mxy = 2 b sqrt(1 - b²). Where b falls by a share e below the sine of half the flip angle, Mxy falls by the share
+    p e + q e² to second order; at 90 degrees p is 0, and d1 = 2 e². Outside the slice Mxy is 2 b. A refocusing pulse has b².
+    """
+    if pulse.ptype == "se":
+        return pulse.d1 / 4, math.sqrt(pulse.d2)
+    cosine = math.cos(math.radians(pulse.flip_angle_deg))
+    b2 = (1 - cosine) / 2
+    p, q = cosine / (1 - b2), b2 * (3 - 2 * b2) / (2 * (1 - b2) ** 2)
+    return 2 * pulse.d1 / (p + math.sqrt(p**2 + 4 * q * pulse.d1)), pulse.d2 * math.sqrt(1 - b2)
+
+
+def _design(pulse: Pulse):
+    """RF pulse, position, Mxy and Mz: designed and simulated once, however its profile is read."""
+    return _simulate(replace(pulse, part="magnitude", compat=None))
+
+
 @lru_cache(maxsize=64)
-def _bloch(tb, n, ptype, ftype, d1, d2):
-    """RF pulse, position, Mxy and Mz: designed and simulated once for each set of parameters."""
+def _simulate(pulse: Pulse):
     from sigpy.mri.rf import sim, slr
 
-    described = f"{ptype} pulse with tb {tb:g}, n {n}, ftype {ftype}, d1 {d1:g}, d2 {d2:g}"
+    described = (
+        f"{pulse.ptype} pulse with tb {pulse.tb:g}, n {pulse.n}, flip_angle_deg {pulse.flip_angle_deg:g}, ftype {pulse.ftype}, "
+        f"d1 {pulse.d1:g}, d2 {pulse.d2:g}"
+    )
+    b2 = (1 - math.cos(math.radians(pulse.flip_angle_deg))) / 2
     try:
-        # The pulse is real by design; what SigPy leaves in the imaginary part is rounding.
-        rf = slr.dzrf(n, tb, ptype, ftype, d1, d2, cancel_alpha_phs=False).real
+        # "st" leaves the filter as it is. The pulse is real by design; what SigPy leaves in the imaginary part is rounding.
+        b = math.sqrt(b2) * slr.dzrf(pulse.n, pulse.tb, "st", pulse.ftype, *_ripples(pulse))
+        rf = slr.b2rf(b).real
     except (ValueError, ArithmeticError, IndexError, np.linalg.LinAlgError) as error:
         raise ValueError(f"there is no {described} ({str(error).splitlines()[0]}): try a larger tb or another ftype") from None
     # Outside half the sampling rate of the pulse the profile only repeats itself.
-    position = np.arange(-n * _SAMPLES_PER_CYCLE // 2, n * _SAMPLES_PER_CYCLE // 2 + 1) / _SAMPLES_PER_CYCLE
+    half = pulse.n * _SAMPLES_PER_CYCLE // 2
+    position = np.arange(-half, half + 1) / _SAMPLES_PER_CYCLE
     a, b = sim.abrm(rf, position)
-    mxy, mz = (2 * a.conj() * b, np.abs(a) ** 2 - np.abs(b) ** 2) if ptype == "ex" else (b * b, 1 - 2 * np.abs(b) ** 2)
+    if pulse.ptype == "ex":
+        mxy, mz, promised = 2 * a.conj() * b, np.abs(a) ** 2 - np.abs(b) ** 2, 2 * math.sqrt(b2 * (1 - b2))
+    else:
+        mxy, mz, promised = b * b, 1 - 2 * np.abs(b) ** 2, b2
     magnitude = np.abs(mxy)
-    if not (np.isfinite(magnitude).all() and magnitude.max() > 0.5):
-        raise ValueError(f"the {described} does not select a slice: try a larger tb or another ftype")
+    share, least = magnitude[half] / promised, _LEAST_AT_CENTRE[pulse.ptype]
+    if not (np.isfinite(magnitude).all() and share >= least):
+        done = "excites" if pulse.ptype == "ex" else "refocuses"
+        why = f"at its centre it {done} {share:.0%} of what its flip angle promises, accepted is {least:.0%} or more"
+        raise ValueError(f"the {described} does not select a slice ({why}): try a larger tb or another ftype")
     inside = magnitude > magnitude.max() / 2
     phase = np.unwrap(np.angle(mxy[inside]))
     mxy = mxy * np.exp(-1j * np.polyval(np.polyfit(position[inside], phase, 1, w=magnitude[inside]), position))
@@ -373,12 +413,11 @@ def _bloch(tb, n, ptype, ftype, d1, d2):
 
 
 @lru_cache(maxsize=256)
-def _taps(thickness_mm, voxel_mm, *values):
-    design = dict(zip(DEFAULTS, values, strict=True))
-    if design["compat"] == "radifox":
-        weights = _radifox_taps(thickness_mm, voxel_mm, design)
+def _taps(thickness_mm: float, voxel_mm: float, pulse: Pulse):
+    if pulse.compat == "radifox":
+        weights = _radifox_taps(thickness_mm, voxel_mm, pulse)
     else:
-        position, weight = profile(thickness_mm, **design)
+        position, weight = profile(thickness_mm, pulse)
         edges = _edges(thickness_mm, voxel_mm)
         # Far outside its slice a thin profile was not simulated: it is zero there.
         weights = np.diff(_integral(position, weight)(np.clip(edges, position[0], position[-1])))
@@ -394,14 +433,14 @@ def _edges(thickness_mm, voxel_mm):
     return (np.arange(-radius, radius + 2) - 0.5) * voxel_mm
 
 
-def _radifox_taps(thickness_mm, voxel_mm, design):
+def _radifox_taps(thickness_mm: float, voxel_mm: float, pulse: Pulse):
     if thickness_mm < voxel_mm:
         raise ValueError(f"thickness_mm is {thickness_mm:g}: accepted with compat radifox is {voxel_mm:g} mm, a voxel, or more")
     width = math.sqrt((thickness_mm / voxel_mm) ** 2 - 1)
     if width == 0:
         return np.ones(1)
-    position, mxy, _ = bloch(**design)
-    weight = np.abs(mxy) if design["part"] == "magnitude" else mxy.real
+    position, mxy, _ = bloch(pulse)
+    weight = np.abs(mxy) if pulse.part == "magnitude" else mxy.real
     radius = round(width)
-    centres = np.arange(-radius, radius + 1) * (design["tb"] / width)
+    centres = np.arange(-radius, radius + 1) * (pulse.tb / width)
     return CubicSpline(position, weight)(np.clip(centres, position[0], position[-1]))

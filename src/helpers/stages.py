@@ -331,7 +331,7 @@ def degraded(plan: Study, subject: int | str, contrast: str, orientation: str, r
 
     def work(_):
         lr_volume, lr_affine = degradation.degrade(*_read(source), orientation, resolution)
-        yield lr_volume, lr_affine, {**_acquisition(orientation, resolution), "SliceProfile": slice_profile.parameters()}
+        yield lr_volume, lr_affine, {**_acquisition(orientation, resolution), "SliceProfile": dataclasses.asdict(slice_profile.Pulse())}
 
     _make({contrast: path}, key, [source], work)
     return path

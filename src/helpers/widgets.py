@@ -87,6 +87,10 @@ _PATIENT = _NARROW | {"continuous_update": False}
 # ---------------------------------------------------------------- notebook 01
 
 
+#: Flip angles that the sliders offer, in degrees.
+_FLIP_DEG = {"ex": (5, 90), "se": (90, 180)}
+
+
 class ProfilePanel:
     """From the pulse to the brain, with sliders: everything that notebook 01 shows, redrawn as they move.
 
@@ -96,32 +100,34 @@ class ProfilePanel:
         Coronal slice of a 3D image, 1 mm pixels, seen upright; slices are stacked along its rows.
     brain : ndarray of bool
         Of the same slice.
-    design : dict
-        Pulse to begin with, as `slice_profile.parameters` gives it.
+    pulse : slice_profile.Pulse
+        To begin with.
     resolution : Resolution
         Slices to begin with.
     """
 
-    def __init__(self, plane: np.ndarray, brain: np.ndarray, design: Mapping, resolution: Resolution):
+    def __init__(self, plane: np.ndarray, brain: np.ndarray, pulse: slice_profile.Pulse, resolution: Resolution):
         self.plane, self.brain = plane, brain
         self.controls = {
-            "tb": _slider("time-bandwidth", design["tb"], 2, 24, 0.5),
-            "d1": _slider("ripple inside", design["d1"], 0.001, 0.1, 0.001),
-            "d2": _slider("ripple outside", design["d2"], 0.001, 0.1, 0.001),
+            "tb": _slider("time-bandwidth", pulse.tb, 2, 24, 0.5),
+            "d1": _slider("ripple inside", pulse.d1, 0.001, 0.1, 0.001),
+            "d2": _slider("ripple outside", pulse.d2, 0.001, 0.1, 0.001),
             "thickness": _slider("thickness (mm)", resolution.thickness_mm, 1, 10, 0.1),
             "gap": _slider("gap (mm)", resolution.gap_mm, 0, 5, 0.1),
-            "ftype": _choice("filter", [(_FILTERS[f], f) for f in slice_profile.FILTER_TYPES], design["ftype"]),
-            "ptype": w.ToggleButtons(options=[("excitation", "ex"), ("spin echo", "se")], value=design["ptype"]),
-            "part": w.ToggleButtons(options=list(slice_profile.PARTS), value=design["part"]),
+            "flip": _slider("flip angle (°)", pulse.flip_angle_deg, *_FLIP_DEG[pulse.ptype], 1.0),
+            "ftype": _choice("filter", [(_FILTERS[f], f) for f in slice_profile.FILTER_TYPES], pulse.ftype),
+            "ptype": w.ToggleButtons(options=[("excitation", "ex"), ("spin echo", "se")], value=pulse.ptype),
+            "part": w.ToggleButtons(options=list(slice_profile.PARTS), value=pulse.part),
         }
         for toggle in (self.controls["ptype"], self.controls["part"]):
             toggle.style.button_width = "155px"
         self.numbers = w.HTML()
         self.pictures = [Picture(15, 2.9, self._first_row), Picture(15, 3.5, self._second_row)]
+        self.controls["ptype"].observe(self._change_type, "value")
         for control in self.controls.values():
             control.observe(self.update, "value")
         self.update()
-        names = ["tb", "d1", "d2", "ftype"], ["thickness", "gap", "ptype", "part"]
+        names = ["tb", "flip", "d1", "d2", "ftype"], ["thickness", "gap", "ptype", "part"]
         columns = [w.VBox([self.controls[name] for name in column]) for column in names]
         self.widget = w.VBox([w.HBox([*columns, self.numbers], layout=w.Layout(align_items="center", grid_gap="24px")), *(picture.widget for picture in self.pictures)])
 
@@ -168,19 +174,27 @@ class ProfilePanel:
             axes.title.set_fontsize(11)
         return [*self.weights.values(), self.transfer, self.nyquist, self.nyquist_text, self.image, self.error]
 
+    def _change_type(self, change) -> None:
+        """Give the flip angle the range of the new type of pulse, and its usual value."""
+        low, high = _FLIP_DEG[change["new"]]
+        flip = self.controls["flip"]
+        with flip.hold_trait_notifications():
+            flip.min, flip.max, flip.value = low, high, slice_profile.Pulse(ptype=change["new"]).flip_angle_deg
+
     def update(self, _change=None) -> None:
         """Follow the controls; what cannot be designed is said in place of the numbers, and the pictures stay."""
         value = {name: control.value for name, control in self.controls.items()}
         design = {name: value[name] for name in ("tb", "d1", "d2", "ftype", "ptype", "part")}
         try:
             resolution = Resolution(round(value["thickness"], 2), round(value["gap"], 2))
-            rf = slice_profile.pulse(**design)
-            position_mm, weight = slice_profile.profile(resolution.thickness_mm, **design)
-            weights = live.kernels(resolution.thickness_mm, **design)
+            pulse = slice_profile.Pulse(**design, flip_angle_deg=value["flip"])
+            rf = slice_profile.waveform(pulse)
+            position_mm, weight = slice_profile.profile(resolution.thickness_mm, pulse)
+            weights = live.kernels(resolution.thickness_mm, pulse)
         except ValueError as error:
             self.numbers.value = _text([f"<span class='rm-error'>{error}</span>"])
             return
-        width, talk = self._draw_pulse(rf, position_mm, weight, resolution, design)
+        width, talk = self._draw_pulse(rf, position_mm, weight, resolution, pulse)
         errors = self._draw_image(position_mm, weight, resolution, weights)
         for picture in self.pictures:
             picture.show()
@@ -193,10 +207,10 @@ class ProfilePanel:
             ]
         )
 
-    def _draw_pulse(self, rf, position_mm, weight, resolution, design):
+    def _draw_pulse(self, rf, position_mm, weight, resolution, pulse):
         thickness_mm, separation_mm = resolution.thickness_mm, resolution.separation_mm
         self.b1.set_data((np.arange(len(rf)) + 0.5) / len(rf), rf / np.abs(rf).max())
-        offset, mxy, mz = slice_profile.bloch(**design)
+        offset, mxy, mz = slice_profile.bloch(pulse)
         magnitude = np.abs(mxy)
         reach = np.abs(position_mm) < 20 * max(1, thickness_mm / 10)
         across = position_mm[reach] / thickness_mm
@@ -207,10 +221,10 @@ class ProfilePanel:
         for number, line in zip((-1, 1, 0), self.slices, strict=True):
             line.set_data(position_mm[reach] + number * separation_mm, weight[reach])
         gaps_mm = np.linspace(0, 5, 11)
-        talk = slice_profile.cross_talk(thickness_mm, np.append(gaps_mm, resolution.gap_mm), **design)
+        talk = slice_profile.cross_talk(thickness_mm, np.append(gaps_mm, resolution.gap_mm), pulse)
         self.talk.set_data(gaps_mm, 100 * talk[:-1])
         self.here.set_data([resolution.gap_mm], [100 * talk[-1]])
-        return slice_profile.fwhm(offset, magnitude) / design["tb"], 100 * talk[-1]
+        return slice_profile.fwhm(offset, magnitude) / pulse.tb, 100 * talk[-1]
 
     def _draw_image(self, position_mm, weight, resolution, weights):
         for name, line in self.weights.items():
