@@ -5,6 +5,7 @@ import pytest
 from helpers import degradation, phantom, preparation, registration, stages, volumes
 from helpers.study import CONTRASTS, ORIENTATIONS, RESOLUTIONS, Resolution, Study
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
 
@@ -129,6 +130,81 @@ def test_the_brain_is_found_inside_a_head(cohort):
     assert not (found & ~ndimage.binary_dilation(brain, iterations=3)).any()
 
 
+def body(brain, image, affine, below_mm, shoulders=False):
+    """A head with skull, scalp, face, and as much of the body as lies within so many mm below the given grid, on its voxels."""
+    from edt import edt
+
+    voxel_mm = float(np.linalg.norm(affine[:3, 0]))
+    added = round(below_mm / voxel_mm)
+    image, brain = (np.pad(volume, ((0, 0), (0, 0), (added, 0))) for volume in (image, brain))
+    affine = affine @ np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, -added], [0, 0, 0, 1.0]])
+    distance = edt(~brain, anisotropy=(voxel_mm,) * 3)
+    white = np.percentile(image[brain], 80)
+    x, y, z = np.moveaxis(np.moveaxis(np.indices(image.shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3], -1, 0)
+    outside = distance > 13
+    result = np.where(brain, image, 0).astype(np.float32)
+    result[(distance > 0) & (distance <= 7)] = 0.12 * white
+    result[(distance > 7) & ~outside] = 1.3 * white
+    result[(x**2 + (y + 29) ** 2 < 60**2) & (z < -53) & outside] = 0.8 * white
+    result[((x / 55) ** 2 + ((y - 36) / 45) ** 2 + ((z + 38) / 60) ** 2 < 1) & outside] = 0.9 * white
+    if shoulders:
+        result[((x / 96) ** 2 + ((y + 29) / 70) ** 2 < 1) & (z < -158)] = 0.9 * white
+    noise = np.random.default_rng(1).normal(0, 0.015 * white, result.shape)
+    return np.abs(result + noise).astype(np.float32), affine
+
+
+def turned(degrees, axis, shift_mm=(0, 0, 0)):
+    transform = np.eye(4)
+    transform[:3, :3] = Rotation.from_euler("xyz"[axis], degrees, degrees=True).as_matrix()
+    transform[:3, 3] = shift_mm
+    return transform
+
+
+@pytest.mark.parametrize("below_mm, shoulders", [(0, False), (40, False), (100, False), (130, True)])
+@pytest.mark.parametrize("degrees, axis", [(0, 0), (20, 0), (-20, 0), (20, 1), (20, 2)])
+def test_one_start_lies_near_the_brain_however_much_of_the_body_is_seen(below_mm, shoulders, degrees, axis):
+    (image, affine), mask = registration.coarsen(preparation.template("T1w")[0], phantom.AFFINE), preparation.template("T1w")[1]
+    brain = registration.coarsen(mask.astype(np.float32), phantom.AFFINE)[0] > 0.5
+    volume, body_affine = body(brain, image, affine, below_mm, shoulders)
+    # A header that knows nothing of where the head is.
+    true = turned(degrees, axis, (800, -1200, 3000))
+    found = preparation.starts(volume, true @ body_affine)
+    assert min(registration.error_mm(start, true, brain, affine) for start in found) < 15
+    # None turns a head upside down, on its side, or into its mirror image.
+    assert min(np.diag(start)[:3].min() for start in found) > 0.9
+    np.testing.assert_allclose([np.linalg.det(start) for start in found], 1)
+
+
+@pytest.mark.slow
+def test_a_head_with_neck_is_registered_as_its_brain_alone_is():
+    fixed, affine = registration.coarsen(preparation.template("T1w")[0], phantom.AFFINE, 2)
+    brain = registration.coarsen(preparation.template("T1w")[1].astype(np.float32), phantom.AFFINE, 2)[0] > 0.5
+    volume, body_affine = body(brain, fixed, affine, 60)
+    arguments = (volume, body_affine, fixed, affine, brain)
+    found = registration.estimate(*arguments, starts=preparation.starts(volume, body_affine))
+    assert registration.error_mm(found, np.eye(4), brain, affine) < 1
+    # What one start, the centre of mass of all there is, comes to.
+    assert registration.error_mm(registration.estimate(*arguments), np.eye(4), brain, affine) > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "below_mm, shoulders, degrees, axis, header",
+    [(40, False, 0, 0, "far"), (60, False, -20, 0, "zero"), (100, False, 20, 1, "corner"), (130, True, 20, 2, "far")],
+)
+def test_the_brain_of_a_head_with_neck_comes_to_lie_where_it_does_without(cohort, below_mm, shoulders, degrees, axis, header):
+    brain = cohort["mask"][0] > 0
+    alone = preparation.prepare({"T1w": cohort["T1w"]})
+    volume, affine = body(brain, cohort["T1w"][0], cohort["T1w"][1], below_mm, shoulders)
+    header_affine = turned(degrees, axis) @ affine
+    middle = header_affine[:3, :3] @ ((np.array(volume.shape) - 1) / 2)
+    header_affine[:3, 3] = {"far": (800, -1200, 3000), "zero": -middle, "corner": (0, 0, 0)}[header]
+    true = header_affine @ np.linalg.inv(affine) @ alone.transforms["T1w"]
+    prepared = preparation.prepare({"T1w": (volume, header_affine)})
+    assert registration.error_mm(prepared.transforms["T1w"], true, brain, phantom.AFFINE) < 2
+    assert prepared.findings["T1w"] == []
+
+
 def test_no_brain_is_found_where_there_is_none():
     with pytest.raises(ValueError, match="no brain where the template has one"):
         preparation.brain_mask(np.zeros(phantom.SHAPE, np.float32), np.ones(phantom.SHAPE, bool))
@@ -137,13 +213,6 @@ def test_no_brain_is_found_where_there_is_none():
 def test_a_stripped_image_is_told_from_a_head(cohort):
     assert preparation.is_stripped(cohort["T1w"][0])
     assert not preparation.is_stripped(head(cohort)[0])
-
-
-def test_mutual_information_is_two_of_an_image_with_itself_and_near_one_of_noise():
-    first, second = np.random.default_rng(0).normal(size=(2, 60, 60, 60))
-    everywhere = np.ones(first.shape, bool)
-    assert preparation.mutual_information(first, first, everywhere) == pytest.approx(2)
-    assert preparation.mutual_information(first, second, everywhere) == pytest.approx(1, abs=2e-3)
 
 
 def test_edges_of_an_image_are_like_its_own_and_unlike_those_of_one_turned_over():

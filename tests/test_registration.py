@@ -254,6 +254,13 @@ def test_the_error_of_a_rotation_is_the_mean_arc_over_the_mask():
     assert registration.error_mm(rotation, np.eye(4), mask, affine) == pytest.approx(expected)
 
 
+def test_mutual_information_is_two_of_an_image_with_itself_and_near_one_of_noise():
+    first, second = np.random.default_rng(0).normal(size=(2, 60, 60, 60))
+    everywhere = np.ones(first.shape, bool)
+    assert registration.mutual_information(first, first, everywhere) == pytest.approx(2)
+    assert registration.mutual_information(first, second, everywhere) == pytest.approx(1, abs=2e-3)
+
+
 # ANTs
 
 
@@ -296,6 +303,33 @@ def test_an_affine_registration_finds_scales_that_a_rigid_one_cannot():
     assert registration.error_mm(found["rigid"], true, brain, affine) > 1
 
 
+def test_the_best_of_several_starts_is_followed_and_twice_to_the_bit():
+    shape, affine = small_grid(2.0, (72, 88, 70))
+    fixed, brain = head(shape, affine)
+    true = np.eye(4)
+    true[:3, 3] = 30, -40, 200
+    bad, near, outside = true.copy(), true.copy(), np.eye(4)
+    bad[2, 3] -= 50
+    near[:3, 3] += 5, -6, 7
+    moving_affine = registration.move(affine, true)
+    twice = [
+        registration.estimate(fixed, moving_affine, fixed, affine, brain, starts=[outside, bad, near]) for _ in range(2)
+    ]
+    assert registration.error_mm(twice[0], true, brain, affine) < 0.3
+    assert hashlib.sha256(twice[0].tobytes()).digest() == hashlib.sha256(twice[1].tobytes()).digest()
+    alone = registration.estimate(fixed, moving_affine, fixed, affine, brain, starts=[bad])
+    assert registration.error_mm(alone, true, brain, affine) > 10
+
+
+def test_coarse_voxels_are_means_that_stay_where_they_were():
+    affine = rotated_affine((4, -30, 12), (1, 1, 3.5), (1, -1, 1), (10, 12, 4))
+    volume = positions((24, 24, 6), affine) @ np.array([0.3, -0.7, 0.5])
+    coarse, coarse_affine = registration.coarsen(volume, affine)
+    assert coarse.shape == (6, 6, 6)
+    expected = positions(coarse.shape, coarse_affine) @ np.array([0.3, -0.7, 0.5])
+    np.testing.assert_allclose(coarse, expected, atol=1e-3)
+
+
 # Faults
 
 
@@ -316,6 +350,7 @@ def valid():
         ({"fixed_affine": np.eye(3)}, "fixed_affine is"),
         ({"moving": np.zeros((5, 5, 5))}, "moving is 0.0 everywhere"),
         ({"fixed": np.zeros((5, 5))}, "fixed has 2 dimensions"),
+        ({"starts": [np.zeros((4, 4))]}, "start is"),
         ({"moving": np.full((5, 5, 5), np.nan)}, "moving has 125 voxels that are NaN"),
     ],
 )

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from helpers import phantom, registration, volumes
 from helpers.study import BRAINS, CONTRASTS, check
@@ -41,6 +42,11 @@ CLIPPED_FRACTION = 1e-3
 SMALLEST_EXTENT_MM = 90
 #: Part of the template's brain that the field of view must hold.
 REFUSED_COVERAGE, WARNED_COVERAGE = 0.90, 0.99
+
+#: Starts of registration: a head is upright or turned by this angle, which finds heads turned by 20 degrees.
+START_TURN_DEGREES = 15.0
+#: Height of the part of a head that has neither neck nor much of the face, and how far its top is above the middle of the brain.
+UPPER_HEAD_MM, BRAIN_BELOW_TOP_MM = 110.0, 80.0
 
 #: Normalized mutual information of a contrast with the T1w. In two patients: 1.063 to 1.105 with their own, 1.012 to 1.015 with the
 #: other's, 1.019 with their own mirrored.
@@ -205,14 +211,19 @@ def foreground(volume: np.ndarray) -> np.ndarray:
         Nothing if the volume is constant.
     """
     volume = volumes.check(volume)
+    mask = _not_background(volume)
+    return _largest(mask if is_stripped(volume) else ndimage.binary_opening(mask))
+
+
+def _not_background(volume):
     if volume.min() == volume.max():
         return np.zeros(volume.shape, bool)
     if is_stripped(volume):
-        return _largest(volume != 0)
+        return volume != 0
     from skimage.filters import threshold_otsu
 
     # Half of Otsu's threshold: grey matter, cerebrospinal fluid and noise would be three classes, where it knows two.
-    return _largest(ndimage.binary_opening(volume > threshold_otsu(volume) / 2))
+    return volume > threshold_otsu(volume) / 2
 
 
 def is_stripped(volume: np.ndarray) -> bool:
@@ -365,6 +376,50 @@ def correct_bias(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return result
 
 
+def starts(volume: np.ndarray, affine: np.ndarray) -> list[np.ndarray]:
+    """Where the brain may lie: rigid transforms for registration to begin with, the best of which is to be chosen by its metric.
+
+    First the header as it is. Then heads upright or turned by `START_TURN_DEGREES` about one axis, the middle of the brain at the
+    centre of mass (right for a brain without skull, or a head without neck), at the middle of the upper part of the foreground,
+    seen in the turned head's own axes (right however much of neck and shoulders is below), and in the middle of the field of view
+    (right where the background is as bright as the head). Top is where the header says; none turns a head upside down.
+
+    Parameters
+    ----------
+    volume : ndarray, shape (X, Y, Z)
+        Of a head or a brain, 0 or more.
+    affine : ndarray, shape (4, 4)
+        Voxel index to position in mm.
+
+    Returns
+    -------
+    list of ndarray, shape (4, 4)
+        Position in MNI space to position in the image, mm.
+    """
+    volume, affine = registration.coarsen(volumes.check(volume), affine)
+    # In voxels this large a dark skull parts the brain from the neck, which may be the larger piece, and a scalp is thin: all pieces,
+    # nothing opened.
+    inside = _not_background(volume)
+    if not inside.any():
+        inside = np.ones(volume.shape, bool)
+    points = np.argwhere(inside) @ affine[:3, :3].T + affine[:3, 3]
+    mass = np.average(points, axis=0, weights=volume[inside] + 1e-6 * volume.max())
+    middle = affine[:3, :3] @ ((np.array(volume.shape) - 1) / 2) + affine[:3, 3]
+    brain = np.array(registration.BRAIN_CENTRE_MM)
+    transforms = [np.eye(4)]
+    for angles in np.vstack([np.zeros(3), START_TURN_DEGREES * np.eye(3), -START_TURN_DEGREES * np.eye(3)]):
+        turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+        upright = points @ turn  # In the axes of the head: the inverse of a rotation is its transpose.
+        top = np.percentile(upright[:, 2], 99.9)
+        upper = upright[upright[:, 2] > top - UPPER_HEAD_MM].mean(axis=0)
+        for centre in (mass, turn @ [*upper[:2], top - BRAIN_BELOW_TOP_MM], middle):
+            transform = np.eye(4)
+            transform[:3, :3] = turn
+            transform[:3, 3] = centre - turn @ brain
+            transforms.append(transform)
+    return transforms
+
+
 def brain_mask(t1: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """Find the brain in a T1w image that lies in MNI space: a threshold, then morphology.
 
@@ -430,7 +485,7 @@ class Prepared:
     coverage : dict of str to float
         Contrast -> part of the template's brain that the field of view holds.
     agreement : dict of str to float
-        Contrast -> `edge_likeness` to the template (T1w, or a single image), `mutual_information` with the T1w (others).
+        Contrast -> `edge_likeness` to the template (T1w, or a single image), `registration.mutual_information` with the T1w (others).
     findings : dict of str to list of Finding
         Contrast -> what is wrong with it that shows in MNI space only.
     """
@@ -446,7 +501,7 @@ class Prepared:
 def prepare(images: Mapping[str, tuple[np.ndarray, np.ndarray]], brain: str = "extract", seed: int = 0) -> Prepared:
     """Bring the contrasts of a subject onto HACA3's grid: N4, rigid to MNI, others rigid to the T1w, background removed.
 
-    The T1w is registered to the template, every other contrast to the T1w as it then lies in MNI space, which composes the two
+    The T1w is registered to the template from several `starts`, every other contrast to the T1w as it then lies in MNI space, which composes the two
     transforms; each image is interpolated once, from its own grid. A single image, such as a target's, is registered to the template of its own contrast.
 
     Parameters
@@ -481,10 +536,13 @@ def prepare(images: Mapping[str, tuple[np.ndarray, np.ndarray]], brain: str = "e
     for contrast in (lead, *(other for other in images if other != lead)):
         volume, affine = correct_bias(*images[contrast]), images[contrast][1]
         # Within the brain only: the template has no skull, and around a brain that was cut out there is nothing to compare.
-        transforms[contrast] = registration.estimate(volume, affine, fixed, phantom.AFFINE, known, seed=seed)
+        begin = starts(volume, affine)
+        if contrast != lead:
+            begin = [transforms[lead], *begin]  # Images of one session share a coordinate system.
+        transforms[contrast] = registration.estimate(volume, affine, fixed, phantom.AFFINE, known, seed=seed, starts=begin)
         on_grid[contrast] = registration.resample(volume, affine, *target, transforms[contrast])
         seen[contrast] = registration.resample(np.ones(volume.shape, np.float32), affine, *target, transforms[contrast]) > 0.5
-        alike = edge_likeness if contrast == lead else mutual_information
+        alike = edge_likeness if contrast == lead else registration.mutual_information
         agreement[contrast] = alike(fixed, on_grid[contrast], known & seen[contrast])
         if contrast == lead:
             fixed = on_grid[lead]
@@ -499,33 +557,6 @@ def prepare(images: Mapping[str, tuple[np.ndarray, np.ndarray]], brain: str = "e
 def _resampled_mask(volume, affine, transform):
     inside = foreground(volume).astype(np.float32)
     return registration.resample(inside, affine, phantom.SHAPE, phantom.AFFINE, transform) > 0.5
-
-
-def mutual_information(first: np.ndarray, second: np.ndarray, mask: np.ndarray, bins: int = 48) -> float:
-    """Normalized mutual information within a mask, (H(a) + H(b)) / H(a, b): 1 if one tells nothing of the other, 2 if it tells all.
-
-    Parameters
-    ----------
-    first, second : ndarray, shape (X, Y, Z)
-    mask : ndarray, shape (X, Y, Z), bool
-    bins : int
-        Of the histogram of each, from its 1st to its 99th percentile.
-
-    References
-    ----------
-    C. Studholme, D. L. G. Hill, D. J. Hawkes, "An overlap invariant entropy measure of 3D medical image alignment", Pattern
-    Recognition 32(1):71-86, 1999.
-    """
-    values = [image[mask] for image in (first, second)]
-    if not values[0].size:
-        return 1.0
-    values = [np.clip(each, *np.percentile(each, [1, 99])) for each in values]
-    joint = np.histogram2d(*values, bins)[0] / values[0].size
-
-    def entropy(part):
-        return -float(np.sum(part[part > 0] * np.log(part[part > 0])))
-
-    return (entropy(joint.sum(axis=0)) + entropy(joint.sum(axis=1))) / max(entropy(joint), 1e-12)
 
 
 def edge_likeness(first: np.ndarray, second: np.ndarray, mask: np.ndarray, sigma_mm: float = 3.0) -> float:
