@@ -75,8 +75,8 @@ SMALL = {
     "01_slice_profiles": {"name": "small", "interactive": False},
     "02_degradation": {"name": "small", "interactive": False, "experiments": ["3"], "resolutions": ["5||1.5"]},
     "03_registration": {"name": "small", "experiments": ["3"], "resolutions": ["5||1.5"]},
-    "04_harmonization": {"name": "small", "experiment": 3, "resolutions": ["5||1.5"]},
-    "05_analysis": {"name": "small", "subjects": [1], "experiments": ["3"], "resolutions": ["5||1.5"]},
+    "04_harmonization": {"name": "small", "experiment": 3, "resolutions": ["5||1.5"], "slice_step": 37},
+    "05_analysis": {"name": "small", "subjects": [1], "experiments": ["3"], "resolutions": ["5||1.5"], "slice_step": 37},
     "06_protocol_survey": {"name": "small"},
     "07_lab_meeting": {"name": "small", "subjects": [1], "interactive": False},
     "a1_train_harmonizer": {"subjects": 2, "slices": 8, "steps": 12, "eta_steps": 4, "fusion_steps": 0, "slice_step": 60},
@@ -140,7 +140,7 @@ def test_harmonization_shows_a_dropped_contrast_as_a_target_alone(results_dir, t
 
 def test_papermill_by_hand_takes_the_experiment_as_a_number(results_dir, tmp_path):
     command = [sys.executable, "-m", "papermill", str(layout.NOTEBOOKS / "04_harmonization.ipynb"), "out.ipynb", "-p", "experiment", "3"]
-    command += ["-p", "name", "small", "-p", "output_dir", str(results_dir), "-y", "resolutions: ['5||1.5']"]
+    command += ["-p", "name", "small", "-p", "output_dir", str(results_dir), "-y", "{resolutions: ['5||1.5'], slice_step: 37}"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     executed = json.loads((tmp_path / "out.ipynb").read_text())
     assert all(cell["metadata"]["papermill"]["exception"] in (False, None) for cell in executed["cells"])

@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from helpers import batch, claims, cli, degradation, layout, ledger, phantom, preparation, registration, stages, volumes
-from helpers.study import CONTRASTS, GROUND_TRUTH, Resolution, Study, subject_seed
+from helpers.study import CONTRASTS, GROUND_TRUTH, Resolution, Study, subject_seed, visited_slices
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -272,7 +272,7 @@ def without_flair(results_dir, tmp_path, monkeypatch):
         shutil.copy(stages.cohort(shared, 1)[contrast], path)
     stages.cohort(shared, phantom.TARGET_SEED)
     shutil.copytree(results_dir / "sub-sim11", tmp_path / "results" / "sub-sim11")
-    what = {"experiments": ["1b"], "resolutions": ["5||1.5"], "dropped": ["FLAIR"]}
+    what = {"experiments": ["1b"], "resolutions": ["5||1.5"], "dropped": ["FLAIR"], "slice_step": 37}
     return stages.check_cohort(Study(bids_dir=str(tmp_path / "bids"), output_dir=str(tmp_path / "results"), **what))[0]
 
 
@@ -296,9 +296,9 @@ def test_a_data_set_without_flair_is_harmonized_without_it_to_all_three_contrast
         paths = stages.harmonized(plan, "p1", experiment, resolution)
         seed = volumes.read_sidecar(paths["T1w"])["Harmonization"]["seed"]
         given = {contrast: volumes.read(path)[0] for contrast, path in images.items()}
-        by_hand = stages.harmonizer(plan).harmonize(given, stages.targets(plan), seed=seed, slice_step=11)
+        by_hand = stages.harmonizer(plan).harmonize(given, stages.targets(plan), seed=seed, slice_step=plan.slice_step)
         for contrast in CONTRASTS:
-            expected = by_hand[contrast][:, :, 5::11]
+            expected = by_hand[contrast][:, :, list(visited_slices(192, plan.slice_step))]
             np.testing.assert_allclose(volumes.read(paths[contrast])[0], expected, atol=1e-5 * expected.max())
     # Later notebooks, which know nothing of the data set, find what was prepared.
     later = Study(subjects=["p1"], dropped=["FLAIR"], output_dir=plan.output_dir)
