@@ -47,8 +47,8 @@ bench: $(STAMP)  ## speed as ratios, measured in one process
 lab: $(STAMP)  ## the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
-app: $(STAMP)  ## the lab meeting, in a browser
-	$(BIN)/voila notebooks/07_lab_meeting.ipynb
+app: $(STAMP)  ## the lab meeting, in a browser; needs no network
+	JUPYTER_PATH=$(CURDIR)/share/jupyter $(BIN)/voila --template=offline notebooks/07_lab_meeting.ipynb
 
 handout: $(STAMP)  ## slice profiles and lab meeting as pages for those who missed them, in data/derivatives/handout
 	@mkdir -p data/derivatives/handout

@@ -1,4 +1,4 @@
-"""The interactive notebooks in a real browser: they open, a control moves, picture and number change, nothing complains."""
+"""The interactive notebooks in a real browser: they open, a control moves, picture and number change, nothing complains or asks another host."""
 
 import os
 import re
@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from urllib.parse import urlsplit
 
 import pytest
 from helpers import layout
@@ -38,7 +39,7 @@ def server(tmp_path):
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]
         log = open(tmp_path / "server.log", "w")
-        environment = os.environ | {"OMP_NUM_THREADS": "2"}
+        environment = os.environ | {"OMP_NUM_THREADS": "2", "JUPYTER_PATH": str(layout.ROOT / "share" / "jupyter")}
         process = subprocess.Popen([sys.executable, "-m", *command, f"--port={port}"], stdout=log, stderr=log, env=environment)
         started.append((process, log))
         for _ in range(120):
@@ -65,18 +66,22 @@ def server(tmp_path):
 @pytest.fixture
 def page(browser):
     """A page on a projector of 1280 x 720; the browser's complaints are an error of the test."""
-    page, complaints = browser.new_page(viewport={"width": 1280, "height": 720}), []
+    page, complaints, abroad = browser.new_page(viewport={"width": 1280, "height": 720}), [], []
     page.set_default_timeout(240_000)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda request: abroad.append(request.url) if urlsplit(request.url).hostname not in (None, "localhost") else None)
     yield page
     page.close()
-    # What a page asks of the internet (Voila's icon font) is not there in a test without one.
-    assert not [text for text in complaints if "Failed to load resource" not in text]
+    # There is no network in the room: neither for the page, nor for what it draws.
+    assert not abroad
+    assert not complaints
 
 
 def voila(notebook):
-    return "voila", str(layout.NOTEBOOKS / f"{notebook}.ipynb"), "--no-browser", "--show_tracebacks=True"
+    template = "--template=offline"  # as `make app` has it
+    assert f"JUPYTER_PATH=$(CURDIR)/share/jupyter $(BIN)/voila {template} " in (layout.ROOT / "Makefile").read_text()
+    return "voila", str(layout.NOTEBOOKS / f"{notebook}.ipynb"), template, "--no-browser", "--show_tracebacks=True"
 
 
 def waits(page, locator, before, attribute="src"):

@@ -60,6 +60,7 @@ def _run(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
         print(f"not started: {name}: it needs a notebook that failed, or the disk was full", file=sys.stderr)
     if not outcome.failed and not options.only:
         print(textwrap.fill(report.headline(plan), 100))
+        print(textwrap.fill(report.claims_without_verdict(plan), 100))
     executed = f"{outcome.executed} notebooks executed" if outcome.executed else "Everything was done already"
     print(f"\n{executed}, {outcome.seconds / 60:.1f} min. Figures: {stages.figures_folder(plan)}")
     print(f"Look next: {outcome.report}, the report with all figures, verdicts and executed notebooks")

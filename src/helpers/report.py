@@ -60,22 +60,21 @@ def paragraph(scores: pd.DataFrame, verdicts: pd.DataFrame, without: pd.DataFram
     verdicts, without : DataFrame
         As `helpers.claims.split` gives them.
     """
-    sentences = [_cost(scores)]
-    if len(verdicts):
-        counts = verdicts.verdict.value_counts()
-        supported, contradicted, open_ = (int(counts.get(each, 0)) for each in (*_DECIDED, "undecided"))
-        told = f"Of the {len(verdicts) + len(without)} claims of the paper this study can test {len(verdicts)}: it supports {supported}"
-        told += f", contradicts {contradicted} and leaves {open_} open."
-        sentences.append(f"{told} The most telling: {' '.join(_most_telling(verdicts))}")
-    if len(without):
-        sentences.append(no_verdict(without))
-    return " ".join(sentences)
+    if verdicts.empty:
+        return f"{_cost(scores)} {no_verdict(without)}".strip()
+    counts = verdicts.verdict.value_counts()
+    supported, contradicted, open_ = (int(counts.get(each, 0)) for each in (*_DECIDED, "undecided"))
+    tested = f"Of the {len(verdicts) + len(without)} claims of the paper this study can test {len(verdicts)}: it supports {supported}, "
+    tested += f"contradicts {contradicted} and leaves {open_} open."
+    return f"{_cost(scores)} {tested} The most telling: {' '.join(_most_telling(verdicts))}"
 
 
 def _most_telling(verdicts: pd.DataFrame, number: int = 3) -> list[str]:
     """Sentences of a few claims, in the order of `_MOST_TELLING`: undecided ones only if there are too few others."""
     ranked = verdicts.assign(rank=verdicts.claim.map(_MOST_TELLING.index), open_=~verdicts.verdict.isin(_DECIDED))
-    return ranked.sort_values(["open_", "rank"]).sentence.head(number).tolist()
+    rows = ranked.sort_values(["open_", "rank"]).head(number)
+    # Which resolutions a study has need not be said in each sentence.
+    return [row.sentence.removesuffix(f" Over {row.resolutions}.") for row in rows.itertuples()]
 
 
 def no_verdict(without: pd.DataFrame) -> str:
@@ -129,6 +128,14 @@ def headline(plan: Study) -> str:
         return ""
 
 
+def claims_without_verdict(plan: Study) -> str:
+    """`no_verdict` of a study that was analysed; empty if it was not, or can test all claims."""
+    try:
+        return no_verdict(_table(plan, "without_verdict"))
+    except FileNotFoundError:
+        return ""
+
+
 def _table(plan: Study, name: str) -> pd.DataFrame:
     return pd.read_csv(stages.figures_folder(plan) / f"{name}.csv", dtype={"experiment": str, "resolution": str})
 
@@ -168,7 +175,7 @@ def page(plan: Study, states: pd.DataFrame, folder: Path, remarks: Mapping[str, 
 
 
 def _settings(plan: Study) -> str:
-    step = f", every {plan.slice_step}. slice of them: a preview" if plan.slice_step > 1 else ", whole volumes"
+    step = f", one slice in {plan.slice_step}: a preview" if plan.slice_step > 1 else ", whole volumes"
     resolutions = ", ".join(each.label for each in plan.resolutions).replace("||", "‖")
     planes = f"{_listed(plan.reconstruction)} plane{'s' if len(plan.reconstruction) > 1 else ''}{step}"
     return f"{len(plan.subjects)} subjects, experiments {', '.join(plan.experiments)}, resolutions {resolutions}, {planes}."
@@ -211,13 +218,13 @@ def _first_figure(plan: Study, folder: Path) -> list[str]:
 
 
 def _verdicts(plan: Study) -> list[str]:
-    verdicts, without = (_table(plan, name) for name in ("verdicts", "without_verdict"))
+    verdicts, untested = _table(plan, "verdicts"), html.escape(claims_without_verdict(plan)).replace("||", "‖")
     rows = "\n".join(
         f'<tr><td>{row.claim}</td><td class="{row.verdict}">{row.verdict}</td><td>{html.escape(row.sentence).replace("||", "‖")}</td></tr>'
         for row in verdicts.itertuples()
     )
     table = f"<table><tr><th>claim</th><th>verdict</th><th>why</th></tr>\n{rows}</table>" if len(verdicts) else ""
-    return ["<h2>The verdicts</h2>", table, f"<p>{html.escape(no_verdict(without)).replace('||', '‖')}</p>"]
+    return ["<h2>The verdicts</h2>", table, f"<p>{untested}</p>"]
 
 
 def _figures(plan: Study, folder: Path, current: bool) -> list[str]:
