@@ -23,11 +23,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers import figures, layout, origins, phantom, volumes
+from helpers import compiler, figures, layout, origins, phantom, volumes
 from helpers.study import AXIS, CONTRASTS, EXPERIMENTS, GROUND_TRUTH, ONE_ORIENTATION, TARGET, Resolution, Study
 from helpers.study import check_label, sources, subject_seed, visited_slices
 
-HACA3_SOURCES = ("haca3/networks.py", "haca3/checkpoint.py", "haca3/harmonizer.py", "haca3/winograd.py", "haca3/winograd.cpp")
+HACA3_SOURCES = (
+    "haca3/networks.py", "haca3/checkpoint.py", "haca3/harmonizer.py", "haca3/winograd.py", "haca3/winograd.cpp", "compiler.py",
+)
 
 Output = tuple[np.ndarray, np.ndarray, dict]  # volume, affine, what else the sidecar should say
 
@@ -434,13 +436,15 @@ def harmonized(plan: Study, subject: int | str, experiment: str, resolution: Res
                 summary[plane] = {source: {"Mean": m, "SD": d} for source, m, d in found}
             return summary
 
+        device, options = harmonizer(plan).device, _network_options(plan)
         facts = {
             "Experiment": experiment,
             "SourceOrientations": plan.sources(experiment),
             "Transform": plan.transform,
             **({"Targets": numbers} if numbers else {}),
             "Harmonization": {
-                **settings, **_network_options(plan), "device": harmonizer(plan).device, "weights": models, "weights_file": Path(plan.weights).name,
+                **settings, **options, "compiled": options["compiled"] and device == "cpu", "device": device,
+                "weights": models, "weights_file": Path(plan.weights).name,
             },
             **(_resolution(resolution) if resolution else {}),
         }
@@ -867,17 +871,20 @@ def _digest(path: Path) -> str:
 
 
 def _network_options(plan: Study) -> dict:
-    """How the networks run. It follows from the study alone, so that on the same kind of machine a resumed run gives the same bytes.
+    """How the networks run: as the study says, and compiled only where there is a compiler.
 
-    Processors differ in how they round, and a GPU from all of them: volumes of different machines agree as nearly as floats do,
-    until a label of the anatomy that was all but undecided falls the other way. Sidecars say which device it was.
+    So a resumed run gives the same bytes on the same kind of machine. Processors differ in how they round, and a GPU from all of
+    them: volumes of different machines agree as nearly as floats do, until a label of the anatomy that was all but undecided
+    falls the other way. Sidecars say which device it was.
     """
-    return {"variant": plan.variant, "precision": plan.precision, "compiled": plan.compiled}
+    wanted = plan.compiled and plan.precision == "float32"
+    compiled = wanted and compiler.library(Path(__file__).parent / "haca3" / "winograd.cpp")[0] is not None
+    return {"variant": plan.variant, "precision": plan.precision, "compiled": compiled}
 
 
 def harmonizer(plan: Study):
     """The study's harmonizer, loaded once per process."""
-    return _load(_models(plan), **_network_options(plan))
+    return _load(_models(plan), variant=plan.variant, precision=plan.precision, compiled=plan.compiled)
 
 
 @functools.cache

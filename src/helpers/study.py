@@ -358,7 +358,8 @@ class Study:
     precision : str
         Of HACA3's large networks: one of `PRECISIONS`.
     compiled : bool
-        Harmonize with what a C++ compiler builds in two seconds: about twice as fast on a CPU, the same to rounding.
+        Where there is a C++ compiler, harmonize with what it builds in two seconds: about twice as fast on a CPU, the same to
+        rounding. Results say whether it was used.
     seed : int
         Seed of anatomy noise and of the motion that registration has to undo.
     planes, ladder : tuple of str
@@ -401,7 +402,7 @@ class Study:
     fusion: str = ""
     variant: str = "haca3"
     precision: str = "float32"
-    compiled: bool = False
+    compiled: bool = True
     seed: int = 0
     planes: tuple[str, ...] = ()
     ladder: tuple[str, ...] = ()

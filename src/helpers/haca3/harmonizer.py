@@ -304,16 +304,20 @@ class Harmonizer:
     networks : dict of str to torch.nn.Module
         By their published names: ``beta_encoder``, ``theta_encoder`` (returns mean and log-variance),
         ``eta_encoder``, ``decoder``, ``attention_module``, ``patchifier``, and ``fusion_net`` if there is one.
+    variant, device, precision : str
+    compiled : bool
+        Whether the networks do run as `helpers.haca3.winograd` has compiled them.
     """
 
     def __init__(
-        self, networks: dict[str, nn.Module], device: str = "cpu", variant: str = "haca3", precision: str = "float32", compiled: bool = False
+        self, networks: dict[str, nn.Module], device: str = "cpu", variant: str = "haca3", precision: str = "float32", compiled: bool = True
     ):
         keep_freed_memory()
         self.variant, self.device = study.check("variant", variant, study.VARIANTS), _device(device)
         self.precision = study.check("precision", precision, study.PRECISIONS)
         self.networks = {name: network.to(self.device).eval() for name, network in networks.items()}
-        quick = winograd.accelerated if compiled and self.device == "cpu" and precision == "float32" else lambda network: network
+        self.compiled = compiled and self.device == "cpu" and precision == "float32" and winograd.library() is not None
+        quick = winograd.accelerated if self.compiled else lambda network: network
         self._run = self.networks | {name: quick(self.networks[name]) for name in _LARGE if name in networks}
         self._empty = None  # code of an all-zero slice
 
@@ -625,7 +629,7 @@ def load(
     device: str = "auto",
     variant: str = "haca3",
     precision: str = "float32",
-    compiled: bool = False,
+    compiled: bool = True,
 ) -> Harmonizer:
     """Load HACA3 from checkpoints in the published layout, of any width.
 
@@ -644,8 +648,7 @@ def load(
         32 to 39 dB from the one of float32, and it pays only where the hardware has it.
     compiled : bool
         On a CPU in float32, let a C++ compiler build what multiplies less in the networks (`helpers.haca3.winograd`): two
-        seconds, repaid after some ten slices of the published widths. Same result to rounding. Without a compiler, or elsewhere,
-        the networks run as they are.
+        seconds, once. Same result to rounding. Without a compiler (which one line says) or elsewhere the networks run as they are.
 
     Raises
     ------

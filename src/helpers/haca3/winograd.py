@@ -4,46 +4,28 @@ Source: Lavin and Gray, *Fast algorithms for convolutional neural networks*, CVP
 definition; ``winograd.cpp`` computes the same to rounding.
 """
 
-import contextlib
 import copy
 import ctypes
 import functools
-import os
-import shutil
-import subprocess
-import tempfile
-import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from helpers import compiler
 from helpers.haca3.networks import EtaEncoder
 
+SOURCE = Path(__file__).with_suffix(".cpp")
 _LAST = torch.channels_last
-
-# What a compiler is asked for, until it can: the instructions of this very machine, and threads.
-_FLAGS = (("-march=native", "-fopenmp"), ("-march=native",), ())
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled program; None, and a warning, where there is no C++ compiler or nothing it makes can be loaded.
-
-    Takes two seconds, once in a process.
-    """
-    compilers = (shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name)
-    compiler = next(filter(None, compilers), None)
-    with tempfile.TemporaryDirectory() as folder:
-        built = Path(folder) / "winograd.so"
-        for flags in _FLAGS if compiler else ():
-            command = [compiler, "-O3", "-std=c++17", "-shared", "-fPIC", *flags, "-o", built, Path(__file__).with_suffix(".cpp")]
-            if subprocess.run(command, capture_output=True).returncode == 0:
-                with contextlib.suppress(OSError):  # A compiler's library is missing, or nothing may run from that folder.
-                    return ctypes.CDLL(str(built))
-    why = f"{compiler} makes nothing that can be loaded here" if compiler else "there is no C++ compiler here (g++, clang++, or CXX)"
-    warnings.warn(f"compiled is true, but {why}: the networks run as they are, half as fast", stacklevel=2)
-    return None
+    """The compiled program; None, and one line of output, where there is no C++ compiler or nothing it makes can be loaded."""
+    program, why = compiler.library(SOURCE)
+    if program is None:
+        print(f"HACA3 runs without compiled convolutions, about half as fast and the same to rounding: {why}", flush=True)
+    return program
 
 
 def _at(tensor: Tensor) -> ctypes.c_void_p:
@@ -134,7 +116,9 @@ class Eta(nn.Module):
 
 
 def accelerated(network: nn.Module) -> nn.Module:
-    """A copy of a network for inference on a CPU, in which what can be is replaced by this module's; itself without a compiler.
+    """A copy of a network for inference on a CPU, in which what can be is replaced by this module's.
+
+    Only where there is a `library`.
 
     Parameters
     ----------
@@ -142,8 +126,6 @@ def accelerated(network: nn.Module) -> nn.Module:
         Made of `nn.Sequential` of layers.
     """
     program = library()
-    if program is None:
-        return network
     network = copy.deepcopy(network).to(memory_format=_LAST)
     for layers in [each for each in network.modules() if isinstance(each, nn.Sequential)]:
         for number, layer in enumerate(layers):
