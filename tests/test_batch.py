@@ -16,11 +16,11 @@ from helpers import batch, cli, ledger, stages, volumes
 from helpers import report as reports
 from helpers.batch import Task
 from helpers.cluster import Cluster
-from helpers.study import EXPERIMENTS, Study, sources
+from helpers.study import EXPERIMENTS, Study
 
 
 def test_the_demo_executes_every_notebook_of_the_method_after_what_it_needs():
-    wanted = batch.tasks(Study(subjects=[1, 2]))
+    wanted = batch.tasks(Study(subjects=[1, 2], slice_step=1))
     names = [task.name for task in wanted]
     assert len(set(names)) == len(names)
     for number, task in enumerate(wanted):
@@ -191,7 +191,7 @@ def finished(tmp_path):
 
 def finish(tmp_path, subjects):
     """As many files as the study has, all of them recorded as done: small files in place of volumes."""
-    plan = Study(name="finished", subjects=subjects, output_dir=str(tmp_path / "results"))
+    plan = Study(name="finished", subjects=subjects, output_dir=str(tmp_path / "results"), slice_step=1)
     stages.root(plan)
     report = tmp_path / "results" / "report"
     everything = []
@@ -225,7 +225,7 @@ def finish(tmp_path, subjects):
     header = "subject,experiment,resolution,separation_mm,contrast,arm,region,psnr_db\n"
     (tmp_path / "results" / "tables" / "scores.csv").write_text(header + row)
     study = tmp_path / "finished.toml"
-    study.write_text(f'name = "finished"\nsubjects = {list(plan.subjects)}\noutput_dir = "{plan.output_dir}"\n')
+    study.write_text(f'name = "finished"\nsubjects = {list(plan.subjects)}\noutput_dir = "{plan.output_dir}"\nslice_step = 1\n')
     return plan, study, everything
 
 
@@ -255,7 +255,7 @@ def test_status_and_dry_run_count_what_is_done_and_estimate_the_rest_and_change_
         assert cli.main(command) == 0
         said = capsys.readouterr().out
         assert re.search(r"04_harmonization\s+17\s+0\s+0\s+1 ", said)
-        assert re.search(r"Left: about 0\.0 h on \d+ workers, and 0\.0 GB of disk \([\d.]+ GB free\)", said)
+        assert re.search(r"Left: about 0\.0 h on \d+ workers, and 0\.1 GB of disk \([\d.]+ GB free\)", said)
     assert sorted(volume.parents[1].rglob("*")) == before
 
 
@@ -294,7 +294,7 @@ def test_what_runs_now_is_running_as_long_as_its_run_lives(finished):
 
 
 def test_only_takes_what_it_needs_along():
-    wanted = batch.tasks(Study(subjects=[1, 2]))
+    wanted = batch.tasks(Study(subjects=[1, 2], slice_step=1))
     names = [task.name for task in batch.choose(wanted, ["04*sub-sim02*exp-3"])]
     made = ["00_cohort_sub-sim02", "02_degradation_sub-sim02", "03_registration_sub-sim02", "04_harmonization_sub-sim02_exp-3D"]
     assert names == ["00_cohort_target", *made, "04_harmonization_sub-sim02_exp-3"]
@@ -303,21 +303,38 @@ def test_only_takes_what_it_needs_along():
         batch.choose(wanted, ["4*"])
 
 
-def test_in_a_preview_two_experiments_never_encode_the_same_stack_at_once():
-    for plan in (Study(), Study(experiments=["6", "4", "1b"])):
-        before, encoders = {}, {}
-        for task in batch.tasks(plan):
-            before[task.name] = set(task.needs) | set(task.after) | set().union(*(before[each] for each in (*task.needs, *task.after)))
-            if task.name.startswith("04") and task.parameters["experiment"] != "3D":
-                for pair in sources(task.parameters["experiment"]).items():
-                    if pair[1] != "3D":
-                        assert encoders.get(pair, task.name) in before[task.name] | {task.name}
-                        encoders.setdefault(pair, task.name)
-    assert not any(task.after for task in batch.tasks(Study(slice_step=1)))
+def test_where_notebooks_are_short_several_things_go_through_one_execution():
+    wanted = batch.tasks(Study(subjects=TEN, resolutions=["3||0", "4||0", "5||1.5"], slice_step=23, compiled=True))
+    batch.check_parameters(wanted)
+    assert len(wanted) < 25
+    whole = batch.tasks(Study(subjects=TEN, slice_step=1, reconstruction=["axial", "coronal", "sagittal"], transform="rigid"))
+    assert sum(task.notebook.stem == "04_harmonization" for task in whole) == 10 * 9
+    assert not any({"other_subjects", "other_experiments"} & set(task.parameters) for task in whole)
+    for number, task in enumerate(wanted):
+        assert set(task.needs) <= {each.name for each in wanted[:number]}
+    for stage in ("00_cohort", "02_degradation", "03_registration"):
+        people = [[task.parameters["subject"], *task.parameters.get("other_subjects", [])] for task in wanted if task.notebook.stem == stage]
+        assert sorted(sum(people, [])) == sorted([*TEN, 11] if stage == "00_cohort" else TEN)
+    harmonized = [task.parameters for task in wanted if task.notebook.stem == "04_harmonization"]
+    assert [each["subject"] for each in harmonized] == list(TEN)
+    assert all({each["experiment"], *each["other_experiments"]} == {"3D", *EXPERIMENTS} for each in harmonized)
+
+
+def test_images_of_ones_own_are_prepared_subject_by_subject_so_that_an_unfit_one_takes_nobody_along(tmp_path):
+    wanted = batch.tasks(Study(bids_dir=str(tmp_path), subjects=["01", "02"], resolutions=["5||1.5"], slice_step=23))
+    assert not any("other_subjects" in task.parameters for task in wanted)
+
+
+@pytest.mark.parametrize("number, size", [(10, 6), (10, 5), (7, 3), (3, 1), (2, 0), (1, 4)])
+def test_groups_are_as_few_and_as_equal_as_can_be(number, size):
+    groups = batch._groups(list(range(number)), size)
+    assert sum(groups, []) == list(range(number))
+    assert len(groups) == -(-number // max(size, 1))
+    assert max(map(len, groups)) - min(map(len, groups)) <= 1
 
 
 def test_a_disk_that_is_plainly_too_small_is_refused_before_anything_starts(tmp_path, monkeypatch, capsys):
-    (tmp_path / "big.toml").write_text(f'output_dir = "{tmp_path / "results"}"\nsubjects = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]\n')
+    (tmp_path / "big.toml").write_text(f'output_dir = "{tmp_path / "results"}"\nsubjects = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]\nslice_step = 1\n')
     monkeypatch.setattr(batch, "free_mb", lambda folder: 3000.0)
     assert cli.main(["run", str(tmp_path / "big.toml")]) == 2
     error = capsys.readouterr().err

@@ -61,7 +61,7 @@ def identity(monkeypatch):
     monkeypatch.setattr(stages, "harmonizer", lambda plan: Identity())
     monkeypatch.setattr(stages, "_digest", lambda path: "identity")
     monkeypatch.setattr(stages, "targets", lambda plan: dict.fromkeys(CONTRASTS))
-    monkeypatch.setattr(stages, "_encoding", lambda plan, image, shared: volumes.read(image)[0])
+    monkeypatch.setattr(stages, "_encoding", lambda plan, *source: stages._volume(plan, *source))
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_without_harmonizer_quality_falls_with_slice_separation(plan, contrast):
     reference, _ = volumes.read(stages.cohort(plan, 1)[contrast])
     brain = volumes.read(stages.cohort(plan, 1)["mask"])[0] > 0
     ladder = [Resolution(3, 0), Resolution(4, 0), Resolution(5, 0), Resolution(5, 1), COARSE]
-    images = [volumes.read(stages.registered(plan, 1, contrast, "axial", each))[0] for each in ladder]
+    images = [stages.registered_volume(plan, 1, contrast, "axial", each) for each in ladder]
     psnr = [metrics.psnr(reference, image, metrics.data_range(reference), brain) for image in images]
     assert (np.diff(psnr) < 0).all(), psnr
 
@@ -199,8 +199,8 @@ def test_weights_of_attention_are_means_over_slices_by_the_area_of_the_brain(pla
     monkeypatch.setattr(stages, "harmonizer", lambda plan: Uneven())
     monkeypatch.setattr(stages, "_digest", lambda path: "uneven")
     monkeypatch.setattr(stages, "targets", lambda plan: dict.fromkeys(CONTRASTS))
-    monkeypatch.setattr(stages, "_encoding", lambda plan, image, shared: volumes.read(image)[0])
-    image = volumes.read(stages.registered(plan, 1, "T2w", "axial", COARSE))[0]
+    monkeypatch.setattr(stages, "_encoding", lambda plan, *source: stages._volume(plan, *source))
+    image = stages.registered_volume(plan, 1, "T2w", "axial", COARSE)
     below, above = (np.count_nonzero(image[:, :, part]) for part in (slice(40, 96), slice(96, 150)))
     found = stages.attention(plan, 1, "1a")
     found = found[found.target == "T2w"].set_index("source").weight

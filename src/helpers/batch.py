@@ -18,7 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -31,17 +31,22 @@ from helpers import layout, ledger, origins, phantom, schedule, stages, volumes
 from helpers.cluster import Cluster
 from helpers.study import GROUND_TRUTH, TARGET, Study
 
-#: Seconds that a notebook took alone on a core (EPYC, Zen 5) until a study has measured its own: fixed part, and for each
+#: Seconds that a notebook took alone on a core (EPYC, Zen 4) until a study has measured its own: fixed part, and for each
 #: image that it makes. Harmonizing depends on how much of a volume is wanted, registering on the transform.
-_COST_S = {"00": (9, 3), "01": (6, 0), "02": (7, 0.06), "03": (12, 0.65), "04": (10, 1.4), "05": (8, 0)}
+_COST_S = {"00": (9, 3), "01": (6, 0), "02": (7, 0.25), "03": (20, 0.2), "04": (7, 0.5), "05": (20, 0)}
+_WHOLE_VOLUME_S = 0.5  # more for a registered volume that is written whole
 _ESTIMATED_TRANSFORM_S = 6.5
-_ENCODING_S = 1.35
-_WHOLE_PLANE_S = 40
+_ENCODING_S = 0.9  # of a source in a preview
+_PLANE_S = {False: 40, True: 16}  # of a whole plane of three targets; compiled or not
 _FUSED_S = 22  # by the network; the median takes a second
 _PREPARATION_S = 110  # of one's own images of a subject: examined, registered to MNI, skull-stripped
 
 #: Megabytes of an image, as measured; fused and registered volumes hold noise and hardly shrink.
-_COHORT_MB, _STACK_MB, _REGISTERED_MB, _HARMONIZED_MB, _ENCODING_MB, _REPORT_MB = 3.5, 2.75, 13, 5.3, 13.9, 1.2
+_COHORT_MB, _STACK_MB, _REGISTERED_MB, _HARMONIZED_MB, _REPORT_MB = 3.5, 2.75, 13, 5.3, 1.2
+
+#: Where a notebook takes little longer than its start, it does more than one thing. So many seconds at most are put together: of
+#: subjects in the first notebooks, and of experiments of one subject in a preview, which then encodes each source once.
+_TOGETHER_S, _EXPERIMENTS_TOGETHER_S = 60, 300
 
 #: What a study writes into its folder, beside the description of the data set.
 _OURS = ("tables", "report", "figures", "encodings", ".bidsignore", "sub-*")
@@ -70,8 +75,6 @@ class Task:
         For papermill; plain literals.
     needs : tuple of str
         Names of the tasks whose files it reads.
-    after : tuple of str
-        Names of tasks that it waits for, but does not need: they make something that it would make itself.
     images : int
         How many images it makes.
     cost_s, size_mb : float
@@ -82,7 +85,6 @@ class Task:
     notebook: Path
     parameters: dict
     needs: tuple[str, ...] = ()
-    after: tuple[str, ...] = ()
     images: int = 0
     cost_s: float = 10
     size_mb: float = _REPORT_MB
@@ -100,11 +102,11 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
     """
     made, fit = [], [subject for subject in plan.subjects if subject not in set(unfit)]
 
-    def add(notebook, who, parameters, needs=(), after=(), images=0, mb=0.0, more_s=0.0):
+    def add(notebook, who, parameters, needs=(), images=0, mb=0.0, more_s=0.0):
         fixed, each = _COST_S[notebook[:2]]
         name = "_".join((notebook, *who))
         path = layout.NOTEBOOKS / f"{notebook}.ipynb"
-        made.append(Task(name, path, parameters, tuple(needs), tuple(after), images, fixed + each * images + more_s, _REPORT_MB + mb))
+        made.append(Task(name, path, parameters, tuple(needs), images, fixed + each * images + more_s, _REPORT_MB + mb))
         return name
 
     # What becomes of one's own images is the business of the first notebook.
@@ -120,61 +122,72 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
     whole = plan.slice_step == 1
     levels, given = len(plan.resolutions), len(plan.given)
     images = len(plan.acquisitions()) * levels
-    estimated_s = 0 if plan.transform == "known" else images * _ESTIMATED_TRANSFORM_S
+    # Per stack.
+    sliced_only = plan.transform == "known" and not whole
+    back_s = (0 if sliced_only else _WHOLE_VOLUME_S) + (0 if plan.transform == "known" else _ESTIMATED_TRANSFORM_S)
+    back_mb = _REGISTERED_MB / (plan.slice_step if sliced_only else 1)
     # Per resolution, or ground truth: three images harmonized.
-    plane_s = len(plan.reconstruction) * _WHOLE_PLANE_S + (3 * _FUSED_S if plan.fusion else 0) if whole else 0
+    harmonized_s = len(plan.reconstruction) * _PLANE_S[plan.compiled] / plan.slice_step + (3 * _FUSED_S if plan.fusion and whole else 0)
     harmonized_mb = 3 * _HARMONIZED_MB / plan.slice_step
-    encode_s, encode_mb = (0, 0) if whole else (_ENCODING_S, _ENCODING_MB)
+    encoding_s = 0 if whole else _ENCODING_S
     target = []
     if not plan.targets:
         target = [add("00_cohort", ["target"], {**common, "subject": phantom.TARGET_SEED}, images=3, mb=3 * _COHORT_MB)]
     elif aims := stages.acquired(plan, TARGET):  # Given as numbers, targets have no images to be made.
         settings = {**common, "subject": TARGET, "targets": shared["targets"], "seed": plan.seed}
         target = [add("00_cohort", ["target"], settings, images=len(aims), mb=len(aims) * _COHORT_MB, more_s=_PREPARATION_S)]
-    last = []
-    for subject in plan.subjects:
-        who = [layout.name(subject)]
-        person = {"subject": subject}
-        high = given if plan.bids_dir else 3  # What is simulated is simulated whole.
-        start = add("00_cohort", who, {**common, **source, **person}, images=high, mb=high * _COHORT_MB, more_s=prepared_s)
-        if subject not in fit:
+    def harmonize(subject, experiment, rows, encodings, needs, others=()):
+        who = [layout.name(subject), *([] if others else [f"exp-{experiment}"])]
+        settings = {key: value for key, value in shared.items() if key != "experiments"} | {"subject": subject, "experiment": experiment}
+        settings |= {"other_experiments": list(others)} if others else {}
+        number = sum(rows.values())
+        more_s = number * harmonized_s + encodings * encoding_s
+        return add("04_harmonization", who, settings, needs, number, number * harmonized_mb, more_s)
+
+    # What is simulated is simulated whole, and never unfit: it can go through the first notebooks together with its neighbours.
+    high, last = given if plan.bids_dir else 3, []
+    longest_s = max(_COST_S["00"][1] * high, _COST_S["02"][1] * images, (_COST_S["03"][1] + back_s) * images)
+    for group in _groups(plan.subjects, 1 if plan.bids_dir else int(_TOGETHER_S / longest_s)):
+        who, number = [_range(group)], len(group) * images
+        people = {"subject": group[0], **({"other_subjects": group[1:]} if group[1:] else {})}
+        settings = {**common, **source, **people}
+        start = add("00_cohort", who, settings, images=len(group) * high, mb=len(group) * high * _COHORT_MB, more_s=prepared_s)
+        if group[0] not in fit:
             continue
-        if subject == fit[0]:
-            add("01_slice_profiles", [], {**common, **person, "interactive": False}, [start])
-        sliced = add("02_degradation", who, {**acquired, **person, "interactive": False}, [start], images=images, mb=images * _STACK_MB)
-        settings = {**acquired, **person, **preview, "transform": plan.transform, "seed": plan.seed}
-        back = add("03_registration", who, settings, [sliced], images=images, mb=images * _REGISTERED_MB, more_s=estimated_s)
-        settings = {**{key: value for key, value in shared.items() if key != "experiments"}, **person}
-        truth = add(
-            "04_harmonization",
-            [*who, f"exp-{GROUND_TRUTH}"],
-            {**settings, "experiment": GROUND_TRUTH},
-            [back, *target],
-            images=2,
-            mb=2 * harmonized_mb + given * encode_mb,
-            more_s=2 * plane_s + given * encode_s,
-        )
-        encoded = {}
-        for experiment in plan.experiments:
-            acquisitions = [pair for pair in plan.sources(experiment).items() if pair[1] != "3D"]
-            # In a preview experiments share encoded sources: the second waits for the first, instead of doing its work again.
-            after = {encoded[pair] for pair in acquisitions if pair in encoded} if not whole else ()
-            new = [pair for pair in acquisitions if pair not in encoded]
-            name = add(
-                "04_harmonization",
-                [*who, f"exp-{experiment}"],
-                {**settings, "experiment": experiment},
-                [truth],
-                sorted(after),
-                images=levels,
-                mb=levels * (harmonized_mb + len(new) * encode_mb),
-                more_s=levels * (plane_s + len(new) * encode_s),
-            )
-            encoded |= dict.fromkeys(new, name)
-            last.append(name)
+        if group[0] == fit[0]:
+            add("01_slice_profiles", [], {**common, "subject": fit[0], "interactive": False}, [start])
+        settings = {**acquired, **people, "interactive": False}
+        stacks = add("02_degradation", who, settings, [start], images=number, mb=number * _STACK_MB)
+        settings = {**acquired, **people, **preview, "transform": plan.transform, "seed": plan.seed}
+        back = add("03_registration", who, settings, [stacks], images=number, mb=number * back_mb, more_s=number * back_s)
+        for subject in group:
+            # Two ground truths; each resolution of each experiment.
+            rows = {GROUND_TRUTH: 2, **dict.fromkeys(plan.experiments, levels)}
+            in_one_s = sum(rows.values()) * (_COST_S["04"][1] + harmonized_s) + (given + images) * encoding_s
+            if not whole and in_one_s <= _EXPERIMENTS_TOGETHER_S:
+                first, *others = plan.experiments
+                last.append(harmonize(subject, first, rows, given + images, [back, *target], [GROUND_TRUTH, *others]))
+                continue
+            truth = harmonize(subject, GROUND_TRUTH, {GROUND_TRUTH: 2}, given, [back, *target])
+            for row in plan.experiments:
+                cut = [orientation != "3D" for orientation in plan.sources(row).values()]
+                encodings = levels * sum(cut) + len(cut) - sum(cut)
+                last.append(harmonize(subject, row, {row: levels}, encodings, [truth]))
     if fit:
         add("05_analysis", [], {**shared, **beside, "subjects": fit}, last)
     return made
+
+
+def _groups(values: Sequence, size: int) -> list[list]:
+    """Neighbours of a sequence in groups of at most `size`, or one by one, which differ by one at most."""
+    number = -(-len(values) // max(size, 1))
+    ends = [round(part * len(values) / number) for part in range(number + 1)]
+    return [list(values[start:end]) for start, end in itertools.pairwise(ends)]
+
+
+def _range(subjects: Sequence[int | str]) -> str:
+    """What the task of some subjects is called after: the first of them and the last."""
+    return "_to_".join(dict.fromkeys((layout.name(subjects[0]), layout.name(subjects[-1]))))
 
 
 def choose(wanted: list[Task], patterns: Iterable[str]) -> list[Task]:
@@ -586,7 +599,7 @@ def execute_all(
 
 
 def _graph(wanted: list[Task]) -> dict[str, tuple[str, ...]]:
-    return {task.name: (*task.needs, *task.after) for task in wanted}
+    return {task.name: task.needs for task in wanted}
 
 
 def _is_done(task: Task, folder: Path, repair: bool = False) -> bool:
@@ -629,7 +642,7 @@ def _gather(client, again, wanted: list[Task], folder: Path, where: Cluster, bef
             # No more than there are workers: so what was submitted is what runs, in this order.
             free = max(len(client.nthreads()) - len(running), 0)
             skipped = False
-            for task in [task for task in waiting if all(name in over or name not in named for name in (*task.needs, *task.after))]:
+            for task in [task for task in waiting if all(name in over or name not in named for name in task.needs)]:
                 if not free:  # Whether it is done is asked once it could start: asking reads the sources of all helpers.
                     break
                 # Only now: what it reads may just have been made again, with the same content.

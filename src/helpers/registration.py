@@ -359,7 +359,10 @@ def error_mm(estimated: np.ndarray, true: np.ndarray, mask: np.ndarray, affine: 
         If the mask is empty or a matrix cannot be inverted.
     """
     difference = (_matrix(estimated, "estimated") - _matrix(true, "true")) @ _matrix(affine, "affine")
-    displacement = np.argwhere(_mask(mask, "mask")) @ difference[:3, :3].T + difference[:3, 3]
+    inside = _mask(mask, "mask")
+    if not difference.any():
+        return 0.0
+    displacement = np.argwhere(inside) @ difference[:3, :3].T + difference[:3, 3]
     return float(np.linalg.norm(displacement, axis=1).mean())
 
 

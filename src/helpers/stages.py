@@ -83,8 +83,14 @@ def _code(function: Callable, modules: tuple[str, ...], *others: Callable) -> st
 
 
 def _key(code: str, inputs: Iterable[Path], parameters: Mapping) -> str:
-    contents = [volumes.read_sidecar(path)["ContentSha256"] for path in inputs]
+    contents = [_content(path) for path in inputs]
     return hashlib.sha256(json.dumps([code, contents, parameters], sort_keys=True).encode()).hexdigest()
+
+
+def _content(path: Path) -> str:
+    """What tells one volume from another: the hash of its file, or of the whole volume where the file holds some of its slices."""
+    sidecar = volumes.read_sidecar(path)
+    return sidecar.get("WholeVolumeSha256", sidecar["ContentSha256"])
 
 
 def _done(path: Path, key: str) -> bool:
@@ -345,6 +351,9 @@ def registered(plan: Study, subject: int | str, contrast: str, orientation: str,
     The stack is first moved as a patient moves between scans; `transform` (the study's unless given)
     says whether that motion is undone as it is known, or as ANTs estimates it against the subject's
     own high-resolution image. The sidecar records the registration error.
+
+    In a preview with the known transform the file holds the visited slices only, as `visited` returns them: the whole volume is
+    sooner computed again from the stack (`registered_volume`) than read, and would take 13 MB.
     """
     from helpers import registration
 
@@ -352,27 +361,60 @@ def registered(plan: Study, subject: int | str, contrast: str, orientation: str,
     stack, images = degraded(plan, subject, contrast, orientation, resolution), cohort(plan, subject)
     inputs = [stack, images[contrast], images["mask"]]
     path = layout.image(root(plan), subject, contrast, desc=f"registered{transform.capitalize()}", acq=orientation, res=resolution.slug)
-    key = _key(_code(registered, ("registration.py", "linear.py"), subject_seed), inputs, {"transform": transform, "seed": plan.seed})
+    parameters = {"transform": transform, "seed": plan.seed}
+    if some := _holds_slices(plan, transform):
+        parameters |= {"plane": plan.reconstruction[0], "slice_step": plan.slice_step}
+    key = _key(_code(registered, ("registration.py", "linear.py"), _resampled, subject_seed), inputs, parameters)
 
     def work(_):
-        lr_volume, lr_affine = volumes.read(stack)
         brain, affine = _read(images["mask"])
         true = registration.motion(plan.seed, subject, contrast, orientation)
-        moved = registration.move(lr_affine, true)
         if transform == "known":
             estimated = true
         else:
+            lr_volume, lr_affine = volumes.read(stack)
             fixed, _ = _read(images[contrast])
+            moved = registration.move(lr_affine, true)
             estimated = registration.estimate(lr_volume, moved, fixed, affine, brain > 0, kind=transform, seed=plan.seed)
         facts = {
             **_acquisition(orientation, resolution),
             "Transform": transform,
             "RegistrationErrorMm": round(registration.error_mm(estimated, true, brain > 0, affine), 6),
         }
-        yield registration.resample(lr_volume, moved, brain.shape, affine, estimated), affine, facts
+        whole = _resampled(stack, true, estimated)
+        if some:
+            yield *visited(plan, whole, affine), {**facts, "WholeVolumeSha256": hashlib.sha256(whole).hexdigest()}
+        else:
+            yield whole, affine, facts
 
     _make({contrast: path}, key, inputs, work)
     return path
+
+
+def registered_volume(
+    plan: Study, subject: int | str, contrast: str, orientation: str, resolution: Resolution, transform: str | None = None
+) -> np.ndarray:
+    """The whole volume of `registered`, even where its file holds some slices only: shape (192, 224, 192), float32."""
+    from helpers import registration
+
+    transform = transform or plan.transform
+    if not _holds_slices(plan, transform):
+        return _read(registered(plan, subject, contrast, orientation, resolution, transform))[0]
+    true = registration.motion(plan.seed, subject, contrast, orientation)
+    return _resampled(degraded(plan, subject, contrast, orientation, resolution), true, true)
+
+
+def _holds_slices(plan: Study, transform: str) -> bool:
+    """Whether files of registered stacks hold the visited slices only. What ANTs estimated is not computed again."""
+    return plan.slice_step > 1 and transform == "known"
+
+
+def _resampled(stack: Path, true: np.ndarray, estimated: np.ndarray) -> np.ndarray:
+    """A stack that lies as the `true` motion says, on the MNI grid by the `estimated` one."""
+    from helpers import registration
+
+    lr_volume, lr_affine = volumes.read(stack)
+    return registration.resample(lr_volume, registration.move(lr_affine, true), phantom.SHAPE, phantom.AFFINE, estimated)
 
 
 def source_images(plan: Study, subject: int | str, experiment: str, resolution: Resolution | None) -> dict[str, Path]:
@@ -411,7 +453,7 @@ def harmonized(plan: Study, subject: int | str, experiment: str, resolution: Res
         "slice_step": plan.slice_step,
     }
     models = [_digest(path) for path in _models(plan)]
-    code = _code(harmonized, HACA3_SOURCES, _encoding, targets, subject_seed)
+    code = _code(harmonized, HACA3_SOURCES, _encoding, _volume, targets, subject_seed)
     parents = [*inputs.values(), *aims.values()]
     numbers = {contrast: list(each) for contrast, each in plan.targets if not isinstance(each, str)}
     parameters = {"settings": settings, "models": models, "how": _network_options(plan)}
@@ -419,7 +461,10 @@ def harmonized(plan: Study, subject: int | str, experiment: str, resolution: Res
 
     def work(missing):
         shared = [contrast for contrast, orientation in sources(experiment).items() if orientation == "3D" and resolution]
-        images = {contrast: _encoding(plan, path, contrast in shared) for contrast, path in inputs.items()}
+        images = {
+            contrast: _encoding(plan, subject, contrast, orientation, resolution, contrast in shared)
+            for contrast, orientation in plan.sources(experiment).items()
+        }
         results = harmonizer(plan).harmonize(images, {contrast: targets(plan)[contrast] for contrast in missing}, **settings, details=True)
         details = results["details"]
 
@@ -465,11 +510,11 @@ def target_images(plan: Study) -> dict[str, Path]:
 
 
 def visited(plan: Study, volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The slices of an MNI volume that the study harmonizes and scores: all, or a preview's."""
-    if plan.slice_step == 1:
-        return volume, affine
+    """The slices of an MNI volume that the study harmonizes and scores: all, or a preview's. What holds them alone stays as it is."""
     axis = slice_axis(plan)
-    indices = visited_slices(volume.shape[axis], plan.slice_step)
+    indices = visited_slices(phantom.SHAPE[axis], plan.slice_step)
+    if volume.shape[axis] == len(indices):
+        return volume, affine
     affine = affine.copy()
     affine[:3, 3] += affine[:3, axis] * indices.start
     affine[:3, axis] *= indices.step
@@ -915,29 +960,39 @@ def targets(plan: Study) -> dict:
     return {contrast: aims[contrast] for contrast in CONTRASTS}
 
 
-def _encoding(plan: Study, image: Path, shared: bool):
-    """A source as HACA3 takes it.
+def _encoding(plan: Study, subject: int | str, contrast: str, orientation: str, resolution: Resolution | None, shared: bool):
+    """A source as HACA3 takes it: of a preview encoded once, as long as this process remembers it.
 
-    In a preview it is encoded once for all experiments that share it: 15 MB a volume. A whole volume in three planes would be
-    0.5 GB on disk; there a 3D image that is `shared` by the resolutions of an experiment stays encoded in memory.
+    A whole volume in three planes takes 0.5 GB of memory: there only a 3D image that is `shared` by the resolutions of an experiment
+    stays encoded.
     """
-    from helpers import haca3
+    if orientation == "3D":
+        resolution, path = None, cohort(plan, subject)[contrast]
+    else:
+        path = registered(plan, subject, contrast, orientation, resolution)
+    source = (plan, subject, contrast, orientation, resolution, _content(path))
+    if plan.slice_step > 1:
+        return _encoded_slices(*source)
+    return _encoded(*source) if shared else _volume(*source)
 
-    version = volumes.read_sidecar(image)["ContentSha256"]
-    if plan.slice_step == 1:
-        return _encoded(plan, image, version) if shared else _read_version(image, version)[0]
-    path = root(plan) / "encodings" / (image.name.removesuffix(".nii.gz") + ".npz")
-    settings = {"orientations": list(plan.reconstruction), "slice_step": plan.slice_step, **_network_options(plan)}
-    key = _key(_code(_encoding, HACA3_SOURCES), [image], {**settings, "model": _digest(_models(plan)[0])})
-    if not _done(path, key):
-        encoding = harmonizer(plan).encode(_read_version(image, version)[0], plan.reconstruction, plan.slice_step)
-        _write_arrays(path, encoding.arrays(), key)
-    return haca3.Encoding.from_arrays(_read_arrays(path))
+
+def _volume(plan: Study, subject: int | str, contrast: str, orientation: str, resolution: Resolution | None, version: str) -> np.ndarray:
+    """A source as a whole volume. The `version` of its file is there for those who remember what was made of it."""
+    if orientation == "3D":
+        return _read(cohort(plan, subject)[contrast])[0]
+    return registered_volume(plan, subject, contrast, orientation, resolution)
+
+
+@functools.lru_cache(maxsize=21)
+def _encoded_slices(plan: Study, *source):
+    # 21: the three 3D images and the nine stacks of each of two resolutions, 1 MB a slice. Who goes through Table 1 resolution by
+    # resolution encodes each source once.
+    return harmonizer(plan).encode(_volume(plan, *source), plan.reconstruction, plan.slice_step)
 
 
 @functools.lru_cache(maxsize=1)
-def _encoded(plan: Study, image: Path, version: str):
-    return harmonizer(plan).encode(_read_version(image, version)[0], plan.reconstruction)
+def _encoded(plan: Study, *source):
+    return harmonizer(plan).encode(_volume(plan, *source), plan.reconstruction)
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray], key: str) -> None:
