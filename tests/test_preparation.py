@@ -223,6 +223,37 @@ def test_edges_of_an_image_are_like_its_own_and_unlike_those_of_one_turned_over(
     assert preparation.edge_likeness(image, np.ones_like(image), brain) == 0
 
 
+@pytest.mark.parametrize("as_acquired", [True, False])
+def test_thick_slices_are_known_as_such_whether_they_were_interpolated_or_not(cohort, as_acquired):
+    volume, affine = cohort["T1w"]
+    assert not preparation.is_thick(preparation.sharpness(volume, affine))
+    stack, stack_affine = degradation.degrade(volume, affine, "axial", Resolution(3, 0))
+    image = (stack, stack_affine) if as_acquired else (interpolated(cohort["T1w"], "axial", Resolution(3, 0)), affine)
+    assert preparation.is_thick(preparation.sharpness(*image))
+
+
+@pytest.mark.parametrize(
+    "agreement, thick, refuses, words",
+    [
+        (0.25, True, False, "as thick slices have them (correlation of edges 0.25"),
+        (0.25, False, False, "wrong orientation?"),
+        (0.15, True, True, "wrong orientation?"),
+    ],
+)
+def test_thick_slices_are_not_taken_for_a_wrong_orientation(monkeypatch, cohort, agreement, thick, refuses, words):
+    # The registration and the measure are tested elsewhere.
+    monkeypatch.setattr(registration, "estimate", lambda *_, **__: np.eye(4))
+    monkeypatch.setattr(preparation, "edge_likeness", lambda *_: agreement)
+    monkeypatch.setattr(preparation, "correct_bias", lambda volume, _: volume)
+    image = cohort["T1w"]
+    if thick:
+        image = degradation.degrade(*image, "axial", Resolution(3, 0))
+    (finding,) = preparation.prepare({"T1w": image}, "keep").findings["T1w"]
+    assert finding.refuses is refuses
+    assert words in finding.text
+    assert ("orientation" in finding.text) == ("orientation" in words)
+
+
 def test_the_template_is_the_embedded_brain_on_the_grid_of_haca3():
     image, brain = preparation.template("FLAIR")
     assert image.shape == phantom.SHAPE

@@ -176,6 +176,11 @@ def sharpness(volume: np.ndarray, affine: np.ndarray) -> Sharpness:
     return Sharpness(directions(affine), middle, power, ratio, voxel_mm, thickness_mm)
 
 
+def is_thick(found: Sharpness) -> bool:
+    """Whether an image was acquired in slices much thicker than its voxels are wide, interpolated since or not."""
+    return bool(found.thickness_mm.max() > THICK_FACTOR * found.thickness_mm.min())
+
+
 def _fade(volume, voxel_mm, margin_mm=1.0, width_mm=8.0):
     """Weight of each voxel: 0 outside the head or the brain, rising to 1 within a few mm of its surface."""
     from edt import edt
@@ -550,7 +555,8 @@ def prepare(images: Mapping[str, tuple[np.ndarray, np.ndarray]], brain: str = "e
     coverage = {contrast: float(seen[contrast][template(lead)[1]].mean()) for contrast in images}
     if brain == "extract":
         on_grid = {contrast: np.where(known, image, np.float32(0)) for contrast, image in on_grid.items()}
-    findings = {contrast: _misplaced(contrast, lead, coverage[contrast], agreement[contrast]) for contrast in images}
+    thick = agreement[lead] < WARNED_LIKENESS and is_thick(sharpness(*images[lead]))
+    findings = {contrast: _misplaced(contrast, lead, coverage[contrast], agreement[contrast], thick) for contrast in images}
     return Prepared({contrast: on_grid[contrast] for contrast in images}, known, transforms, coverage, agreement, findings)
 
 
@@ -613,7 +619,7 @@ def portrait(t1: np.ndarray) -> np.ndarray:
     return (values / max(float(np.linalg.norm(values)), 1e-12)).astype(np.float32)
 
 
-def _misplaced(contrast, lead, coverage, agreement):
+def _misplaced(contrast, lead, coverage, agreement, thick):
     findings = []
     if coverage < WARNED_COVERAGE:
         accepted = f"accepted are {100 * REFUSED_COVERAGE:.0f} % or more, good are {100 * WARNED_COVERAGE:.0f} %"
@@ -622,6 +628,9 @@ def _misplaced(contrast, lead, coverage, agreement):
     if contrast == lead and agreement < WARNED_LIKENESS:
         value = f"correlation of edges {agreement:.2f}, accepted from {REFUSED_LIKENESS:g}, good from {WARNED_LIKENESS:g}"
         text = f"looks little like a brain that lies as its header says ({value}): wrong orientation?"
+        if thick and agreement >= REFUSED_LIKENESS:
+            # Edges that run along thick slices are blurred. Wrong orientations stay below what is accepted.
+            text = f"its edges are weakly those of the template, as thick slices have them ({value})"
         findings.append(Finding(agreement < REFUSED_LIKENESS, text))
     if contrast != lead and agreement < LEAST_SAME_PERSON:
         value = f"mutual information {agreement:.3f}, accepted from {LEAST_SAME_PERSON}"
