@@ -3,17 +3,22 @@
 import collections
 import os
 
-# One thread in each process, and in each kernel that it starts: the tests run beside each other on all cores, and threads
-# that wait for a core which another test holds are slower than none. Has to stand before numpy and torch are imported.
-for library in ("OMP", "OPENBLAS", "MKL"):
-    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
-
-import psutil  # noqa: E402
-import pytest  # noqa: E402
+import psutil
+import pytest
 
 #: Files that take longest, and first: what is long must not come last, when the other workers have nothing left to do.
 LONGEST = ("test_notebooks", "test_own_data", "test_haca3", "test_preparation", "test_stages", "test_haca3_training", "test_widgets")
 WORKER_GB = 4.0  # of memory at most (3.5 measured), beside the notebooks that a test executes
+
+
+def pytest_configure(config):
+    """One thread in each of several workers, and in each kernel that it starts.
+
+    Threads that wait for a core which another test holds are slower than none. Workers and kernels inherit it.
+    """
+    if getattr(config.option, "numprocesses", None):
+        for library in ("OMP", "OPENBLAS", "MKL"):
+            os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 
 @pytest.hookimpl(optionalhook=True)
