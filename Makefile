@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebooks,test]'
 	@touch $@
 
-demo: $(STAMP)  ## the study on two embedded subjects, as a preview: about a quarter of an hour
+demo: $(STAMP)  ## the study on ten simulated subjects, as a preview
 	$(BIN)/resolution-matters run studies/demo.toml
 
 study: $(STAMP)  ## another study: make study STUDY=studies/mine.toml

@@ -232,6 +232,9 @@ for subject in plan.subjects:
     for resolution in (plan.resolutions[0], plan.resolutions[-1]):  # notebook 03 compares
         for how in ("known", "rigid"):
             stages.registered(plan, subject, "T1w", "axial", resolution, how)
+    for resolution in plan.resolutions:  # as notebook 04, so that sources are encoded once
+        for experiment in plan.experiments:
+            stages.harmonized(plan, subject, experiment, resolution)
     for experiment in ("3D", *plan.experiments):
         stages.scores(plan, subject, experiment)
         if experiment in ONE_ORIENTATION:
@@ -269,17 +272,17 @@ if __name__ == "__main__":
 def scaling():
     """Ten subjects on 1 to 64 workers: a simulation with the real graph and measured durations; draws ``scaling`` beside the demo's figures.
 
-    The durations are those of the demo's own log (`make demo` first). Each execution of another subject takes as long as one
-    of the two that were measured, drawn at random.
+    The durations are those of the demo's own log (`make demo` first). Each execution takes as long as one of its notebook that was
+    measured, drawn at random.
     """
     plan = study.Study.from_toml(layout.ROOT / "studies" / "demo.toml")
     measured = {}
     for event in ledger.events(stages.folder(plan) / "report"):
         if event["event"] == "done":
             measured.setdefault(re.sub(r"sub-sim\d+|target", "sub", event["task"]), []).append(event["seconds"])
-    ten, rng = dataclasses.replace(plan, subjects=tuple(range(1, 11))), np.random.default_rng(0)
-    seconds = {task.name: float(rng.choice(measured[re.sub(r"sub-sim\d+|target", "sub", task.name)])) for task in batch.tasks(ten)}
-    table = batch.scaling(ten, seconds, [2**power for power in range(7)]).assign(study="preview, as in the demo")
+    rng = np.random.default_rng(0)
+    seconds = {task.name: float(rng.choice(measured[re.sub(r"sub-sim\d+|target", "sub", task.name)])) for task in batch.tasks(plan)}
+    table = batch.scaling(plan, seconds, [2**power for power in range(7)]).assign(study="preview, as in the demo")
     fig, _ = figures.scaling(table)
     fig.savefig(stages.figures_folder(plan) / "scaling.png", dpi=150)
     stages.save_tables(plan, {"scaling": table})

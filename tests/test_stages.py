@@ -1,5 +1,6 @@
 """The stages on the real pipeline. Where the network does not matter its place is taken by one that changes nothing."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -293,6 +294,52 @@ def test_another_seed_is_another_key_and_the_known_transform_gives_the_same_imag
     assert volumes.read_sidecar(path)["Key"] != key
     # Another motion, but known, so undone to rounding.
     np.testing.assert_allclose(volumes.read(path)[0], first, atol=1e-3 * first.max())
+
+
+def test_a_preview_keeps_the_visited_slices_of_a_registered_stack_and_computes_the_whole_one_again(plan, tmp_path):
+    for path in ("sub-sim01", "sub-sim11"):
+        shutil.copytree(stages.folder(plan) / path, tmp_path / path, ignore=shutil.ignore_patterns("*acq-*", "*rec-*"))
+    whole = dataclasses.replace(plan, slice_step=1, output_dir=str(tmp_path))
+    expected, affine = volumes.read(stages.registered(whole, 1, "T1w", "axial", COARSE))
+    np.testing.assert_array_equal(stages.registered_volume(plan, 1, "T1w", "axial", COARSE), expected)
+    path = stages.registered(plan, 1, "T1w", "axial", COARSE)
+    kept, kept_affine = volumes.read(path)
+    some, some_affine = stages.visited(plan, expected, affine)
+    np.testing.assert_array_equal(kept, some)
+    np.testing.assert_array_equal(kept_affine, some_affine)
+    assert stages.visited(plan, kept, kept_affine)[0] is kept
+    # Between the slices two volumes may differ: those that depend on it know them apart.
+    assert volumes.read_sidecar(path)["WholeVolumeSha256"] == hashlib.sha256(np.ascontiguousarray(expected)).hexdigest()
+    # What ANTs estimates is costly, and kept whole.
+    assert volumes.geometry(stages.registered(plan, 1, "T1w", "axial", COARSE, "rigid"))[0] == (192, 224, 192)
+
+
+def test_what_was_registered_for_other_slices_is_made_again(plan):
+    first = stages.registered(plan, 1, "FLAIR", "axial", COARSE)
+    shape = volumes.geometry(first)[0]
+    other = dataclasses.replace(plan, slice_step=23)
+    assert stages.registered(other, 1, "FLAIR", "axial", COARSE) == first
+    assert (shape, volumes.geometry(first)[0]) == ((192, 224, 17), (192, 224, 8))
+
+
+def test_experiments_that_share_a_source_encode_it_once(plan, monkeypatch):
+    encoded = []
+
+    class Counting(Identity):
+        def encode(self, volume, orientations, slice_step):
+            encoded.append(hashlib.sha256(np.ascontiguousarray(volume)).hexdigest())
+            return volume
+
+    monkeypatch.setattr(stages, "harmonizer", lambda plan: Counting())
+    monkeypatch.setattr(stages, "_digest", lambda path: "counting")
+    monkeypatch.setattr(stages, "targets", lambda plan: dict.fromkeys(CONTRASTS))
+    stages._encoded_slices.cache_clear()
+    rows = ("1a", "2", "3", "5")
+    for row in rows:
+        stages.harmonized(plan, 1, row, COARSE)
+    # Three axial stacks, two of other orientations in experiment 2, two 3D images.
+    assert len(encoded) == len(set(encoded)) == 3 + 2 + 2
+    stages._encoded_slices.cache_clear()
 
 
 def test_a_stack_says_what_it_is(plan):
