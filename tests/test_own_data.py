@@ -507,7 +507,7 @@ FAULTS = {
     "text": (lambda path: path.write_bytes(b"hello"), "not a readable NIfTI volume"),
     "empty": (lambda path: path.write_bytes(b""), "not a readable NIfTI volume"),
     "pickle": (lambda path: path.write_bytes(pickle.dumps(os.getcwd)), "not a readable NIfTI volume"),
-    "a folder": (lambda path: (path.unlink(), path.mkdir()), "is no .nii or .nii.gz file"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), "sub-01_T2w.nii.gz is no file"),
     "2D": (lambda path: save(path, image()[:, :, 60]), "has 2 dimensions"),
     "4D": (lambda path: save(path, np.stack([image()] * 2, -1)), "has 4 dimensions"),
     "NaN": (lambda path: save(path, np.where(image() > 100, np.float32(np.nan), 1)), "voxels that are NaN or infinite"),
