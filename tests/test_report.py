@@ -13,7 +13,12 @@ def read(name):
 
 
 def verdict(claim, word):
-    return {"claim": claim, "verdict": word, "sentence": f"{word.capitalize()}: {claim}. Over 3||0.", "resolutions": "3||0"}
+    return {
+        "claim": claim,
+        "verdict": word,
+        "sentence": f"{word.capitalize()}: {claim}. Over 3||0.",
+        "resolutions": "3||0",
+    }
 
 
 def scores(experiments=("1a",), resolutions=(("3||0", 3.0), ("5||1.5", 6.5))):
@@ -45,10 +50,18 @@ def test_one_resolution_costs_nothing_and_is_told_as_it_is(experiment):
 
 
 def test_three_claims_are_told_in_an_order_that_does_not_depend_on_their_verdicts_and_open_ones_last():
-    rows = [verdict("C5", "supported"), verdict("C8", "contradicted"), verdict("C1", "undecided"), verdict("C12", "supported")]
+    rows = [
+        verdict("C5", "supported"),
+        verdict("C8", "contradicted"),
+        verdict("C1", "undecided"),
+        verdict("C12", "supported"),
+    ]
     without = pd.DataFrame({"claim": ["C2", "C3"], "statement": ["", ""], "reason": ["too few", "too few"]})
     told = report.paragraph(scores(), pd.DataFrame(rows), without)
-    assert "Of the 6 claims of the paper this study can test 4: it supports 2, contradicts 1 and leaves 1 open." in told
+    assert (
+        "Of the 6 claims of the paper this study can test 4: it supports 2, contradicts 1 and leaves 1 open."
+        in told
+    )
     assert "The most telling: Contradicted: C8. Supported: C12. Supported: C5." in told
     assert report.paragraph(scores(), NOBODY, without).endswith(" No verdict here on C2 and C3 (too few).")
     assert sorted(report._MOST_TELLING) == sorted(claim.id for claim in claims.CLAIMS)
@@ -93,7 +106,11 @@ def test_a_page_of_a_study_that_failed_says_so_first_and_draws_no_conclusion(ana
     plan, states, folder = analysed
     states = states.assign(state=["failed", "missing"], error=["ValueError: <so>", ""])
     text = report.page(plan, states, folder, {})
-    assert text.index("1 of 2 notebooks failed") < text.index("04_harmonization_x: ValueError: &lt;so&gt;") < text.index("Figures of an earlier run")
+    assert (
+        text.index("1 of 2 notebooks failed")
+        < text.index("04_harmonization_x: ValueError: &lt;so&gt;")
+        < text.index("Figures of an earlier run")
+    )
     assert "instead of" not in text and "The verdicts" not in text
 
 

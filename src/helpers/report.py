@@ -1,6 +1,7 @@
 """What a study says in the end: a paragraph in words and numbers, and the first page of its report.
 
-Both are made of the tables that notebook 05 writes beside the figures; nothing is computed anew, so they say what the notebook says.
+Both are made of the tables that notebook 05 writes beside the figures; nothing is computed anew, so they say
+what the notebook says.
 """
 
 import html
@@ -16,7 +17,7 @@ from helpers import figures, origins, stages
 from helpers.study import CONTRASTS, ONE_ORIENTATION, Resolution, Study
 
 #: Claims in the order in which a reader wants to hear of them, by what they say and whatever their verdicts.
-_MOST_TELLING = ("C1", "C8", "C7", "C15", "C12", "C4", "C14", "C9", "C10", "C13", "C2", "C3", "C16", "C5", "C11", "C17", "C18", "C6")
+_MOST_TELLING = tuple("C1 C8 C7 C15 C12 C4 C14 C9 C10 C13 C2 C3 C16 C5 C11 C17 C18 C6".split())
 
 _DECIDED = ("supported", "contradicted")
 
@@ -25,7 +26,9 @@ _CAPTIONS = {
     "1": "Figure 1: slice thickness in a collection",
     "2": "Figure 2: original and harmonized T1w",
     **{
-        str(number): f"Figure {number}: {' and '.join(figures.MEASURES[each].split()[0] for each in measures)}, "
+        str(
+            number
+        ): f"Figure {number}: {' and '.join(figures.MEASURES[each].split()[0] for each in measures)}, "
         f"experiment{'s' if len(experiments) > 1 else ''} {', '.join(experiments)}"
         for number, (experiments, measures) in figures.SCORE_FIGURES.items()
     },
@@ -51,7 +54,7 @@ td,th{padding:.15em 1.5em .15em 0;vertical-align:top}.time{text-align:right}
 
 
 def paragraph(scores: pd.DataFrame, verdicts: pd.DataFrame, without: pd.DataFrame) -> str:
-    """A study in words: what its coarsest slices cost against its finest, and what that means for the claims of the paper.
+    """A study in words: what its coarsest slices cost against its finest, and what becomes of the claims.
 
     Parameters
     ----------
@@ -64,21 +67,23 @@ def paragraph(scores: pd.DataFrame, verdicts: pd.DataFrame, without: pd.DataFram
         return f"{_cost(scores)} {no_verdict(without)}".strip()
     counts = verdicts.verdict.value_counts()
     supported, contradicted, open_ = (int(counts.get(each, 0)) for each in (*_DECIDED, "undecided"))
-    tested = f"Of the {len(verdicts) + len(without)} claims of the paper this study can test {len(verdicts)}: it supports {supported}, "
-    tested += f"contradicts {contradicted} and leaves {open_} open."
+    tested = f"Of the {len(verdicts) + len(without)} claims of the paper this study can test {len(verdicts)}: "
+    tested += f"it supports {supported}, contradicts {contradicted} and leaves {open_} open."
     return f"{_cost(scores)} {tested} The most telling: {' '.join(_most_telling(verdicts))}"
 
 
 def _most_telling(verdicts: pd.DataFrame, number: int = 3) -> list[str]:
-    """Sentences of a few claims, in the order of `_MOST_TELLING`: undecided ones only if there are too few others."""
-    ranked = verdicts.assign(rank=verdicts.claim.map(_MOST_TELLING.index), open_=~verdicts.verdict.isin(_DECIDED))
+    """Sentences of a few claims in the order of `_MOST_TELLING`, undecided ones last."""
+    ranked = verdicts.assign(
+        rank=verdicts.claim.map(_MOST_TELLING.index), open_=~verdicts.verdict.isin(_DECIDED)
+    )
     rows = ranked.sort_values(["open_", "rank"]).head(number)
     # Which resolutions a study has need not be said in each sentence.
     return [row.sentence.removesuffix(f" Over {row.resolutions}.") for row in rows.itertuples()]
 
 
 def no_verdict(without: pd.DataFrame) -> str:
-    """One sentence that names the claims on which there is no verdict, those of one reason together; empty if there are none."""
+    """One sentence that names the claims without a verdict and the reasons; empty if there are none."""
     if without.empty:
         return ""
     groups = without.groupby("reason", sort=False).claim.agg(_listed)
@@ -101,13 +106,17 @@ def _cost(scores: pd.DataFrame) -> str:
     separation_mm = inside.groupby("resolution").separation_mm.first()
     finest, coarsest = separation_mm.idxmin(), separation_mm.idxmax()
     subjects = scores.subject.nunique()
-    who = f"mean of {subjects} subject{'s' if subjects > 1 else ''}, experiment{'s' if len(experiments) > 1 else ''} {_listed(experiments)}"
+    who = f"mean of {subjects} subject{'s' if subjects > 1 else ''}, "
+    who += f"experiment{'s' if len(experiments) > 1 else ''} {_listed(experiments)}"
     if separation_mm[finest] == separation_mm[coarsest]:
-        return f"At {finest} the harmonized images have {_decibels(mean_db.loc[('harmonized', finest)])} of PSNR inside the brain ({who})."
+        score = _decibels(mean_db.loc[("harmonized", finest)])
+        return f"At {finest} the harmonized images have {score} of PSNR inside the brain ({who})."
     lost = {arm: mean_db.loc[(arm, finest)] - mean_db.loc[(arm, coarsest)] for arm in mean_db.index.levels[0]}
-    told = f"With {coarsest} ({_in_words(coarsest)}) instead of {finest} ({_in_words(finest)}), harmonized images "
-    told += f"lose {_decibels(lost['harmonized'])} of PSNR inside the brain ({who})"
-    return f"{told}; without a harmonizer it is {_decibels(lost['input'])}." if "input" in lost else f"{told}."
+    told = f"With {coarsest} ({_in_words(coarsest)}) instead of {finest} ({_in_words(finest)}), "
+    told += f"harmonized images lose {_decibels(lost['harmonized'])} of PSNR inside the brain ({who})"
+    return (
+        f"{told}; without a harmonizer it is {_decibels(lost['input'])}." if "input" in lost else f"{told}."
+    )
 
 
 def _decibels(values: pd.Series) -> str:
@@ -137,11 +146,13 @@ def claims_without_verdict(plan: Study) -> str:
 
 
 def _table(plan: Study, name: str) -> pd.DataFrame:
-    return pd.read_csv(stages.figures_folder(plan) / f"{name}.csv", dtype={"experiment": str, "resolution": str})
+    return pd.read_csv(
+        stages.figures_folder(plan) / f"{name}.csv", dtype={"experiment": str, "resolution": str}
+    )
 
 
 def page(plan: Study, states: pd.DataFrame, folder: Path, remarks: Mapping[str, list[str]]) -> str:
-    """The report's first page: what failed, the result, verdicts, figures, remarks, and every notebook with its state.
+    """The report's first page: failures, result, verdicts, figures, remarks, and the state of every notebook.
 
     Parameters
     ----------
@@ -149,7 +160,8 @@ def page(plan: Study, states: pd.DataFrame, folder: Path, remarks: Mapping[str, 
     states : DataFrame
         As `helpers.batch.status` gives it.
     folder : Path
-        Where the page will lie, beside the executed notebooks. Its links are relative: the results can be moved as a whole.
+        Where the page will lie, beside the executed notebooks. Its links are relative: results can be moved
+        as a whole.
     remarks : mapping of str to list of str
         Title -> lines.
 
@@ -165,20 +177,23 @@ def page(plan: Study, states: pd.DataFrame, folder: Path, remarks: Mapping[str, 
         parts += [f"<p>{html.escape(told).replace('||', '‖')}</p>", *_first_figure(plan, folder)]
     elif not done and not (states.state == "failed").any():
         left = int((states.state != "done").sum())
-        parts.append(f"<p>Not at its end yet: {left} of {len(states)} notebooks are to be executed, and the result comes with the last.</p>")
+        told_left = f"Not at its end yet: {left} of {len(states)} notebooks are to be executed"
+        parts.append(f"<p>{told_left}, and the result comes with the last.</p>")
     parts.append(f'<p class="note">{origins.describe(plan.subjects[0])}. {html.escape(_settings(plan))}</p>')
     if told:
         parts += _verdicts(plan)
     parts += [*_figures(plan, folder, done), *_remarks(remarks), *_notebooks(states, folder)]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(plan.name)}</title>'
-    return f'<!doctype html><html lang="en"><head>{head}<style>{_STYLE}</style></head><body>\n' + "\n".join(parts) + "\n</body></html>\n"
+    head = f'<meta charset="utf-8"><title>{html.escape(plan.name)}</title><style>{_STYLE}</style>'
+    body = "\n".join(parts)
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
 
 
 def _settings(plan: Study) -> str:
     step = f", one slice in {plan.slice_step}: a preview" if plan.slice_step > 1 else ", whole volumes"
     resolutions = ", ".join(each.label for each in plan.resolutions).replace("||", "‖")
     planes = f"{_listed(plan.reconstruction)} plane{'s' if len(plan.reconstruction) > 1 else ''}{step}"
-    return f"{len(plan.subjects)} subjects, experiments {', '.join(plan.experiments)}, resolutions {resolutions}, {planes}."
+    experiments = ", ".join(plan.experiments)
+    return f"{len(plan.subjects)} subjects, experiments {experiments}, resolutions {resolutions}, {planes}."
 
 
 def _failures(states: pd.DataFrame) -> list[str]:
@@ -187,8 +202,14 @@ def _failures(states: pd.DataFrame) -> list[str]:
         return []
     rows = "".join(f"<li>{each.task}: {html.escape(each.error)}</li>" for each in failed.itertuples())
     missing = int((states.state == "missing").sum())
-    more = f"<p>{missing} notebooks wait for them, or were not asked for.</p>" if missing else ""
-    return [f'<div class="wrong"><p>{len(failed)} of {len(states)} notebooks failed:</p><ul>{rows}</ul>{more}</div>']
+    more = (
+        f"<p>Not executed, since they need one of these or were not asked for: {missing}.</p>"
+        if missing
+        else ""
+    )
+    return [
+        f'<div class="wrong"><p>{len(failed)} of {len(states)} notebooks failed:</p><ul>{rows}</ul>{more}</div>'
+    ]
 
 
 def _image(path: Path, folder: Path, look: str = "") -> str:
@@ -218,25 +239,36 @@ def _first_figure(plan: Study, folder: Path) -> list[str]:
 
 
 def _verdicts(plan: Study) -> list[str]:
-    verdicts, untested = _table(plan, "verdicts"), html.escape(claims_without_verdict(plan)).replace("||", "‖")
+    verdicts, untested = (
+        _table(plan, "verdicts"),
+        html.escape(claims_without_verdict(plan)).replace("||", "‖"),
+    )
     rows = "\n".join(
-        f'<tr><td>{row.claim}</td><td class="{row.verdict}">{row.verdict}</td><td>{html.escape(row.sentence).replace("||", "‖")}</td></tr>'
+        f'<tr><td>{row.claim}</td><td class="{row.verdict}">{row.verdict}</td>'
+        f"<td>{html.escape(row.sentence).replace('||', '‖')}</td></tr>"
         for row in verdicts.itertuples()
     )
-    table = f"<table><tr><th>claim</th><th>verdict</th><th>why</th></tr>\n{rows}</table>" if len(verdicts) else ""
+    table = (
+        f"<table><tr><th>claim</th><th>verdict</th><th>why</th></tr>\n{rows}</table>" if len(verdicts) else ""
+    )
     return ["<h2>The verdicts</h2>", table, f"<p>{untested}</p>"]
 
 
 def _figures(plan: Study, folder: Path, current: bool) -> list[str]:
-    shown = "".join(f"<figure>{_image(path, folder, 'loading=lazy')}<figcaption>{html.escape(_caption(path))}</figcaption></figure>" for path in _drawn(plan))
+    shown = "".join(
+        f"<figure>{_image(path, folder, 'loading=lazy')}"
+        f"<figcaption>{html.escape(_caption(path))}</figcaption></figure>"
+        for path in _drawn(plan)
+    )
     title = "The figures" if current else "Figures of an earlier run"
     return [f"<h2>{title}</h2>", f'<div class="figures">{shown}</div>'] if shown else []
 
 
 def _remarks(remarks: Mapping[str, list[str]]) -> list[str]:
-    return [
-        f"<h2>{title}</h2><ul>{''.join(f'<li>{html.escape(line)}</li>' for line in lines)}</ul>" for title, lines in remarks.items() if lines
-    ]
+    lists = {
+        title: "".join(f"<li>{html.escape(line)}</li>" for line in lines) for title, lines in remarks.items()
+    }
+    return [f"<h2>{title}</h2><ul>{items}</ul>" for title, items in lists.items() if items]
 
 
 def _notebooks(states: pd.DataFrame, folder: Path) -> list[str]:
@@ -249,7 +281,7 @@ def _notebooks(states: pd.DataFrame, folder: Path) -> list[str]:
         return f'<tr class="{task.state}">{cells}</tr>'
 
     counts = ", ".join(f"{number} {state}" for state, number in states.state.value_counts().items())
-    told = f"<p>{counts}; {states.seconds.sum() / 3600:.1f} h of computing in the last execution of each, in the order of the method.</p>"
+    told = f"<p>{counts}; {states.seconds.sum() / 3600:.1f} h of computing in the last execution of each.</p>"
     body = "\n".join(map(row, states.itertuples()))
     head = '<tr><th>notebook</th><th>state</th><th class="time">min:s</th><th>error</th></tr>'
     return ["<h2>The notebooks, as executed</h2>", told, f"<table>{head}\n{body}</table>"]
