@@ -103,6 +103,7 @@ def harmonize():
     """HACA3 at its published widths, compiled, against a plain reading of it."""
     from helpers import haca3, phantom
     from helpers.haca3 import harmonizer, networks
+    from helpers.haca3.threads import side_by_side
 
     subject, scanner, step = phantom.subject(1), phantom.scanner("study-1"), 14
     padded = {contrast: harmonizer.preprocess(phantom.render(subject, scanner, contrast))[0] for contrast in study.CONTRASTS}
@@ -126,7 +127,8 @@ def harmonize():
         encodings, encoded = {}, 0
         with torch.inference_mode():
             for name, volume in padded.items():
-                codes = ours._codes(haca3.Encoding(volume=volume), "axial", slices)
+                with side_by_side() as run:
+                    codes = [code for (code,) in run(lambda k, whole=haca3.Encoding(volume=volume): ours._codes(whole, "axial", [k]), slices)]
                 encoded += sum(logits is not None for _, logits, _ in codes)
                 encodings[name] = haca3.Encoding({("axial", k): code for k, code in zip(slices, codes)}, name, volume)
         middle = time.perf_counter()

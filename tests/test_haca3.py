@@ -14,7 +14,7 @@ import torch
 from scipy import ndimage
 
 from helpers import haca3, metrics, study
-from helpers.haca3 import checkpoint, harmonizer, networks, winograd
+from helpers.haca3 import checkpoint, harmonizer, networks, threads, winograd
 
 GOLDEN = Path(__file__).parent / "golden"
 SHAPES = json.loads((GOLDEN / "haca3_shapes.json").read_text())
@@ -366,23 +366,6 @@ def test_accelerated_networks_are_the_published_ones_to_rounding(program, publis
         assert metrics.psnr(expected.numpy(), ours.numpy(), float(expected.max() - expected.min())) > 100, name
 
 
-@pytest.mark.parametrize("level, size", [(0, (90, 111)), (3, (27, 28))])  # of many parts, and of a single one
-def test_accelerated_layers_do_not_depend_on_threads(program, published_width, level, size):
-    conv, norm, relu = published_width.networks["decoder"].down_convs[level].conv[3:]
-    normalization = winograd.Normalization(program, norm, relu)
-    layers = winograd.Convolution(program, conv, normalization), normalization
-    x = torch.rand((1, conv.in_channels, *size), generator=torch.Generator().manual_seed(3))
-    before, images = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            with torch.inference_mode():
-                images.append(layers[1](layers[0](x)))
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(images[0], images[1]) and torch.equal(images[0], images[2])
-
-
 def test_compiled_networks_give_the_same_image_to_rounding(program, small, small_file, heads, target):
     quick = haca3.load(small_file, device="cpu", compiled=True)
     plain, fast = ({name: model.encode(volume, slice_step=64) for name, volume in heads.items()} for model in (small, quick))
@@ -411,21 +394,84 @@ def test_networks_run_compiled_unless_asked_not_to(program, small, small_file):
     assert not haca3.load(small_file, device="cpu", precision="bfloat16").compiled
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_codes_and_targets_do_not_depend_on_threads(published_width, heads, compiled, request):
-    if compiled:
-        request.getfixturevalue("program")
-    model, found, before = harmonizer.Harmonizer(published_width.networks, compiled=compiled), [], torch.get_num_threads()
+def on_threads(function, counts=(1, 2, 3, 5, 8)):
+    """SHA-256 of the arrays that a function returns on each number of threads, and see that torch has its threads afterwards."""
+    before, digests = torch.get_num_threads(), []
     try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            target = model.target(heads["T2w"])
-            found.append({**model.encode(heads["T1w"], ["coronal"], 97).arrays(), "theta": target.theta, "eta": target.eta})
+        for count in counts:
+            torch.set_num_threads(count)
+            arrays = function()
+            assert torch.get_num_threads() == count
+            digests.append(hashlib.sha256(b"".join(np.ascontiguousarray(each).tobytes() for each in arrays)).hexdigest())
     finally:
         torch.set_num_threads(before)
-    for other in found[1:]:
-        for name, values in found[0].items():
-            np.testing.assert_array_equal(values, other[name], err_msg=name)
+    return digests
+
+
+@pytest.mark.parametrize("name", ["beta_encoder", "theta_encoder", "eta_encoder", "decoder", "patchifier", "attention_module"])
+@pytest.mark.parametrize("way", ["plain", "compiled", "bfloat16"])
+def test_a_network_gives_the_same_bytes_on_any_number_of_threads(published_width, name, way, request):
+    network = published_width.networks[name]
+    if way == "compiled":
+        request.getfixturevalue("program")
+        network = winograd.accelerated(network)
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand((2, 1, 1 + 2 * (name == "decoder"), 224, 224), generator=generator)
+    keys = torch.randn((2, 2, 3, 4), generator=generator)
+
+    def compute(image, key):
+        with torch.autocast("cpu", torch.bfloat16, enabled=way == "bfloat16"):
+            result = network.weights(key[0, :1], key[1:]) if name == "attention_module" else network(image)
+        return [each.float().numpy() for each in (result if isinstance(result, tuple) else (result,))]
+
+    def all_of_them():
+        with torch.inference_mode(), threads.side_by_side() as run:
+            return [array for arrays in run(compute, images, keys) for array in arrays]
+
+    assert len(set(on_threads(all_of_them))) == 1
+
+
+def test_the_fusion_net_gives_the_same_bytes_on_any_number_of_threads(published_width):
+    x = torch.rand((1, 3, 50, 60, 64), generator=torch.Generator().manual_seed(2)).contiguous(memory_format=torch.channels_last_3d)
+
+    def fuse():
+        with torch.inference_mode():
+            return [published_width.networks["fusion_net"](x).numpy()]
+
+    assert len(set(on_threads(fuse))) == 1
+
+
+def test_the_noise_has_the_same_bytes_on_any_number_of_threads():
+    assert len(set(on_threads(lambda: [harmonizer.gumbel_noise(3, "axial", 90).numpy()]))) == 1
+
+
+@pytest.mark.parametrize("way", [{}, {"compiled": False}, {"precision": "bfloat16"}, {"variant": "haca3plus"}], ids=str)
+def test_codes_targets_and_images_have_the_same_bytes_on_any_number_of_threads(small_file, heads, sources, way, monkeypatch):
+    monkeypatch.setattr(harmonizer, "preprocess", lambda volume: (sources["T1w"].volume, 1.0))  # takes longer than the networks
+    monkeypatch.setattr(harmonizer, "TARGET_SLICES", range(100, 104))
+    model = haca3.load(small_file, device="cpu", **way)
+    plane = sources["T1w"].volume[16:208, :, 110]
+
+    def everything():
+        target = model.target(heads["T2w"])
+        codes = model.encode(heads["T1w"], ["axial"], 60).arrays()
+        images = model.harmonize(sources, {"T2w": target}, slice_step=60, details=True)
+        one = model.harmonize_slice({"T1w": plane}, {"T2w": target}, "axial", 110)
+        return [target.theta, target.eta, codes["logits"], codes["key"], images["T2w"], images["details"].attention["T2w"]["axial"], one["T2w"]]
+
+    assert len(set(on_threads(everything))) == 1
+
+
+def test_torch_has_its_threads_again_after_an_error():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with pytest.raises(ZeroDivisionError), threads.side_by_side() as run:
+            assert list(run(lambda _: torch.get_num_threads(), range(5))) == [1] * 5 and torch.get_num_threads() == 1
+            list(run(lambda number: 1 / number, range(5)))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.skipif(not (torch.cuda.is_available() or torch.backends.mps.is_available()), reason="encodings on a GPU: none here that torch can use")
@@ -502,7 +548,7 @@ def test_the_scale_of_an_image_does_not_matter_and_the_output_has_that_of_the_ta
 
 
 def test_the_same_seed_gives_the_same_bytes_whatever_threads_steps_and_encodings(small, heads, sources, target):
-    threads = torch.get_num_threads()
+    before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         one = small.harmonize(sources, target, slice_step=36)["T1w"]
@@ -512,7 +558,7 @@ def test_the_same_seed_gives_the_same_bytes_whatever_threads_steps_and_encodings
         encoded = sources | {"T1w": small.encode(heads["T1w"], ["axial"], 36)}
         again = small.harmonize(encoded, target, slice_step=36)["T1w"]
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
     assert encoded["T1w"].slices.keys() == {("axial", 16 + 18 + 36 * i) for i in range(5)}
     np.testing.assert_array_equal(one, two)
     np.testing.assert_array_equal(one, again)

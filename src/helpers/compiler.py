@@ -10,8 +10,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-# What a compiler is asked for, until it can: the instructions of this very processor, and threads.
-_FLAGS = (("-march=native", "-fopenmp"), ("-march=native",), ())
+# What a compiler is asked for, until it can: the instructions of this very processor, or none in particular.
+_FLAGS = (("-march=native",), ())
 
 
 @functools.cache

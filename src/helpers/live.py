@@ -154,15 +154,12 @@ def harmonized(model, targets: Mapping, looked_at: Scene, sources: Mapping[str, 
     dict of str to dict of str to ndarray, 2D
         Target contrast -> plane -> slice, in the units of the target.
     """
-    made = {contrast: {} for contrast in targets}
-    for plane, axis in AXIS.items():
-        given = {}
-        for contrast, planes in sources.items():
-            inside = plane_of(looked_at.foreground[contrast], plane, position)
-            given[contrast] = np.where(inside, np.clip(planes[plane] / (looked_at.scale[contrast] + 1e-5), 0, 5), 0)
-        for contrast, image in model.harmonize_slice(given, targets, plane, position[axis]).items():
-            made[contrast][plane] = image
-    return made
+    given = {}
+    for contrast, planes in sources.items():
+        scaled = {plane: np.clip(planes[plane] / (looked_at.scale[contrast] + 1e-5), 0, 5) for plane in AXIS}
+        inside = {plane: plane_of(looked_at.foreground[contrast], plane, position) for plane in AXIS}
+        given[contrast] = {plane: np.where(inside[plane], scaled[plane], 0) for plane in AXIS}
+    return model.harmonize_planes(given, targets, {plane: position[axis] for plane, axis in AXIS.items()})
 
 
 def compare(reference: Mapping[str, np.ndarray], image: Mapping[str, np.ndarray], looked_at: Scene, position) -> tuple[float, float]:

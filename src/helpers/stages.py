@@ -28,7 +28,7 @@ from helpers.study import AXIS, CONTRASTS, EXPERIMENTS, GROUND_TRUTH, ONE_ORIENT
 from helpers.study import check_label, sources, subject_seed, visited_slices
 
 HACA3_SOURCES = (
-    "haca3/networks.py", "haca3/checkpoint.py", "haca3/harmonizer.py", "haca3/winograd.py", "haca3/winograd.cpp", "compiler.py",
+    "haca3/networks.py", "haca3/checkpoint.py", "haca3/harmonizer.py", "haca3/threads.py", "haca3/winograd.py", "haca3/winograd.cpp", "compiler.py",
 )
 
 Output = tuple[np.ndarray, np.ndarray, dict]  # volume, affine, what else the sidecar should say

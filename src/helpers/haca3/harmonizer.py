@@ -24,8 +24,8 @@ Each of its quirks, and what is done about it here:
 - Fusion runs in float16 on a GPU and keeps gradients (twice the memory): float32 without gradients here.
 - 95th percentile over all voxels, background included, and normalised again before fusion: kept, it is what the weights know.
 - HACA3+ does not permute its mask when a batch has as many slices as there are contrasts: slices are told from contrasts here.
-- Both programs process a quarter of the slices at a time; here one at a time on a CPU, where activations of more do not fit
-  the caches, and as many as fit on a GPU; and slices outside the mask are not computed: they are zero in any case.
+- Both programs process a quarter of the slices at a time; here each by a thread of its own on a CPU, where activations of more
+  do not fit the caches, and as many together as fit on a GPU; and slices outside the mask are not computed: they are zero in any case.
 - The published command line can skip the removal of the background (``--no-bg-removal``). It is on by default, and here: a
   source that shall keep its background is given as ``Encoding(volume=pad(normalise(image)[0]))``.
 - Without a target image it takes theta, and has eta (0.3, 0.5) and norm 1000 as defaults: a `Target` names all three, since a
@@ -45,6 +45,7 @@ from torch import Tensor, nn
 from helpers import study, volumes
 from helpers.haca3 import checkpoint, resolution, winograd
 from helpers.haca3.networks import SLICE, keep_freed_memory, labels_to_beta, most_probable
+from helpers.haca3.threads import side_by_side
 from helpers.study import AXIS
 
 SHAPE = (192, 224, 192)  #: the only accepted grid: MNI, 1 mm
@@ -54,6 +55,9 @@ _PAD = tuple(SLICE // 2 - n // 2 for n in SHAPE)  # voxels before the volume on 
 _CROP = tuple(slice(start, start + n) for start, n in zip(_PAD, SHAPE))
 TARGET_SLICES = range(100, 120)  #: coronal slices that describe a target
 _FUSION_ORDER = ("axial", "coronal", "sagittal")  # channels of the fusion net
+_COMBINE = {  # which sources' foregrounds, (n, 224, 224), the output has
+    "first": lambda foregrounds: foregrounds[0], "union": np.logical_or.reduce, "intersection": np.logical_and.reduce,
+}
 _LARGE = ("beta_encoder", "eta_encoder", "decoder")  # networks in which the time goes
 _SLICE_BYTES = 150 * 2**20  # memory of a slice on its way through the published networks, with some to spare
 
@@ -256,12 +260,16 @@ def _seen(plane: np.ndarray, orientation: str) -> np.ndarray:
     return (plane if orientation == "axial" else plane[:, ::-1]).T.copy()
 
 
+def _lying(image: np.ndarray, orientation: str) -> np.ndarray:
+    """A slice as the networks see it -> as it lies in the array, without the padding."""
+    plane = image.T if orientation == "axial" else image.T[:, ::-1]
+    return plane[tuple(crop for other, crop in enumerate(_CROP) if other != AXIS[orientation])]
+
+
 def put_slice(volume: np.ndarray, orientation: str, k: int, image: np.ndarray) -> None:
     """Inverse of `slice_of`, in place, for a volume without the padding: slice k of the padded stack, (224, 224)."""
     axis = AXIS[orientation]
-    plane = image.T if orientation == "axial" else image.T[:, ::-1]
-    inside = tuple(crop for other, crop in enumerate(_CROP) if other != axis)
-    np.moveaxis(volume, axis, 0)[k - _PAD[axis]] = plane[inside]
+    np.moveaxis(volume, axis, 0)[k - _PAD[axis]] = _lying(image, orientation)
 
 
 def visited(orientation: str, slice_step: int = 1) -> range:
@@ -336,7 +344,9 @@ class Harmonizer:
             If the volume is on another grid, not finite, or all zero.
         """
         padded, norm = preprocess(_checked(volume, "target"))
-        keys = torch.cat([self._key(self._tensor([slice_of(padded, "coronal", k)]), self._run) for k in TARGET_SLICES])  # (20, 4)
+        with side_by_side(self.device) as run:
+            keys = run(lambda k: self._key(self._tensor([slice_of(padded, "coronal", k)]), self._run), TARGET_SLICES)
+            keys = torch.cat(list(keys))  # (20, 4)
         theta, eta = keys.mean(dim=0).cpu().numpy().reshape(2, 2)
         return Target(theta, eta, norm)
 
@@ -356,9 +366,11 @@ class Harmonizer:
         """
         whole = Encoding(volume=preprocess(_checked(volume, "source"))[0])
         slices = {}
-        for o in _orientations(orientations, slice_step):
-            for some in self._batches(visited(o, slice_step)):
-                slices.update({(o, k): code for k, code in zip(some, self._codes(whole, o, some))})
+        with side_by_side(self.device) as run:
+            for o in _orientations(orientations, slice_step):
+                batches = self._batches(visited(o, slice_step))
+                for some, codes in zip(batches, run(functools.partial(self._codes, whole, o), batches)):
+                    slices.update({(o, k): code for k, code in zip(some, codes)})
         return Encoding(slices, _digest(whole))
 
     @_exact
@@ -486,18 +498,72 @@ class Harmonizer:
         ValueError
             If a source has another shape than that slice of the grid.
         """
-        axis = AXIS[study.check("orientation", orientation, study.ORIENTATIONS)]
-        k, sides = index + _PAD[axis], [n for other, n in enumerate(SHAPE) if other != axis]
-        encodings = {}
-        for name, plane in sources.items():
-            if list(np.shape(plane)) != sides:
-                raise ValueError(f"source {name} has shape {np.shape(plane)}: accepted is a slice of {sides[0]} x {sides[1]} pixels")
-            widths = [(SLICE // 2 - n // 2, SLICE - n - (SLICE // 2 - n // 2)) for n in sides]
-            image = _seen(np.pad(np.asarray(plane, np.float32), widths), orientation)
-            code = self._encode([image], self._run)[0] if image.any() else (None, None)
-            encodings[name] = Encoding({(orientation, k): (self._foreground(image), *code)})
-        made, _, _ = self._reconstruct(orientation, encodings, targets, study.VARIANTS[self.variant], dict.fromkeys(targets, ()), seed, [k], 0)
-        return {name: volume.take(index, axis) for name, volume in made.items()}
+        planes = {name: {orientation: plane} for name, plane in sources.items()}
+        return {name: each[orientation] for name, each in self.harmonize_planes(planes, targets, {orientation: index}, seed=seed).items()}
+
+    @_exact
+    def harmonize_planes(
+        self, sources: Mapping[str, Mapping[str, np.ndarray]], targets: Mapping[str, Target], indices: Mapping[str, int], *, seed: int = 0
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """Harmonize one slice of each of several planes, as `harmonize_slice` does with one, side by side.
+
+        Parameters
+        ----------
+        sources : dict of str to dict of str to ndarray, 2D
+            Contrast -> plane -> slice.
+        targets : dict of str to Target
+        indices : dict of str to int
+            Plane -> index of the slice on the volume's axis.
+        seed : int
+
+        Returns
+        -------
+        dict of str to dict of str to ndarray, 2D, float32
+            Target contrast -> plane -> harmonized slice.
+
+        Raises
+        ------
+        ValueError
+            If a source has another shape than that slice of the grid.
+        """
+        images = {}
+        for name, planes in sources.items():
+            for orientation, plane in planes.items():
+                axis = AXIS[study.check("orientation", orientation, study.ORIENTATIONS)]
+                sides = [n for other, n in enumerate(SHAPE) if other != axis]
+                if list(np.shape(plane)) != sides:
+                    raise ValueError(
+                        f"source {name} has shape {np.shape(plane)}: accepted is a slice of {sides[0]} x {sides[1]} pixels"
+                    )
+                widths = [(SLICE // 2 - n // 2, SLICE - n - (SLICE // 2 - n // 2)) for n in sides]
+                images[name, orientation] = _seen(np.pad(np.asarray(plane, np.float32), widths), orientation)
+        numbers = {orientation: index + _PAD[AXIS[orientation]] for orientation, index in indices.items()}
+        inside = {
+            orientation: _COMBINE[study.VARIANTS[self.variant]]([self._foreground(images[name, orientation]) for name in sources])
+            for orientation in indices
+        }
+        wanted = [(orientation, name) for orientation in indices for name in targets]
+
+        def encode(image):
+            return self._encode([image], self._run)[0] if image.any() else (None, None)
+
+        def decode(orientation, name):
+            given, target = inside[orientation], {name: targets[name]}
+            if not given.any():
+                return np.zeros_like(given, np.float32)
+            k = numbers[orientation]
+            _, made = self._through(orientation, encodings, target, {k: given}, {name: ()}, seed, None, [k])
+            return made[name][1][0]
+
+        with side_by_side(self.device) as run:
+            codes = dict(zip(images, run(encode, images.values())))
+            encodings = {
+                name: Encoding({(o, numbers[o]): (self._foreground(images[name, o]), *codes[name, o]) for o in indices}) for name in sources
+            }
+            results = {name: {} for name in targets}
+            for (orientation, name), image in zip(wanted, run(decode, *zip(*wanted))) if wanted else ():
+                results[name][orientation] = _lying(image, orientation)
+        return results
 
     def _batches(self, ks: Sequence[int]) -> list[Sequence[int]]:
         """Slices as they go through the networks: one at a time on a CPU, as many as memory allows on a GPU."""
@@ -553,48 +619,26 @@ class Harmonizer:
         results = {name: np.full(SHAPE, elsewhere, np.float32) for name in targets}
         attention = {name: np.full((SLICE, len(sources)), np.nan, np.float32) for name in targets}
         keys = {name: np.full((SLICE, 4), np.nan, np.float32) for name in sources}
-        combine = {"first": lambda foregrounds: foregrounds[0], "union": np.logical_or.reduce, "intersection": np.logical_and.reduce}[mask]
         inside, shown = {}, []
         for k in ks:
-            inside[k] = combine(self._foregrounds(sources, orientation, k))
+            inside[k] = _COMBINE[mask](self._foregrounds(sources, orientation, k))
             if inside[k].any():
                 shown.append(k)
             else:
                 for result in results.values():
                     put_slice(result, orientation, k, inside[k].astype(np.float32))
-        for some in self._batches(shown):
-            codes = [self._codes(source, orientation, some) for source in sources.values()]  # n lists of B
-            if self._empty is None and any(logits is None for each in codes for _, logits, _ in each):
-                # What an instance norm makes of nothing is rounding: the layers as published have the published one.
-                (self._empty,) = self._encode([np.zeros((SLICE, SLICE), np.float32)], self.networks)
-            filled = [[(code[1:] if code[1] is not None else self._empty) for code in each] for each in codes]
-            logits = [torch.stack([logits for logits, _ in each]) for each in filled]  # n of (B, 5, 224, 224)
-            key = torch.stack([torch.stack([key for _, key in each]) for each in filled], dim=1)  # (B, n, 4)
+
+        def work(some):
+            key, made = self._through(orientation, sources, targets, inside, runs, seed, acquisitions, some)
             for number, name in enumerate(sources):
-                keys[name][list(some)] = key[:, number].cpu()
-            noise = {
-                run: torch.stack([gumbel_noise(seed, orientation, k, run) for k in some]).to(self.device) for run in set((runs or {}).values())
-            }
-            for name, target in targets.items():
-                query = torch.from_numpy(np.concatenate([target.theta, target.eta])).to(self.device).expand(len(some), 4)
-                weights = self.networks["attention_module"].weights(query, key)  # (B, n)
-                attention[name][list(some)] = weights.cpu()
-                weights = weights[:, :, None, None]  # (B, n, 1, 1)
-                if self.variant == "haca3plus":
-                    known = torch.from_numpy(np.stack([self._foregrounds(sources, orientation, k) for k in some])).to(self.device)
-                    weights = attention_map(weights * known)  # (B, n, 224, 224)
-                if acquisitions:
-                    fused = self._mixed(logits, weights, attention[name], acquisitions, orientation, some)
-                else:
-                    fused = sum(weights[:, number, None] * each for number, each in enumerate(logits))  # (B, 5, 224, 224)
-                if runs is not None:
-                    fused = fused + noise[runs[name]]
-                beta = labels_to_beta(most_probable(fused))[:, None]  # (B, 1, 224, 224)
-                contrast = query[:, :2, None, None].expand(-1, 2, SLICE, SLICE)
-                with self._exactly():
-                    images = self._run["decoder"](torch.cat([beta, contrast], dim=1))[:, 0].float().cpu().numpy()
+                keys[name][list(some)] = key[:, number]
+            for name, (weights, images) in made.items():
+                attention[name][list(some)] = weights
                 for k, image in zip(some, images):
-                    put_slice(results[name], orientation, k, image * inside[k] * np.float32(target.norm))
+                    put_slice(results[name], orientation, k, image)
+
+        with side_by_side(self.device) as run:
+            list(run(work, self._batches(shown)))
         crop = slice(_PAD[axis], _PAD[axis] + SHAPE[axis])
         return (
             results,
@@ -602,11 +646,53 @@ class Harmonizer:
             {name: table[crop] for name, table in keys.items()},
         )
 
+    def _through(self, orientation, sources, targets, inside, runs, seed, acquisitions, some):
+        """The slices `some` of one orientation through all networks.
+
+        Returns
+        -------
+        key : ndarray, shape (B, n, 4)
+            Theta and eta of the sources.
+        results : dict of str to (ndarray of shape (B, n), list of B ndarrays of shape (224, 224))
+            Target contrast -> attention, and images in the units of the target.
+        """
+        codes = [self._codes(source, orientation, some) for source in sources.values()]  # n lists of B
+        if self._empty is None and any(logits is None for each in codes for _, logits, _ in each):
+            # What an instance norm makes of nothing is rounding: the layers as published have the published one.
+            (self._empty,) = self._encode([np.zeros((SLICE, SLICE), np.float32)], self.networks)
+        filled = [[(code[1:] if code[1] is not None else self._empty) for code in each] for each in codes]
+        logits = [torch.stack([logits for logits, _ in each]) for each in filled]  # n of (B, 5, 224, 224)
+        key = torch.stack([torch.stack([key for _, key in each]) for each in filled], dim=1)  # (B, n, 4)
+        noise = {
+            run: torch.stack([gumbel_noise(seed, orientation, k, run) for k in some]).to(self.device) for run in set((runs or {}).values())
+        }
+        results = {}
+        for name, target in targets.items():
+            query = torch.from_numpy(np.concatenate([target.theta, target.eta])).to(self.device).expand(len(some), 4)
+            weights = self.networks["attention_module"].weights(query, key)  # (B, n)
+            attention = weights.cpu().numpy()
+            weights = weights[:, :, None, None]  # (B, n, 1, 1)
+            if self.variant == "haca3plus":
+                known = torch.from_numpy(np.stack([self._foregrounds(sources, orientation, k) for k in some])).to(self.device)
+                weights = attention_map(weights * known)  # (B, n, 224, 224)
+            if acquisitions:
+                fused = self._mixed(logits, weights, attention, acquisitions, orientation, some)
+            else:
+                fused = sum(weights[:, number, None] * each for number, each in enumerate(logits))  # (B, 5, 224, 224)
+            if runs is not None:
+                fused = fused + noise[runs[name]]
+            beta = labels_to_beta(most_probable(fused))[:, None]  # (B, 1, 224, 224)
+            contrast = query[:, :2, None, None].expand(-1, 2, SLICE, SLICE)
+            with self._exactly():
+                images = self._run["decoder"](torch.cat([beta, contrast], dim=1))[:, 0].float().cpu().numpy()
+            results[name] = attention, [image * inside[k] * np.float32(target.norm) for k, image in zip(some, images)]
+        return key.cpu().numpy(), results
+
     def _mixed(self, logits, weights, attention, acquisitions, orientation, ks):
         """Logits (B, 5, 224, 224) of sources whose weights depend on what each of them carries of a frequency."""
         axis, mixed = AXIS[orientation], []
         for number, k in enumerate(ks):
-            relative = resolution.relative_weights(acquisitions, orientation, k - _PAD[axis], SHAPE[axis], attention[k])
+            relative = resolution.relative_weights(acquisitions, orientation, k - _PAD[axis], SHAPE[axis], attention[number])
             some = torch.stack([each[number] for each in logits])  # (n, 5, 224, 224)
             mixed.append(resolution.mix(some, weights[number].squeeze(), torch.from_numpy(relative).to(self.device)))
         return torch.stack(mixed)

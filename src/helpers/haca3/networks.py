@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from helpers.haca3.threads import side_by_side
+
 BETA_DIM = 5  #: labels of the anatomy code
 THETA_DIM = 2  #: numbers that describe a contrast
 ETA_DIM = 2  #: numbers that describe the artifacts
@@ -164,13 +166,12 @@ class EtaEncoder(nn.Module):
         """(B, 1, 224, 224) -> (B, 2, 1, 1)."""
         x = torch.cat([self.in_conv(x), x], dim=1)  # (B, 65, H, W)
         # A 32x32 convolution of stride 32 is a matrix product of non-overlapping blocks; as such it runs twice as fast.
-        # One product for each channel: a library would cut a long sum in as many parts as it has threads, and round accordingly.
         batch, channels, rows, columns = x.shape
         rows, columns = rows // 32, columns // 32
         blocks = x[:, :, : 32 * rows, : 32 * columns].reshape(batch, channels, rows, 32, columns, 32)
-        blocks = blocks.permute(1, 0, 2, 4, 3, 5).reshape(channels, batch * rows * columns, -1)  # (65, B * 49, 32 * 32)
-        x = torch.bmm(blocks, self.seq[0].weight.flatten(2).permute(1, 2, 0)).sum(0) + self.seq[0].bias  # (B * 49, 32)
-        return self.seq[1:](x.view(batch, rows * columns, -1).transpose(1, 2).reshape(batch, -1, rows, columns))
+        blocks = blocks.permute(0, 2, 4, 1, 3, 5).flatten(3)  # (B, 7, 7, 65 * 32 * 32)
+        x = F.linear(blocks, self.seq[0].weight.flatten(1), self.seq[0].bias)  # (B, 7, 7, 32)
+        return self.seq[1:](x.permute(0, 3, 1, 2))
 
 
 class Attention(nn.Module):
@@ -249,20 +250,38 @@ class FusionNet(nn.Module):
         if torch.is_grad_enabled():
             return self.conv2(torch.cat([x, self.conv1(x)], dim=1))
         # The same numbers in less memory: in slabs, each with the planes beyond it that its edge depends on, and in place.
+        # A slab is computed by one thread, and is as thick on any number of them.
         first, norm, slope, second, _, _ = self.conv1
-        finest = _normalized(first(x), norm.eps, slope.negative_slope)  # (B, 8, D, H, W)
-        x = torch.cat([x, x.new_empty(x.shape[0], second.out_channels, *x.shape[2:])], dim=1)  # (B, 19, D, H, W)
-        for inner, outer, at in _slabs(x.shape[2], 1):
-            x[:, 3:, inner] = second(finest[:, :, outer])[:, :, at]
-        del finest
-        _normalized(x[:, 3:], norm.eps, slope.negative_slope)
-        return torch.cat([self.conv2(x[:, :, outer])[:, :, at] for _, outer, at in _slabs(x.shape[2], 2)], dim=2)
+        finest = x.new_empty((len(x), first.out_channels, *x.shape[2:])).to(memory_format=torch.channels_last_3d)
+        both = torch.cat([x, x.new_empty((len(x), second.out_channels, *x.shape[2:]))], dim=1)  # (B, 19, D, H, W)
 
+        def layer(conv, given, result, run):
+            """A convolution, its instance norm and leaky ReLU, into `result`."""
 
-def _normalized(x: Tensor, eps: float, negative_slope: float) -> Tensor:
-    """Instance normalization and leaky ReLU, in place."""
-    variance, mean = torch.var_mean(x, dim=(2, 3, 4), correction=0, keepdim=True)
-    return F.leaky_relu_(x.sub_(mean).mul_(torch.rsqrt(variance + eps)), negative_slope)
+            def convolve(inner, outer, at):
+                part = result[:, :, inner]
+                part.copy_(conv(given[:, :, outer])[:, :, at])
+                return torch.var_mean(part, dim=(2, 3, 4), correction=0, keepdim=True)
+
+            slabs = list(_slabs(x.shape[2], 1))
+            variances, means = (torch.stack(each).double() for each in zip(*run(convolve, *zip(*slabs))))
+            share = x.new_tensor([(inner.stop - inner.start) / x.shape[2] for inner, _, _ in slabs], dtype=torch.double)
+            share = share.view(-1, 1, 1, 1, 1, 1)
+            mean = (share * means).sum(0)
+            factor = torch.rsqrt((share * (variances + (means - mean) ** 2)).sum(0) + norm.eps).float()
+            mean = mean.float()
+
+            def normalize(inner, outer, at):
+                F.leaky_relu_(result[:, :, inner].sub_(mean).mul_(factor), slope.negative_slope)
+
+            list(run(normalize, *zip(*slabs)))
+
+        with side_by_side(x.device.type) as run:
+            layer(first, x, finest, run)
+            layer(second, finest, both[:, 3:], run)
+            del finest
+            slabs = zip(*_slabs(x.shape[2], 2))
+            return torch.cat(list(run(lambda inner, outer, at: self.conv2(both[:, :, outer])[:, :, at], *slabs)), dim=2)
 
 
 def _slabs(planes: int, margin: int) -> Iterator[tuple[slice, slice, slice]]:

@@ -25,7 +25,6 @@ import csv
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +36,7 @@ from tqdm.auto import tqdm
 
 from helpers.haca3 import networks
 from helpers.haca3.harmonizer import TARGET_SLICES, slice_of
+from helpers.haca3.threads import side_by_side
 from helpers.study import AXIS
 
 LABELS = networks.BETA_DIM
@@ -382,9 +382,9 @@ def teach_severity(eta: nn.Module, groups: Sequence[Group], steps: int, seed: in
         return torch.autograd.grad(loss, list(eta.parameters())), loss.item()
 
     errors = []
-    with ThreadPoolExecutor(_BATCH, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with side_by_side() as run:
         for step in range(steps):
-            gradients, losses = zip(*pool.map(slice_of_any, ((step, n) for n in range(8))))
+            gradients, losses = zip(*run(slice_of_any, ((step, n) for n in range(8))))
             for parameter, *parts in zip(eta.parameters(), *gradients):
                 parameter.grad = sum(parts) / len(parts)
             patches.grad = patches.grad.mean(dim=(2, 3), keepdim=True).expand_as(patches).clone()
@@ -420,32 +420,33 @@ def teach_contrast(theta: nn.Module, groups: Sequence[Group], steps: int, seed: 
     optimizer = torch.optim.Adam([{"params": theta.parameters()}, {"params": head.parameters(), "lr": 10 * rate}], lr=rate)
     decline = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     error = math.nan
-    for step in range(steps):
-        rng = np.random.default_rng([seed, 1, step])
-        images, means = [], []
-        for _ in range(16):
-            group = groups[rng.integers(len(groups))]
-            subject, scanner, contrast = (rng.integers(n) for n in group.images.shape[:3])
-            s = rng.choice(group.references) if rng.random() < 0.5 else rng.integers(group.images.shape[3])
-            image = np.asarray(group.images[subject, scanner, contrast, s], np.float32)
-            label = np.asarray(group.labels[subject, s])
-            inside = image > 0
-            tissues = [image[inside & (label == tissue)] for tissue in range(LESION)]
-            means.append([tissue.mean() if tissue.size else np.nan for tissue in tissues])
-            generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-            images.append(imperfect(torch.from_numpy(image)[None, None], rng, generator))
-        mu = theta(torch.cat(images))[0].flatten(1)
-        wanted = torch.tensor(np.array(means), dtype=torch.float32)
-        known = wanted.isfinite()
-        squared = (head(mu) - wanted.nan_to_num())[known] ** 2
-        # Both numbers of theta are put to use: mean 0, covariance 1.
-        spread = torch.cov(mu.T) - torch.eye(networks.THETA_DIM)
-        loss = squared.mean() + 0.02 * ((mu.mean(0) ** 2).mean() + (spread**2).mean())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        decline.step()
-        error = squared.mean().item() if step == 0 else 0.9 * error + 0.1 * squared.mean().item()
+    with side_by_side() as run:
+        for step in range(steps):
+            rng = np.random.default_rng([seed, 1, step])
+            images, means = [], []
+            for _ in range(16):
+                group = groups[rng.integers(len(groups))]
+                subject, scanner, contrast = (rng.integers(n) for n in group.images.shape[:3])
+                s = rng.choice(group.references) if rng.random() < 0.5 else rng.integers(group.images.shape[3])
+                image = np.asarray(group.images[subject, scanner, contrast, s], np.float32)
+                label = np.asarray(group.labels[subject, s])
+                inside = image > 0
+                tissues = [image[inside & (label == tissue)] for tissue in range(LESION)]
+                means.append([tissue.mean() if tissue.size else np.nan for tissue in tissues])
+                generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+                images.append(imperfect(torch.from_numpy(image)[None, None], rng, generator))
+            mu = torch.cat(list(run(lambda image: theta(image)[0].flatten(1), images)))
+            wanted = torch.tensor(np.array(means), dtype=torch.float32)
+            known = wanted.isfinite()
+            squared = (head(mu) - wanted.nan_to_num())[known] ** 2
+            # Both numbers of theta are put to use: mean 0, covariance 1.
+            spread = torch.cov(mu.T) - torch.eye(networks.THETA_DIM)
+            loss = squared.mean() + 0.02 * ((mu.mean(0) ** 2).mean() + (spread**2).mean())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            decline.step()
+            error = squared.mean().item() if step == 0 else 0.9 * error + 0.1 * squared.mean().item()
     return error
 
 
@@ -597,10 +598,10 @@ def train(
         losses = loss_of(modules, draw(groups, rng), progress, side(progress, coarse_share), rng)
         return torch.autograd.grad(losses["total"], parameters, allow_unused=True), losses["l1"].item(), losses["total"].item()
 
-    # One thread per slice: two threads within each convolution wait for each other when others use the machine too.
-    with ThreadPoolExecutor(_BATCH, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    # One thread per slice, and one for the optimizer: threads within a layer wait for each other when others use the machine too.
+    with side_by_side() as run:
         for step in tqdm(range(done, steps), "training", initial=done, total=steps, unit="step", mininterval=1):
-            gradients, l1, total = zip(*pool.map(differentiate, [step] * _BATCH, range(_BATCH)))
+            gradients, l1, total = zip(*run(differentiate, [step] * _BATCH, range(_BATCH)))
             for parameter, *parts in zip(parameters, *gradients):
                 known = [part for part in parts if part is not None]
                 parameter.grad = sum(known) / _BATCH if known else None

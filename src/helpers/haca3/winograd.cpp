@@ -3,8 +3,8 @@
 // instance norm and leaky ReLU that follow. Images are (rows, columns, channels), channels a multiple of lanes().
 //
 // A tile is 6x6 pixels of the input, for 4x4 of the output. Tiles are transformed some at a time, so that what becomes of them
-// stays in the cache; each of the 36 places of the transform is then a matrix product over channels. No sum depends on the
-// number of threads.
+// stays in the cache; each of the 36 places of the transform is then a matrix product over channels. One thread computes all of
+// an image: others may compute others.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -84,13 +84,13 @@ static inline void accumulate(double* sums, double* squares, const float* sum, c
     *reinterpret_cast<wide*>(squares) += __builtin_convertvector(*reinterpret_cast<const half*>(deviation), wide) + more * more / pixels;
 }
 
-// Back to the 4x4 pixels of a tile (fewer at the edge), some channels, and their share of the moments (2, channels) if wanted.
+// Back to the 4x4 pixels of a tile (fewer at the edge), and their share of the moments (2, channels) if wanted.
 template <bool whole>
 static void tile_back(
-    const float* m, int64_t apart, const float* bias, Image image, int from, int to, int top, int left, float* y, double* moments
+    const float* m, int64_t apart, const float* bias, Image image, int top, int left, float* y, double* moments
 ) {
     const int high = whole ? 4 : std::min(4, image.rows - top), across = whole ? 4 : std::min(4, image.columns - left);
-    for (int c = from; c < to; c += LANES) {
+    for (int c = 0; c < image.channels; c += LANES) {
         vec t[24], out[16], sum = {}, deviation = {};
         const vec add = load(bias + c);
         for (int j = 0; j < 6; j++) {
@@ -164,17 +164,17 @@ struct Part {
         m = v + PLACES * apart_v;
     }
 
-    void transform(int from, int to) const {
-        for (int t = from; t < to; t++) {
+    void transform() const {
+        for (int t = 0; t < count; t++) {
             const int top = (first + t) / source.tiles_across() * 4 - 1, left = (first + t) % source.tiles_across() * 4 - 1;
             const bool inner = top >= 0 && left >= 0 && top + 6 <= source.rows && left + 6 <= source.columns;
             (inner ? transform_tile<true> : transform_tile<false>)(x, source, top, left, v + int64_t(t) * source.channels, apart_v);
         }
     }
 
-    void multiply(int from, int to) const {
+    void multiply() const {
         const int in = source.channels, out = result.channels;
-        for (int place = from; place < to; place++) {
+        for (int place = 0; place < PLACES; place++) {
             const float *weights = u + int64_t(place) * in * out, *tiles = v + place * apart_v;
             float* products = m + place * apart_m;
             int o = 0;
@@ -183,20 +183,14 @@ struct Part {
         }
     }
 
-    void transform_back(int from, int to) const {
+    void transform_back() const {
         for (int t = 0; t < count; t++) {
             const int top = (first + t) / result.tiles_across() * 4, left = (first + t) % result.tiles_across() * 4;
             const bool whole = top + 4 <= result.rows && left + 4 <= result.columns;
-            (whole ? tile_back<true> : tile_back<false>)(m + int64_t(t) * result.channels, apart_m, bias, result, from, to, top, left, y, moments);
+            (whole ? tile_back<true> : tile_back<false>)(m + int64_t(t) * result.channels, apart_m, bias, result, top, left, y, moments);
         }
     }
 };
-
-// Shares of a sum, always in the same order.
-static void total(const std::vector<double>& shares, double* sum, int length) {
-    std::fill(sum, sum + length, 0.0);
-    for (size_t k = 0; k < shares.size(); k++) sum[k % length] += shares[k];
-}
 
 extern "C" {
 
@@ -223,52 +217,34 @@ void winograd_weights(const float* weight, int in, int out, float* u) {
 
 // One image, with the weights as above; `moments` (2, out) as those of image_moments, or null.
 void winograd_convolve(
-    const float* x, int rows, int columns, int in, const float* u, const float* bias, int out, float* y, double* moments, int threads
+    const float* x, int rows, int columns, int in, const float* u, const float* bias, int out, float* y, double* moments
 ) {
     const Image source{rows, columns, in}, result{rows, columns, out};
     const int tiles = source.tiles();
     const int most = std::max(FEWEST, CACHE / (PLACES * int64_t(in + out))), shares = (tiles + most - 1) / most;
     const int some = ((tiles + shares - 1) / shares + ROWS - 1) / ROWS * ROWS, parts = (tiles + some - 1) / some;
-    std::vector<double> shared_sums(moments ? int64_t(parts) * 2 * out : 0);
-    const auto part = [=, &shared_sums](int number) {
-        double* mine = moments ? shared_sums.data() + int64_t(number) * 2 * out : nullptr;
-        return Part(source, result, x, u, bias, y, mine, number * some, std::min(some, tiles - number * some), some);
-    };
-    if (parts > 1) {
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-        for (int number = 0; number < parts; number++) {
-            const Part all = part(number);
-            all.transform(0, all.count);
-            all.multiply(0, PLACES);
-            all.transform_back(0, out);
-        }
-    } else {  // A small image of many channels: threads share its tiles, places and channels.
-        const Part all = part(0);
-#pragma omp parallel for num_threads(threads)
-        for (int t = 0; t < tiles; t++) all.transform(t, t + 1);
-#pragma omp parallel for num_threads(threads)
-        for (int place = 0; place < PLACES; place++) all.multiply(place, place + 1);
-#pragma omp parallel for num_threads(threads)
-        for (int c = 0; c < out; c += 4 * LANES) all.transform_back(c, std::min(c + 4 * LANES, out));
+    if (moments) std::fill(moments, moments + 2 * out, 0.0);
+    for (int number = 0; number < parts; number++) {
+        const Part part(source, result, x, u, bias, y, moments, number * some, std::min(some, tiles - number * some), some);
+        part.transform();
+        part.multiply();
+        part.transform_back();
     }
-    if (moments) total(shared_sums, moments, 2 * out);
 }
 
 // The moments (2, channels) of an image: for each channel the sum of its pixels and the sum of their squares.
-void image_moments(const float* y, int rows, int columns, int channels, double* moments, int threads) {
-    std::vector<double> shared_sums(int64_t(rows) * 2 * channels);
-#pragma omp parallel for num_threads(threads)
+void image_moments(const float* y, int rows, int columns, int channels, double* moments) {
+    double *sums = moments, *squares = moments + channels;
+    std::fill(sums, squares + channels, 0.0);
     for (int row = 0; row < rows; row++) {
-        double *sums = shared_sums.data() + int64_t(row) * 2 * channels, *squares = sums + channels;
         const float none[LANES] = {}, *at = y + int64_t(row) * columns * channels;
         for (int column = 0; column < columns; column++, at += channels)
             for (int c = 0; c < channels; c += LANES / 2) accumulate(sums + c, squares + c, at + c, none, 1);
     }
-    total(shared_sums, moments, 2 * channels);
 }
 
 // Instance norm (biased variance) and leaky ReLU, in place.
-void normalize(float* y, int rows, int columns, int channels, const double* moments, float eps, float slope, int threads) {
+void normalize(float* y, int rows, int columns, int channels, const double* moments, float eps, float slope) {
     std::vector<float> mean(channels), scale(channels), offset(channels);
     for (int c = 0; c < channels; c++) {
         const double pixels = double(rows) * columns, exact = moments[c] / pixels;
@@ -277,7 +253,6 @@ void normalize(float* y, int rows, int columns, int channels, const double* mome
         scale[c] = float(factor);
         offset[c] = float((mean[c] - exact) * factor);
     }
-#pragma omp parallel for num_threads(threads)
     for (int row = 0; row < rows; row++) {
         float* at = y + int64_t(row) * columns * channels;
         for (int column = 0; column < columns; column++, at += channels)

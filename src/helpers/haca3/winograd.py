@@ -42,7 +42,7 @@ class Normalization(nn.Module):
     def apply_to(self, image: Tensor, moments: Tensor) -> None:
         """One image (C, H, W), its channels last, of which the sums of pixels and of squares are known: (2, C), float64."""
         channels, rows, columns = image.shape
-        self.program.normalize(_at(image), rows, columns, channels, _at(moments), self.eps, self.slope, torch.get_num_threads())
+        self.program.normalize(_at(image), rows, columns, channels, _at(moments), self.eps, self.slope)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same."""
@@ -50,7 +50,7 @@ class Normalization(nn.Module):
         for image in x:
             channels, rows, columns = image.shape
             moments = torch.empty((2, channels), dtype=torch.float64)
-            self.program.image_moments(_at(image), rows, columns, channels, _at(moments), torch.get_num_threads())
+            self.program.image_moments(_at(image), rows, columns, channels, _at(moments))
             self.apply_to(image, moments)
         return x
 
@@ -85,7 +85,7 @@ class Convolution(nn.Module):
         for source, result in zip(x, y):
             self.program.winograd_convolve(
                 _at(source), rows, columns, channels, _at(self.weight), _at(self.bias), self.out, _at(result),
-                None if moments is None else _at(moments), torch.get_num_threads(),
+                None if moments is None else _at(moments),
             )
             if moments is not None:
                 self.normalization.apply_to(result, moments)
@@ -99,8 +99,7 @@ class Eta(nn.Module):
         super().__init__()
         self.in_conv, self.rest, self.bias = eta.in_conv, eta.seq[1:], eta.seq[0].bias
         weight = eta.seq[0].weight.detach().permute(2, 3, 1, 0)  # (32, 32, 64 of in_conv and the image itself, 32)
-        # One product for each row of a block: a long sum would be rounded by the number of threads.
-        self.weight, self.weight_image = weight[:, :, :-1].flatten(1, 2).contiguous(), weight[:, :, -1].contiguous()
+        self.weight, self.weight_image = weight[:, :, :-1].flatten(0, 2).contiguous(), weight[:, :, -1].flatten(0, 1).contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1, H, W) -> (B, 2, 1, 1)."""
@@ -108,11 +107,10 @@ class Eta(nn.Module):
 
         def blocks(image):
             image = image.permute(0, 2, 3, 1)[:, : 32 * rows, : 32 * columns]  # (B, H, W, C)
-            image = image.reshape(len(x), rows, 32, columns, -1).permute(2, 0, 1, 3, 4)
-            return image.reshape(32, len(x) * rows * columns, -1)  # (row in the block, block, 32 * C)
+            return image.reshape(len(x), rows, 32, columns, -1).transpose(2, 3).flatten(3)  # (B, rows, columns, 32 * 32 * C)
 
-        y = torch.bmm(blocks(self.in_conv(x)), self.weight).sum(0) + torch.bmm(blocks(x), self.weight_image).sum(0) + self.bias
-        return self.rest(y.view(len(x), rows * columns, -1).transpose(1, 2).reshape(len(x), -1, rows, columns))
+        y = blocks(self.in_conv(x)) @ self.weight + blocks(x) @ self.weight_image + self.bias
+        return self.rest(y.permute(0, 3, 1, 2))
 
 
 def accelerated(network: nn.Module) -> nn.Module:
