@@ -172,7 +172,8 @@ class Data:
         """
         held = getattr(self, table)
         if not held:
-            raise NotRun(f"no table of {({'weights': 'attention', 'cutoffs': 'frequencies'}).get(table, table)}")
+            name = {"weights": "attention", "cutoffs": "frequencies"}.get(table, table)
+            raise NotRun(f"no table of {name}", f"{name} were not measured" if name == "frequencies" else "")
         if key not in held:
             dropped = f", with {' and '.join(sorted(self.dropped))} dropped" if self.dropped else ""
             experiment = next(part for part in key if part in EXPERIMENTS)
