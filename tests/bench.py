@@ -6,7 +6,6 @@ benches as arguments run only those.
 """
 
 import contextlib
-import dataclasses
 import os
 import re
 import shutil
