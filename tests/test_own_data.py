@@ -26,11 +26,12 @@ SHAPE = (120, 120, 120)
 
 
 def image(seed=0, shape=SHAPE, dtype=np.uint8):
-    """A ball of noise: small as a file, since most of it is nothing."""
-    rng = np.random.default_rng(seed)
+    """A block as large as a brain: small as a file, since its pattern repeats."""
+    values = np.random.default_rng(seed).integers(1, 200, 149)
+    inner = [n * 3 // 4 for n in shape]
     volume = np.zeros(shape, dtype)
-    middle = tuple(slice(n // 2 - 4, n // 2 + 4) for n in shape)
-    volume[middle] = rng.integers(1, 200, tuple(min(n, 8) for n in shape))
+    pattern = values[sum(index * step for index, step in zip(np.indices(inner), (3, 5, 7))) % len(values)]
+    volume[tuple(slice((n - m) // 2, (n - m) // 2 + m) for n, m in zip(shape, inner))] = pattern
     return volume
 
 
@@ -424,7 +425,7 @@ def test_a_thousand_subjects_are_looked_through_in_ten_seconds(tmp_path):
             packed = gzip.compress(content[:4096], 1, mtime=3 * number + order)  # Headers are all that is read.
             (folder / f"sub-{number:04d}_{contrast}.nii.gz").write_bytes(packed)
     started = time.process_time()
-    plan, left_out = stages.check_cohort(Study(bids_dir=str(tmp_path)))
+    plan, left_out = stages.check_cohort(Study(bids_dir=str(tmp_path)), voxels=False)
     assert time.process_time() - started < 10
     assert (len(plan.subjects), left_out) == (1000, {})
 
@@ -532,6 +533,54 @@ def test_a_fault_of_an_image_is_one_line_with_its_path_and_nothing_half_written(
     assert "\n" not in str(error.value)
     assert not list((tmp_path / "results").rglob("*.nii.gz"))
     assert not list((tmp_path / "results").rglob("*.tmp"))
+
+
+def flip(path):
+    """One bit of a stored voxel, as a disk or a line would."""
+    content = bytearray(gzip.compress(gzip.decompress(path.read_bytes()), 0))
+    content[len(content) // 2] ^= 64
+    path.write_bytes(bytes(content))
+
+
+EARLY = {
+    "a flipped bit": (flip, "CRC check failed"),
+    "the end is lost": (lambda path: path.write_bytes(path.read_bytes()[:-8]), "not a readable NIfTI volume"),
+    "complex": (lambda path: save(path, image() * np.complex64(1j)), "it holds complex64"),
+    "z-scores": (lambda path: save(path, (image() - image()[image() > 0].mean()).astype(np.float32) * (image() > 0)), "is negative"),
+    "a mask": (lambda path: save(path, (image() > 0).astype(np.uint8)), "2 different values"),
+    "lifted": (lambda path: save(path, image().astype(np.int16) + 1000), "its background is at 1000"),
+    "NaN": FAULTS["NaN"],
+    "constant": FAULTS["constant"],
+}
+
+
+@pytest.mark.parametrize("fault", EARLY)
+def test_an_image_that_cannot_be_used_is_refused_before_anything_runs(tmp_path, capsys, fault):
+    path = dataset(tmp_path / "bids", ["01", "02"]) / "sub-01" / "anat" / "sub-01_T2w.nii.gz"
+    break_it, message = EARLY[fault]
+    break_it(path)
+    plan, left_out = stages.check_cohort(Study(bids_dir=str(tmp_path / "bids")))
+    assert plan.subjects == ("02",)
+    assert left_out["01"].startswith(f"{path}") and message in left_out["01"] and "\n" not in left_out["01"]
+    with pytest.raises(ValueError, match=message):
+        stages.check_cohort(Study(targets=dict.fromkeys(CONTRASTS, str(path))))
+    shutil.rmtree(tmp_path / "bids" / "sub-02")
+    assert message in refused(tmp_path, capsys, "")
+
+
+def test_images_are_looked_at_once_and_not_after_they_were_prepared(tmp_path, monkeypatch):
+    folder, calls, read = dataset(tmp_path / "bids"), [], volumes.read
+    monkeypatch.setattr(volumes, "read", lambda path: calls.append(path) or read(path))
+    plan = Study(bids_dir=str(folder), output_dir=str(tmp_path / "results"))
+    stages.check_cohort(plan, voxels=False)
+    assert calls == []
+    for _ in range(2):
+        stages.check_cohort(plan)
+    assert len(calls) == 3
+    stages._examine_version.cache_clear()  # As in another process.
+    volumes.write_bytes(volumes.sidecar_path(layout.image(tmp_path / "results", "01", "T1w", desc="preproc")), b"{}")
+    stages.check_cohort(plan)
+    assert sorted(path.name for path in calls[3:]) == ["sub-01_FLAIR.nii.gz", "sub-01_T2w.nii.gz"]
 
 
 def test_an_image_in_four_dimensions_of_which_the_last_is_one_is_accepted(tmp_path):

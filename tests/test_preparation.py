@@ -79,7 +79,7 @@ def test_oblique_and_mirrored_grids_are_fine():
 
 
 def test_constant_clipped_and_negative_intensities_are_named(cohort):
-    volume, affine = cohort["T1w"][0][::2, ::2, ::2].copy(), np.diag([1.0, 1, 1, 1])
+    volume, affine = cohort["T1w"]
     (finding,) = [each for each in preparation.examine(np.zeros_like(volume), affine)[0]]
     assert finding.refuses
     assert finding.text == "every voxel is 0: accepted are images with contrast"
@@ -88,7 +88,7 @@ def test_constant_clipped_and_negative_intensities_are_named(cohort):
     assert not finding.refuses
     assert "intensities were clipped" in finding.text
     negative = volume.copy()
-    negative[50, 50, 50:53] = -5
+    negative[100, 100, 100:103] = -5
     (finding,) = preparation.examine(negative, affine)[0]
     assert "3 voxels are negative, down to -5" in finding.text
 
@@ -310,3 +310,128 @@ def test_a_person_scanned_again_is_told_from_another(cohort):
     assert first @ second > preparation.SAME_PERSON > first @ third
     np.testing.assert_allclose(preparation.portrait(3 * again), second, atol=1e-6)
     assert not preparation.portrait(np.zeros_like(other)).any()
+
+
+# ---------------------------------------------------------------- can this be an image at all?
+
+
+def at_2_mm(cohort, contrast):
+    volume, affine = cohort[contrast]
+    return volume[::2, ::2, ::2].copy(), affine @ np.diag([2, 2, 2, 1])
+
+
+def in_a_head(volume):
+    """The brain with a dark skull and a scalp around it, and noise outside."""
+    grown = [ndimage.binary_dilation(volume > 0, iterations=n) for n in (2, 5)]
+    noise = np.abs(np.random.default_rng(0).normal(0, 0.02 * volume.max(), volume.shape))
+    return noise + volume + 0.8 * volume.max() * (grown[1] & ~grown[0])
+
+
+def half_a_voxel_on(volume):
+    """As a cubic B-spline leaves it: faint rings, some of them negative, where the background was 0."""
+    return ndimage.shift(volume, 0.5, order=3, mode="constant")
+
+
+def wrapped(volume, top):
+    return (volume / volume.max() * top).astype(np.int64).astype(np.int16).astype(np.float32)
+
+
+def z_scores(volume, where):
+    return np.where(where, (volume - volume[where].mean()) / volume[where].std(), 0)
+
+
+IMPLAUSIBLE = {
+    "z-scores of the brain": (lambda v: z_scores(v, v > 0), "of its signal is negative, down to"),
+    "z-scores of all voxels": (lambda v: (v - v.mean()) / v.std(), "its background is at -0."),
+    "z-scores of a head": (lambda v: z_scores(in_a_head(v), np.ones(v.shape, bool)), "its background is at -0."),
+    "from -1 to 1": (lambda v: 2 * v / v.max() - 1, "of its signal is negative"),
+    "a phase": (lambda v: np.random.default_rng(0).uniform(-np.pi, np.pi, v.shape), "of its signal is negative"),
+    "background of a CT": (lambda v: np.where(v > 0, v, -1024), "of its signal is negative"),
+    "wrapped": (lambda v: wrapped(v, 60000), "whole numbers that have wrapped around"),
+    "wrapped where it is brightest": (lambda v: wrapped(v, 36000), "whole numbers that have wrapped around"),
+    "wrapped, in a head": (lambda v: wrapped(in_a_head(v), 45000), "whole numbers that have wrapped around"),
+    "a mask": (lambda v: v > 0, "2 different values, a mask or a segmentation"),
+    "tissues": (lambda v: np.digitize(v, [1, 100, 200, 300]), "5 different values"),
+    "labels": (lambda v: np.where(v > 0, 100 + np.indices(v.shape).sum(axis=0) // 6, 0), "of neighbouring voxels are equal"),
+    "overexposed": (lambda v: np.minimum(v, np.percentile(v[v > 0], 40)), "the largest value, as in a mask"),
+    "lifted": (lambda v: v + 1000, "its background is at 1000"),
+    "lifted by a third": (lambda v: v + v.max() / 3, "accepted is a background near 0"),
+    "lifted head": (lambda v: in_a_head(v) + v.max(), "accepted is a background near 0"),
+    "inverted": (lambda v: v.max() - v, "is brighter than the head"),
+    "inverted head": (lambda v: in_a_head(v).max() - in_a_head(v), "accepted is a background near 0"),
+    "a piece": (lambda v: v * (np.arange(v.shape[2]) > 100 * 0.7), " ml: accepted are 500 ml or more"),
+    "constant": (lambda v: v * 0 + 3, "every voxel is 3"),
+}
+
+
+@pytest.mark.parametrize("kind", IMPLAUSIBLE)
+def test_values_that_no_image_has_are_refused_wherever_one_comes_in(cohort, kind):
+    volume, affine = at_2_mm(cohort, "T1w")
+    change, words = IMPLAUSIBLE[kind]
+    changed = np.asarray(change(volume), np.float32)
+    (finding,) = preparation.examine_values(changed, affine)
+    assert finding.refuses and words in finding.text and "accepted" in finding.text and "\n" not in finding.text
+    assert finding in preparation.examine(changed, affine)[0]
+    with pytest.raises(ValueError, match="^T1w: ") as error:
+        preparation.prepare({"T1w": (changed, affine)})
+    assert finding.text in str(error.value)
+
+
+def lesioned(volume):
+    distance = sum((index - n // 2) ** 2 for index, n in zip(np.indices(volume.shape), volume.shape))
+    return np.where(distance < 100, 1.3 * volume.max(), volume)
+
+
+def defaced(volume):
+    head = in_a_head(volume)
+    head[:, : head.shape[1] // 4, : head.shape[2] // 2] = 0
+    return head
+
+
+PLAUSIBLE = {
+    "as it is": lambda v: v,
+    "in a head": in_a_head,
+    "defaced": defaced,
+    "a lesion": lesioned,
+    "noisy": lambda v: np.abs(v + np.random.default_rng(0).normal(0, 0.15 * v.max(), v.shape)),
+    "background of an MP2RAGE": lambda v: np.where(v > 0, v, np.random.default_rng(0).uniform(0, v.max(), v.shape)),
+    "resampled": half_a_voxel_on,
+    "background of -1": lambda v: np.where(v > 0, v, -1),
+    "60 grey levels": lambda v: np.round(60 * v / v.max()),
+    "smooth, of 8 bits": lambda v: np.round(255 * ndimage.gaussian_filter(v, 1) / v.max()),
+    "nearest neighbours": lambda v: v[tuple(index // 2 * 2 for index in np.indices(v.shape))],
+    "tiny": lambda v: v * 1e-12,
+    "huge": lambda v: v * 1e12,
+    "one hot voxel": lambda v: np.where(np.arange(v.size).reshape(v.shape) == v.size // 2, 1e7, v),
+}
+
+
+@pytest.mark.parametrize(
+    "kind, contrast", [(kind, contrast) for kind in PLAUSIBLE for contrast in CONTRASTS if contrast == "T1w" or "MP2RAGE" not in kind]
+)
+def test_what_people_acquire_and_programs_leave_is_accepted(cohort, kind, contrast):
+    volume, affine = at_2_mm(cohort, contrast)
+    assert preparation.examine_values(PLAUSIBLE[kind](volume).astype(np.float32), affine) == []
+
+
+@pytest.mark.parametrize("size", [0.75, 1.1])
+def test_small_and_large_heads_are_accepted(cohort, size):
+    volume, affine = at_2_mm(cohort, "T1w")
+    assert preparation.examine_values(volume, affine @ np.diag([size, size, size, 1])) == []
+
+
+@pytest.mark.parametrize("factor", [1e-9, 1, 1e9])
+@pytest.mark.parametrize("contrast", CONTRASTS)
+def test_a_background_that_interpolation_has_left_almost_nothing_of_is_removed(cohort, contrast, factor):
+    volume, affine = at_2_mm(cohort, contrast)
+    resampled = (factor * half_a_voxel_on(volume)).astype(np.float32)
+    assert preparation.is_stripped(resampled) and preparation.shows_brain_only(resampled, affine)
+    assert preparation.foreground(resampled).sum() == pytest.approx(preparation.foreground(volume).sum(), rel=0.1)
+
+
+def test_a_head_whose_air_is_blank_is_no_brain(cohort):
+    volume, affine = at_2_mm(cohort, "T2w")
+    head = np.where(ndimage.binary_dilation(volume > 0, iterations=6), in_a_head(volume), 0).astype(np.float32)
+    assert preparation.is_stripped(head) and not preparation.shows_brain_only(head, affine)
+    with pytest.raises(ValueError, match="the T2w image has its background or skull"):
+        preparation.prepare({"T2w": (head, affine)})

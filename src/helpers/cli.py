@@ -86,7 +86,7 @@ def _settled(plan: Study) -> Study:
     from helpers import batch, origins, stages
 
     batch.check_subjects(plan)
-    plan, left_out = stages.check_cohort(plan)
+    plan, left_out = stages.check_cohort(plan, voxels=False)
     for reason in left_out.values():
         print(f"left out: {reason}")
     for line in origins.earlier_version(stages.folder(plan)):

@@ -14,6 +14,7 @@ skull a piece of the temporal muscle did. A mask of a dedicated program is bette
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +39,21 @@ SPECTRAL_DROP = 0.35
 THICK_FACTOR = 1.5
 #: Part of the foreground that has exactly the largest value before an image is called clipped.
 CLIPPED_FRACTION = 1e-3
+#: The same, before it is none.
+MOSTLY_CLIPPED = 0.25
+#: Brain and the fluid around it, ml: a cranium holds 600 in the first months of life (Sgouros 1999) and up to 1656 in 58 healthy
+#: adults (Ricard 2010); beyond are small heads of newborns, and hydrocephalus.
+BRAIN_ML = (500, 2300)
+#: Fewer different values than this are a mask or a segmentation.
+FEWEST_VALUES = 16
+#: An image of at most so many different values is one of labels if more than this part of neighbouring voxels is equal.
+LABELS, EQUAL_NEIGHBOURS = 1000, 0.7
+#: Part of the voxels beyond a part of the image's scale that may be negative: what B-splines leave at edges stays below.
+NEGATIVE = {0.25: 5e-3, 0.5: 2e-4}
+#: The 1st percentile may be this part of the 99th: the background is at the bottom.
+RAISED = 0.15
+#: Part of an image's scale below which a value is none: what interpolation leaves of a background of 0.
+NOTHING = 1e-4
 #: No adult's brain is smaller than this in any direction.
 SMALLEST_EXTENT_MM = 90
 #: Part of the template's brain that the field of view must hold.
@@ -224,7 +240,9 @@ def _not_background(volume):
     if volume.min() == volume.max():
         return np.zeros(volume.shape, bool)
     if is_stripped(volume):
-        return volume != 0
+        # Rings of interpolation, where there are any, reach a few voxels beyond the brain and are faint.
+        exactly = np.mean(volume == 0) > 0.5
+        return volume != 0 if exactly else volume > 0.02 * _scale(volume)
     from skimage.filters import threshold_otsu
 
     # Half of Otsu's threshold: grey matter, cerebrospinal fluid and noise would be three classes, where it knows two.
@@ -232,9 +250,28 @@ def _not_background(volume):
 
 
 def is_stripped(volume: np.ndarray) -> bool:
-    """Whether the background of an image was removed: more than half of its voxels are exactly 0, those of its rim nearly all."""
+    """Whether the background of an image was removed: more than half of its voxels are 0, those of its rim nearly all.
+
+    What interpolation leaves of such a background counts as 0 (`NOTHING`).
+    """
     rim = np.concatenate([np.take(volume, (0, -1), axis).ravel() for axis in range(3)])
-    return bool(np.mean(volume == 0) > 0.5 and np.mean(rim == 0) > 0.98)
+    limit = NOTHING * _scale(volume)
+    return bool(np.mean(np.abs(volume) <= limit) > 0.5 and np.mean(np.abs(rim) <= limit) > 0.98)
+
+
+def _scale(volume: np.ndarray) -> float:
+    """How large the values of an image are, a few outliers apart; 0 if there are none."""
+    some = np.abs(volume[tuple(slice(None, None, 2 if n > 32 else 1) for n in volume.shape)])
+    return float(np.percentile(some[some > 0], 99)) if some.any() else 0.0
+
+
+def shows_brain_only(volume: np.ndarray, affine: np.ndarray) -> bool:
+    """Whether the background of an image was removed and what is left is no larger than a brain: some scanners blank the air around a head."""
+    return is_stripped(volume) and _ml(foreground(volume), affine) <= BRAIN_ML[1]
+
+
+def _ml(mask: np.ndarray, affine: np.ndarray) -> float:
+    return float(np.count_nonzero(mask) * abs(np.linalg.det(np.asarray(affine, float)[:3, :3])) / 1e3)
 
 
 def _largest(mask):
@@ -259,12 +296,12 @@ def examine(volume: np.ndarray, affine: np.ndarray) -> tuple[list[Finding], Shar
     findings : list of Finding
         What is wrong with voxel size, grid, spectrum, clipping, negative values. Empty: nothing.
     sharpness : Sharpness or None
-        None if the image is constant.
+        None if the values are refused.
     """
     volume, affine = volumes.check(volume), np.asarray(affine, float)
     findings = examine_grid(volume.shape, affine)
-    if volume.min() == volume.max():
-        return [*findings, Finding(True, f"every voxel is {volume.min():g}: accepted are images with contrast")], None
+    if implausible := examine_values(volume, affine):
+        return [*findings, *implausible], None
     found = sharpness(volume, affine)
     for axis in np.flatnonzero(found.thick):
         text = (
@@ -282,6 +319,82 @@ def examine(volume: np.ndarray, affine: np.ndarray) -> tuple[list[Finding], Shar
         text = f"{negative} voxels are negative, down to {volume.min():.4g}: no magnitude image has such; they become 0"
         findings.append(Finding(False, text))
     return findings, found
+
+
+def examine_values(volume: np.ndarray, affine: np.ndarray) -> list[Finding]:
+    """Can these values be the signal of a head or a brain, as an MR image shows it?
+
+    About every 2 mm is looked at: a fraction of a second. Limits are relative to the image, whose unit may be any.
+
+    Parameters
+    ----------
+    volume : ndarray, shape (X, Y, Z)
+        As acquired, or as some program left it; with or without its background.
+    affine : ndarray, shape (4, 4)
+        Voxel index to position in mm.
+
+    Returns
+    -------
+    list of Finding
+        Nothing, or the first reason against it, which refuses: constant, a mask or labels, negative, a background that is not at the
+        bottom, mostly its largest value, smaller than any brain.
+
+    References
+    ----------
+    A.-S. Ricard et al., "On two equations about brain volume, cranial capacity and age", Surg. Radiol. Anat. 32, 2010.
+    S. Sgouros et al., "Intracranial volume change in childhood", J. Neurosurg. 91(4):610-616, 1999.
+    """
+    volume, affine = volumes.check(volume), np.asarray(affine, float)
+    steps = [max(1, int(2 // mm)) if mm > 0 else 1 for mm in np.linalg.norm(affine[:3, :3], axis=0)]
+    some = volume[tuple(slice(None, None, step) for step in steps)]
+    reason = _implausible(volume, some, affine @ np.diag([*steps, 1]))
+    return [Finding(True, reason)] if reason else []
+
+
+def _implausible(volume, some, affine):
+    """The first reason why `volume`, of which `some` voxels on the grid `affine` are looked at, is no image; or None."""
+    if volume.min() == volume.max():
+        return f"every voxel is {volume.min():g}: accepted are images with contrast"
+    values, counts = np.unique(some, return_counts=True)
+    if values.size < FEWEST_VALUES:
+        return f"{values.size} different values, a mask or a segmentation: accepted are images of {FEWEST_VALUES} or more"
+    if values.size <= LABELS and (equal := _equal_neighbours(volume, values[np.argmax(counts)])) > EQUAL_NEIGHBOURS:
+        what = f"{100 * equal:.0f} % of neighbouring voxels are equal, as labels are"
+        return f"{what}: accepted are images of which up to {100 * EQUAL_NEIGHBOURS:.0f} % are"
+    scale, size = _scale(some), np.abs(some)
+    for part, accepted in NEGATIVE.items():
+        beyond = size > part * scale
+        if (share := np.count_nonzero(some[beyond] < 0) / max(np.count_nonzero(beyond), 1)) > accepted:
+            cause = "z-scores, phase, a part of a complex image, or whole numbers that have wrapped around"
+            return f"{100 * share:.2g} % of its signal is negative, down to {some.min():.4g} ({cause}): accepted are magnitude images"
+    low, high = np.percentile(some, [1, 99])
+    corners = [slice(None, max(1, n // 10)) for n in some.shape], [slice(-max(1, n // 10), None) for n in some.shape]
+    corner = float(np.median(np.concatenate([some[where].ravel() for where in itertools.product(*zip(*corners, strict=True))])))
+    centre = float(np.median(some[tuple(slice(n // 4, max(3 * n // 4, n // 4 + 1)) for n in some.shape)]))
+    if low > RAISED * high or corner < -0.02 * scale:
+        level = low if low > RAISED * high else corner
+        return f"its background is at {level:.4g}, its signal up to {high:.4g}: accepted is a background near 0"
+    if corner > 0.25 * scale and corner > 1.25 * centre:
+        return f"its background, {corner:.4g}, is brighter than the head, {centre:.4g}: accepted is a background near 0"
+    inside = foreground(some)
+    if (share := np.count_nonzero(some == some.max()) / max(np.count_nonzero(inside), 1)) > MOSTLY_CLIPPED:
+        what = f"{100 * share:.0f} % of its foreground is exactly {some.max():g}, the largest value"
+        return f"{what}, as in a mask or an image that is overexposed: accepted are up to {100 * MOSTLY_CLIPPED:.0f} %"
+    if (ml := _ml(inside, affine)) < BRAIN_ML[0]:
+        return f"a head or brain of {ml:.0f} ml: accepted are {BRAIN_ML[0]} ml or more"
+    return None
+
+
+def _equal_neighbours(volume, background):
+    """Part of the neighbours along an axis that are exactly equal, where neither is background."""
+    equal = pairs = 0
+    for axis in range(3):
+        # Whole lines along the axis, every third of them.
+        lines = np.moveaxis(volume, axis, -1)[::3, ::3]
+        both = (lines[..., 1:] != background) & (lines[..., :-1] != background)
+        pairs += np.count_nonzero(both)
+        equal += np.count_nonzero(both & (lines[..., 1:] == lines[..., :-1]))
+    return equal / max(pairs, 1)
 
 
 def examine_grid(shape: tuple[int, ...], affine: np.ndarray) -> list[Finding]:
@@ -514,16 +627,20 @@ def prepare(images: Mapping[str, tuple[np.ndarray, np.ndarray]], brain: str = "e
     images : mapping of str to (ndarray of shape (X, Y, Z), ndarray of shape (4, 4))
         Contrast -> volume and affine (voxel index to position in mm). With T1w, or only one contrast. Negative values become 0.
     brain : {"extract", "keep"}
-        Remove what is not brain, unless that was done (`is_stripped`); or keep the images as they are.
+        Remove what is not brain, unless that was done (`shows_brain_only`); or keep the images as they are.
     seed : int
         Of the sampling of voxels in registration.
 
     Raises
     ------
     ValueError
-        If an image is constant or not 3D, a brain cannot be found, or there is no T1w to find it in.
+        If an image is not 3D, its values cannot be those of a head (`examine_values`), a brain cannot be found or is of no size that
+        brains have, or there is no T1w to find it in.
     """
     brain = check("brain", brain, BRAINS)
+    for contrast, (volume, affine) in images.items():
+        for finding in examine_values(volumes.check(volume, contrast), affine):
+            raise ValueError(f"{contrast}: {finding.text}")
     images = {
         check("contrast", contrast, CONTRASTS): (np.maximum(volumes.check(volume, contrast), 0), affine)
         for contrast, (volume, affine) in images.items()
@@ -531,10 +648,10 @@ def prepare(images: Mapping[str, tuple[np.ndarray, np.ndarray]], brain: str = "e
     lead = "T1w" if "T1w" in images else next(iter(images))
     if lead != "T1w" and len(images) > 1:
         raise ValueError(f"images are {', '.join(images)}: accepted are T1w with others, or one contrast")
-    extract = brain == "extract" and not is_stripped(images[lead][0])
+    extract = brain == "extract" and not shows_brain_only(*images[lead])
     if extract and lead != "T1w":
         text = "and the brain is found in a T1w only: accepted is one whose background is removed"
-        raise ValueError(f"the {lead} image has its background, {text}")
+        raise ValueError(f"the {lead} image has its background or skull, {text}")
     fixed, known = template(lead)
     target = (phantom.SHAPE, phantom.AFFINE)
     transforms, on_grid, seen, agreement = {}, {}, {}, {}
@@ -552,6 +669,8 @@ def prepare(images: Mapping[str, tuple[np.ndarray, np.ndarray]], brain: str = "e
         if contrast == lead:
             fixed = on_grid[lead]
             known = brain_mask(fixed, seen[lead]) if extract else _resampled_mask(images[lead][0], affine, transforms[lead])
+            if brain == "extract" and not BRAIN_ML[0] <= (ml := _ml(known, phantom.AFFINE)) <= BRAIN_ML[1]:
+                raise ValueError(f"{lead}: a brain of {ml:.0f} ml: accepted are {BRAIN_ML[0]} to {BRAIN_ML[1]} ml")
     coverage = {contrast: float(seen[contrast][template(lead)[1]].mean()) for contrast in images}
     if brain == "extract":
         on_grid = {contrast: np.where(known, image, np.float32(0)) for contrast, image in on_grid.items()}

@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -185,8 +186,14 @@ def acquired(plan: Study, subject: int | str) -> dict[str, Path]:
     return found[subject]
 
 
-def check_cohort(plan: Study) -> tuple[Study, dict[str, str]]:
-    """Who of a data set takes part, as far as names and headers tell: fast, so that it can be asked before anything starts.
+def check_cohort(plan: Study, voxels: bool = True) -> tuple[Study, dict[str, str]]:
+    """Who of a data set takes part, as far as it can be told before anything is computed.
+
+    Parameters
+    ----------
+    voxels : bool
+        True: images are read to their last byte and looked at, unless they were prepared since they last changed; a fraction of a
+        second each. False: names and headers only.
 
     Returns
     -------
@@ -200,11 +207,8 @@ def check_cohort(plan: Study) -> tuple[Study, dict[str, str]]:
     ValueError, FileNotFoundError
         If nobody is left, an image must be chosen, a target's image cannot be used, or the study's folder is of the other kind of subjects.
     """
-    from helpers import preparation
-
-    for path in [each for _, each in plan.targets if isinstance(each, str)]:
-        if refusals := [each.text for each in preparation.examine_grid(*volumes.geometry(path)) if each.refuses]:
-            raise ValueError(f"{path}: {refusals[0]}")
+    for path, result in _examine_files([Path(image) for _, image in plan.targets if isinstance(image, str)], voxels).items():
+        _refuse({path: path}, {path: result()})
     if not plan.bids_dir:
         for subject in plan.subjects:
             origins.check(folder(plan), subject)
@@ -214,11 +218,14 @@ def check_cohort(plan: Study) -> tuple[Study, dict[str, str]]:
     found, left_out = layout.find_subjects(plan.bids_dir, plan.subjects, dict(plan.select), plan.given)
     for label in found:
         origins.check(folder(plan), label)
+    files = {path: _is_prepared(plan, label, contrast, path) for label, images in found.items() for contrast, path in images.items()}
+    examined = _examine_files([path for path, done in files.items() if not done], voxels)
+    examined |= _examine_files([path for path, done in files.items() if done], voxels=False)
     seen: dict[tuple, str] = {}
     for label, images in found.items():
         try:
             check_label(label)
-            _refuse(images, {contrast: preparation.examine_grid(*volumes.geometry(path)) for contrast, path in images.items()})
+            _refuse(images, {contrast: examined[path]() for contrast, path in images.items()})
             for contrast, path in images.items():
                 # Nothing but a copy has the same bytes: even the same voxels are compressed with another time.
                 twin = seen.setdefault(volumes.fingerprint(path), f"{layout.name(label)}'s {contrast}")
@@ -231,6 +238,42 @@ def check_cohort(plan: Study) -> tuple[Study, dict[str, str]]:
         first = "; ".join(list(left_out.values())[:3])
         raise ValueError(f"{plan.bids_dir}: no subject can take part: {first}{'; and so on' if len(left_out) > 3 else ''}")
     return dataclasses.replace(plan, subjects=fit), left_out
+
+
+def _is_prepared(plan: Study, label: str, contrast: str, path: Path) -> bool:
+    """Whether an image was prepared after it last changed, so that it was looked at then."""
+    prepared = volumes.look(volumes.sidecar_path(layout.image(folder(plan), label, contrast, desc="preproc")))
+    image = volumes.look(path)
+    return bool(prepared and image and prepared[1] > image[1])
+
+
+def _examine_files(paths: Sequence[Path], voxels: bool) -> dict[Path, Callable[[], list]]:
+    """Image -> a function that returns what is wrong with it, or raises why it cannot be read."""
+    from tqdm import tqdm
+
+    # Decompression and arithmetic leave the interpreter to other threads; four volumes at a time fit into any memory.
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        jobs = {path: pool.submit(_examine_file, path, voxels) for path in paths}
+        for job in tqdm(jobs.values(), desc="images looked at", delay=2, leave=False):
+            job.exception()
+    return {path: job.result for path, job in jobs.items()}
+
+
+def _examine_file(path: Path, voxels: bool) -> list:
+    from helpers import preparation
+
+    findings = preparation.examine_grid(*volumes.geometry(path))
+    if voxels and not any(each.refuses for each in findings):
+        findings += _examine_version(path, *volumes.look(path))
+    return findings
+
+
+@functools.lru_cache(maxsize=None)
+def _examine_version(path: Path, size: int, changed_ns: int) -> tuple:
+    """What is wrong with the values of an image, looked for once in a process as long as it does not change."""
+    from helpers import preparation
+
+    return tuple(preparation.examine_values(*volumes.read(path)))
 
 
 def findings(plan: Study, unfit: Iterable[str] = ()) -> list[str]:
