@@ -292,7 +292,7 @@ def scaling():
 
 
 def panels():
-    """How much faster the panels redraw than they have to: 200 ms after a slider's move, 1.5 s with a live harmonization."""
+    """How much faster the panels redraw than they have to: 200 ms after a slider's move, 1 s with a live harmonization."""
     subject = phantom.subject(1)
     images = {contrast: phantom.render(subject, phantom.scanner("study-1"), contrast, 1) for contrast in study.CONTRASTS}
     plane, brain = (figures.upright(volume, "coronal", 120) for volume in (images["T1w"], subject.brain))
@@ -304,7 +304,7 @@ def panels():
     for owner, control, values, allowed_s in (
         (panel, "gap", np.arange(0.5, 1.4, 0.1), 0.2),
         (panel, "tb", np.arange(6, 15), 0.2),
-        (explorer, "thickness", np.arange(3, 4.5, 0.5), 1.5),
+        (explorer, "thickness", np.arange(3, 4.5, 0.5), 1.0),
     ):
         measured = []
         for value in values:

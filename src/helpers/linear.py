@@ -13,9 +13,9 @@ SAME_VOXEL = 1e-3
 def along_axis(matrix: np.ndarray, volume: np.ndarray, axis: int) -> np.ndarray:
     """Apply a matrix to every line of a volume along one axis, as one matrix product.
 
-    The same input gives the same bits on any number of cores: BLAS is held to one thread, since where it splits the
-    product among several, elements at the seams are rounded differently. On volumes of this size memory is the limit,
-    and a second thread gains little.
+    The same input gives the same bits on any number of cores: BLAS is held to one thread, since OpenBLAS on a processor
+    without AVX-512 rounds elements at the seams of what its threads share differently (measured). On volumes of this size
+    memory is the limit, and a second thread gains little.
 
     Parameters
     ----------
