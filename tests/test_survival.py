@@ -60,7 +60,7 @@ def undisturbed(tmp_path_factory):
 def test_from_the_command_line_to_its_figures_and_once_more_for_nothing(undisturbed):
     folder, expected, _ = undisturbed
     said = (folder / "log").read_text()
-    assert f"{NOTEBOOKS} notebooks executed" in said and "Mean PSNR inside the brain" in said
+    assert f"{NOTEBOOKS} notebooks executed" in said and "At 5||1.5 the harmonized images have" in said
     assert "dashboard: http://127.0.0.1:" in said
     assert f"Figures: {folder / 'results' / 'figures'}\n" in said and (folder / "results" / "figures" / "figure_2.png").is_file()
     assert (folder / "results" / "report" / "index.html").is_file()
