@@ -20,7 +20,22 @@ import psutil
 import torch
 from scipy import ndimage
 
-from helpers import batch, degradation, figures, haca3, layout, ledger, live, metrics, phantom, slice_profile, stages, study, widgets
+from helpers import (
+    batch,
+    degradation,
+    figures,
+    grid,
+    haca3,
+    layout,
+    ledger,
+    live,
+    metrics,
+    phantom,
+    slice_profile,
+    stages,
+    study,
+    widgets,
+)
 
 REPEATS = 3
 
@@ -52,7 +67,7 @@ def degrade():
     affine = np.array([[-1.0, 0, 0, 96], [0, -1, 0, 96], [0, 0, 1, -78], [0, 0, 0, 1]])
     resolution = study.Resolution(3, 0)  # the most slices of all resolutions: the most work for the matrix
     for orientation in study.ORIENTATIONS:
-        axis = degradation.through_plane_axis(affine, orientation)
+        axis = grid.through_plane_axis(affine, orientation)
         measured = ratios(
             lambda axis=axis: convolve_then_sample(volume, axis, resolution),
             lambda orientation=orientation: degradation.degrade(volume, affine, orientation, resolution),
@@ -295,7 +310,7 @@ def panels():
     """How much faster the panels redraw than they have to: 200 ms after a slider's move, 1 s with a live harmonization."""
     subject = phantom.subject(1)
     images = {contrast: phantom.render(subject, phantom.scanner("study-1"), contrast, 1) for contrast in study.CONTRASTS}
-    plane, brain = (figures.upright(volume, "coronal", 120) for volume in (images["T1w"], subject.brain))
+    plane, brain = (grid.upright(volume, "coronal", 120) for volume in (images["T1w"], subject.brain))
     panel = widgets.ProfilePanel(plane, brain, slice_profile.Pulse(), study.Resolution(5, 1.5))
     model = haca3.load(layout.MODELS / "harmonizer-small.pt", device="cpu")
     targets = {contrast: model.target(image) for contrast, image in images.items()}

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
+from hypothesis import given, strategies as st
+
 from helpers import advisor, figures, layout
 from helpers.study import CONTRASTS, ORIENTATIONS, RESOLUTIONS, Resolution
-from hypothesis import given
-from hypothesis import strategies as st
 
 NOTEBOOK = str(layout.NOTEBOOKS / "06_protocol_survey.ipynb")
 PLANTED = {"axial": (25, -2, -1.5, 0.3, 0.2), "sagittal": (22, -2.5, -1.2, 0.4, 0.1), "coronal": (20, -1.5, -1.0, 0.1, 0.3)}

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
+
 from helpers import batch, cli, ledger, stages, volumes
-from helpers import report as reports
 from helpers.batch import Task
 from helpers.cluster import Cluster
 from helpers.study import EXPERIMENTS, Study
@@ -275,7 +275,7 @@ def test_what_failed_is_told_with_its_error_until_it_is_done(finished, capsys):
     ledger.log(report, event="failed", task=name, seconds=3.0, images=0, error="ValueError: <so>")
     assert cli.main(["status", str(study)]) == 0
     assert f"failed: {name}: ValueError: <so>" in capsys.readouterr().out
-    page = reports.page(plan, batch.status(plan), report, {"Left out": ["sub-3: <no>"], "Warnings": []})
+    page = report.page(plan, batch.status(plan), report, {"Left out": ["sub-3: <no>"], "Warnings": []})
     assert "<li>sub-3: &lt;no&gt;</li>" in page
     assert "Warnings" not in page
     row = f'<td><a href="{name}.html">{name}</a></td><td>failed</td><td class="time">0:03</td><td>ValueError: &lt;so&gt;</td>'

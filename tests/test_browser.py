@@ -10,6 +10,7 @@ import time
 from urllib.parse import urlsplit
 
 import pytest
+
 from helpers import layout
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -3,12 +3,23 @@
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import claims
-from helpers.claims import CLAIMS, CONTRADICTED, LABELS, SEPARATIONS_MM, SUPPORTED, UNDECIDED, Comparison, Data, Rules
-from helpers.study import CONTRASTS, EXPERIMENTS, RESOLUTIONS
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
+
+from helpers import claims
+from helpers.claims import (
+    CLAIMS,
+    CONTRADICTED,
+    LABELS,
+    SEPARATIONS_MM,
+    SUPPORTED,
+    UNDECIDED,
+    Comparison,
+    Data,
+    Rules,
+)
+from helpers.study import CONTRASTS, EXPERIMENTS, RESOLUTIONS
 
 IDS = [claim.id for claim in CLAIMS]
 SCALE = {"psnr_db": 1.0, "ssim": 0.02}  # 0.5 dB and 0.01 SSIM are one margin

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import dask
 import pytest
+
 from helpers import cli, cluster, layout
 from helpers.cluster import Cluster
 from helpers.study import Study

@@ -5,11 +5,10 @@ from dataclasses import fields
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy import ndimage
 
-from helpers import degradation, slice_profile, study
+from helpers import degradation, grid, slice_profile, study
 from helpers.slice_profile import Pulse
 
 MNI = np.array([[-1.0, 0, 0, 96], [0, -1, 0, 96], [0, 0, 1, -78], [0, 0, 0, 1]])
@@ -56,7 +55,7 @@ def positions_mm(n, resolution):
 @pytest.mark.parametrize("orientation", study.ORIENTATIONS)
 @pytest.mark.parametrize("resolution", RESOLUTIONS, ids=label)
 def test_a_ramp_in_world_coordinates_stays_that_ramp(affine, orientation, resolution):
-    axis = degradation.through_plane_axis(affine, orientation)
+    axis = grid.through_plane_axis(affine, orientation)
     shape = [4, 4, 4]
     shape[axis] = 120
     direction = np.array([0.5, -0.7, 0.9])
@@ -150,7 +149,7 @@ def test_zeros_stay_zeros():
 @quickly
 @given(shape=shapes, orientation=orientations, resolution=resolutions, affine=affines())
 def test_the_other_axes_are_untouched(shape, orientation, resolution, affine):
-    axis = degradation.through_plane_axis(affine, orientation)
+    axis = grid.through_plane_axis(affine, orientation)
     volume = np.random.default_rng(0).random(shape)
     degraded, lr_affine = degradation.degrade(volume, affine, orientation, resolution)
     assert degraded.dtype == np.float32
@@ -197,7 +196,7 @@ def test_fortran_order_gives_what_c_order_gives(orientation):
 @quickly
 @given(shape=shapes, orientation=orientations, resolution=resolutions, affine=affines())
 def test_the_centre_of_the_field_of_view_stays_put_and_the_step_is_the_separation(shape, orientation, resolution, affine):
-    axis = degradation.through_plane_axis(affine, orientation)
+    axis = grid.through_plane_axis(affine, orientation)
     degraded, lr_affine = degradation.degrade(np.ones(shape), affine, orientation, resolution)
     before = nib.affines.apply_affine(affine, (np.array(shape) - 1) / 2)
     after = nib.affines.apply_affine(lr_affine, (np.array(degraded.shape) - 1) / 2)
@@ -239,7 +238,7 @@ def test_a_cropped_edge_is_extended_by_its_outermost_voxel():
 @pytest.mark.parametrize("affine", [MNI, OBLIQUE, np.diag([1.0, -2, 3, 1])[:, [2, 0, 1, 3]]], ids=["mni", "oblique", "permuted"])
 def test_orientation_names_the_anatomical_axis_across_the_slices(affine, orientation, direction):
     columns = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    assert degradation.through_plane_axis(affine, orientation) == np.argmax(np.abs(direction @ columns))
+    assert grid.through_plane_axis(affine, orientation) == np.argmax(np.abs(direction @ columns))
 
 
 # --- Known numbers

@@ -8,7 +8,8 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import figures, layout
+
+from helpers import figures, grid, layout
 from helpers.study import CONTRASTS, EXPERIMENTS, RESOLUTIONS
 
 
@@ -39,7 +40,7 @@ def test_slices_hang_as_radiologists_hang_them():
     # A volume stored LPS, with a bright voxel to the patient's left, at the front, and at the top.
     volume = np.zeros((10, 12, 14))
     volume[9, 0, 13] = 1  # left, anterior, superior
-    where = {plane: tuple(np.argwhere(figures.upright(volume, plane, index) == 1)[0]) for plane, index in (("axial", 13), ("coronal", 0), ("sagittal", 9))}
+    where = {plane: tuple(np.argwhere(grid.upright(volume, plane, index) == 1)[0]) for plane, index in (("axial", 13), ("coronal", 0), ("sagittal", 9))}
     assert where["axial"] == (0, 9)  # front is up, the patient's left is on the right
     assert where["coronal"] == (0, 9)  # top is up
     assert where["sagittal"] == (0, 0)  # front is on the left

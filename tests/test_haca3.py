@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from helpers import haca3, metrics, study
+from helpers import grid, haca3, metrics, study
 from helpers.haca3 import checkpoint, harmonizer, networks, threads, winograd
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -805,7 +805,7 @@ def test_a_bad_option_is_refused_in_one_line(small_file, option, message):
 
 def nearly_empty():
     """Of which the 95th percentile is zero."""
-    volume = np.zeros(haca3.SHAPE, np.float32)
+    volume = np.zeros(grid.SHAPE, np.float32)
     volume.ravel()[: int(0.049 * volume.size)] = 1
     return volume
 
@@ -820,10 +820,10 @@ def nearly_empty():
         (dict(orientations=("axial", "coronal"), slice_step=11), "a preview has one orientation"),
         (dict(slice_step=0), "slice_step is 0"),
         (dict(sources={}), "sources are empty"),
-        (dict(sources={"PD": np.ones(haca3.SHAPE)}), "contrast is 'PD': accepted are T1w, T2w, FLAIR"),
+        (dict(sources={"PD": np.ones(grid.SHAPE)}), "contrast is 'PD': accepted are T1w, T2w, FLAIR"),
         (dict(sources={"T1w": np.ones((224, 192, 192))}), r"source T1w has shape \(224, 192, 192\): accepted is the MNI grid"),
-        (dict(sources={"T1w": np.zeros(haca3.SHAPE)}), "source T1w is zero everywhere"),
-        (dict(sources={"T1w": np.full(haca3.SHAPE, np.nan)}), "source T1w has .* NaN"),
+        (dict(sources={"T1w": np.zeros(grid.SHAPE)}), "source T1w is zero everywhere"),
+        (dict(sources={"T1w": np.full(grid.SHAPE, np.nan)}), "source T1w has .* NaN"),
         (dict(sources={"T1w": np.ones((230, 224, 192))}), r"source T1w has shape \(230, 224, 192\): accepted is the MNI grid"),
         (dict(targets={"T2w": np.ones((3, 3))}), "target T2w has 2 dimensions"),
         (dict(targets={}), "targets are empty"),

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.grid import AXIS
 from helpers.haca3 import resolution
 from helpers.haca3.networks import SLICE
 from helpers.haca3.resolution import Acquisition
-from helpers.study import AXIS, ORIENTATIONS, Resolution
+from helpers.study import ORIENTATIONS, Resolution
 
 THICK = Resolution(5, 1.5)
 LENGTH = {"axial": 192, "coronal": 224, "sagittal": 192}

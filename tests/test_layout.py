@@ -3,10 +3,10 @@
 import re
 
 import pytest
+from hypothesis import given, settings, strategies as st
+
 from helpers import layout
 from helpers.study import Study
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 CONTRAST = ("T1w",)
 

@@ -12,7 +12,8 @@ import sys
 import nbformat
 import psutil
 import pytest
-from helpers import batch, ledger, layout, volumes
+
+from helpers import batch, layout, ledger, volumes
 from helpers.batch import Task
 from helpers.cluster import Cluster
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from helpers import degradation, live, metrics, registration, slice_profile
 from helpers.haca3 import harmonizer, networks
 from helpers.study import CONTRASTS, ORIENTATIONS, RESOLUTIONS, Resolution

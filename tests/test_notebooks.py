@@ -9,8 +9,9 @@ import sys
 import nbformat
 import papermill
 import pytest
-from helpers import layout
 from papermill.exceptions import PapermillExecutionError
+
+from helpers import layout
 
 NOTEBOOKS = sorted(layout.NOTEBOOKS.glob("*.ipynb"))
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -10,11 +10,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers import batch, cli, layout, origins, phantom, preparation, stages, volumes
-from helpers.study import CONTRASTS, TARGET, Study, check_label
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from hypothesis import assume, given, strategies as st
 from papermill.cli import papermill
+
+from helpers import batch, cli, grid, layout, origins, phantom, preparation, stages, volumes
+from helpers.study import CONTRASTS, TARGET, Study, check_label
 
 SHAPE = (8, 9, 10)
 
@@ -25,8 +25,8 @@ def small(monkeypatch):
     brain = np.ones(SHAPE, bool)
     monkeypatch.setattr(stages, "person", lambda seed: SimpleNamespace(brain=brain, affine=np.eye(4), seed=seed))
     monkeypatch.setattr(phantom, "render", lambda someone, *_, noise_seed: np.full(SHAPE, someone.seed, np.float32))
-    monkeypatch.setattr(phantom, "SHAPE", SHAPE)
-    monkeypatch.setattr(phantom, "AFFINE", np.eye(4))
+    monkeypatch.setattr(grid, "SHAPE", SHAPE)
+    monkeypatch.setattr(grid, "AFFINE", np.eye(4))
     monkeypatch.setattr(preparation, "examine_grid", lambda *_: [])
     sharp = SimpleNamespace(voxel_mm=np.ones(3), directions=("x", "y", "z"), thickness_mm=np.ones(3))
     monkeypatch.setattr(preparation, "examine", lambda *_: ([], sharp))

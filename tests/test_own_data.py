@@ -16,10 +16,22 @@ from types import MappingProxyType
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers import batch, claims, cli, degradation, layout, ledger, phantom, preparation, registration, stages, volumes
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from helpers import (
+    batch,
+    claims,
+    cli,
+    degradation,
+    layout,
+    ledger,
+    phantom,
+    preparation,
+    registration,
+    stages,
+    volumes,
+)
 from helpers.study import CONTRASTS, GROUND_TRUTH, Resolution, Study, subject_seed, visited_slices
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 AFFINE = np.array([[-1.0, 0, 0, 60], [0, 1, 0, -60], [0, 0, 1, -60], [0, 0, 0, 1]])
 SHAPE = (120, 120, 120)
@@ -727,7 +739,7 @@ def test_world_coordinates_survive_degrading(tmp_path, grid, orientation):
     # A ramp along each world axis is its own slice: where a slice lies, the ramp has that value.
     shape = tuple(n + 24 for n in shape)
     world = affine[:3, :3] @ np.indices(shape).reshape(3, -1) + affine[:3, 3:]
-    axis = degradation.through_plane_axis(affine, orientation)
+    axis = grid.through_plane_axis(affine, orientation)
     resolution = Resolution(3 * np.linalg.norm(affine[:3, axis]), 0)
     for component, ramp in enumerate(world):
         stack, stack_affine = degradation.degrade(ramp.reshape(shape), affine, orientation, resolution)

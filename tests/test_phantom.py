@@ -7,7 +7,7 @@ import pytest
 from edt import edt
 from scipy import ndimage
 
-from helpers import phantom
+from helpers import grid, phantom
 from helpers.study import CONTRASTS
 
 SEED, SCANNER = 2, "study-7"  # an ordinary protocol of 3 T
@@ -34,13 +34,13 @@ def median(image, subject, tissue, above=0.95):
 def test_the_embedded_fractions_sum_to_one_in_one_piece_without_holes():
     total = sum(phantom.anatomy().values())
     brain = total > 0.5
-    assert total.shape == phantom.SHAPE
+    assert total.shape == grid.SHAPE
     assert np.allclose(total[brain], 1, atol=1e-5) and not total[~brain].any()
     assert_is_one_piece_without_holes(brain)
     for axis in range(3):
         assert all(np.array_equal(ndimage.binary_fill_holes(plane), plane) for plane in np.moveaxis(brain, axis, 0))
     # Nothing touches the edge of the grid, so no warp of a few mm cuts the brain off.
-    assert all(min(where.min(), n - 1 - where.max()) > 4 for where, n in zip(np.nonzero(brain), phantom.SHAPE))
+    assert all(min(where.min(), n - 1 - where.max()) > 4 for where, n in zip(np.nonzero(brain), grid.SHAPE))
 
 
 def test_the_embedded_brain_has_the_volumes_of_an_adult_brain():
@@ -110,7 +110,7 @@ def test_lesions_are_many_small_and_in_the_white_matter_by_the_ventricles(subjec
 @pytest.mark.parametrize("noise_seed", [None, 0])
 def test_the_background_is_exactly_zero(subject, truth, noise_seed):
     image = truth["T1w"] if noise_seed is None else phantom.render(subject, phantom.scanner(SCANNER), "T1w", noise_seed)
-    assert image.dtype == np.float32 and image.shape == phantom.SHAPE
+    assert image.dtype == np.float32 and image.shape == grid.SHAPE
     assert not image[~subject.brain].any()
     assert image[subject.brain].min() > 0 and image.max() < 2000
 

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from helpers import degradation, phantom, preparation, registration, stages, volumes
-from helpers.study import CONTRASTS, ORIENTATIONS, RESOLUTIONS, Resolution, Study
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
+
+from helpers import degradation, grid, phantom, preparation, registration, stages, volumes
+from helpers.study import CONTRASTS, ORIENTATIONS, RESOLUTIONS, Resolution, Study
 
 AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
 
@@ -163,8 +164,8 @@ def turned(degrees, axis, shift_mm=(0, 0, 0)):
 @pytest.mark.parametrize("below_mm, shoulders", [(0, False), (40, False), (100, False), (130, True)])
 @pytest.mark.parametrize("degrees, axis", [(0, 0), (20, 0), (-20, 0), (20, 1), (20, 2)])
 def test_one_start_lies_near_the_brain_however_much_of_the_body_is_seen(below_mm, shoulders, degrees, axis):
-    (image, affine), mask = registration.coarsen(preparation.template("T1w")[0], phantom.AFFINE), preparation.template("T1w")[1]
-    brain = registration.coarsen(mask.astype(np.float32), phantom.AFFINE)[0] > 0.5
+    (image, affine), mask = registration.coarsen(preparation.template("T1w")[0], grid.AFFINE), preparation.template("T1w")[1]
+    brain = registration.coarsen(mask.astype(np.float32), grid.AFFINE)[0] > 0.5
     volume, body_affine = body(brain, image, affine, below_mm, shoulders)
     # A header that knows nothing of where the head is.
     true = turned(degrees, axis, (800, -1200, 3000))
@@ -177,8 +178,8 @@ def test_one_start_lies_near_the_brain_however_much_of_the_body_is_seen(below_mm
 
 @pytest.mark.slow
 def test_a_head_with_neck_is_registered_as_its_brain_alone_is():
-    fixed, affine = registration.coarsen(preparation.template("T1w")[0], phantom.AFFINE, 2)
-    brain = registration.coarsen(preparation.template("T1w")[1].astype(np.float32), phantom.AFFINE, 2)[0] > 0.5
+    fixed, affine = registration.coarsen(preparation.template("T1w")[0], grid.AFFINE, 2)
+    brain = registration.coarsen(preparation.template("T1w")[1].astype(np.float32), grid.AFFINE, 2)[0] > 0.5
     volume, body_affine = body(brain, fixed, affine, 60)
     arguments = (volume, body_affine, fixed, affine, brain)
     found = registration.estimate(*arguments, starts=preparation.starts(volume, body_affine))
@@ -201,13 +202,13 @@ def test_the_brain_of_a_head_with_neck_comes_to_lie_where_it_does_without(cohort
     header_affine[:3, 3] = {"far": (800, -1200, 3000), "zero": -middle, "corner": (0, 0, 0)}[header]
     true = header_affine @ np.linalg.inv(affine) @ alone.transforms["T1w"]
     prepared = preparation.prepare({"T1w": (volume, header_affine)})
-    assert registration.error_mm(prepared.transforms["T1w"], true, brain, phantom.AFFINE) < 2
+    assert registration.error_mm(prepared.transforms["T1w"], true, brain, grid.AFFINE) < 2
     assert prepared.findings["T1w"] == []
 
 
 def test_no_brain_is_found_where_there_is_none():
     with pytest.raises(ValueError, match="no brain where the template has one"):
-        preparation.brain_mask(np.zeros(phantom.SHAPE, np.float32), np.ones(phantom.SHAPE, bool))
+        preparation.brain_mask(np.zeros(grid.SHAPE, np.float32), np.ones(grid.SHAPE, bool))
 
 
 def test_a_stripped_image_is_told_from_a_head(cohort):
@@ -256,7 +257,7 @@ def test_thick_slices_are_not_taken_for_a_wrong_orientation(monkeypatch, cohort,
 
 def test_the_template_is_the_embedded_brain_on_the_grid_of_haca3():
     image, brain = preparation.template("FLAIR")
-    assert image.shape == phantom.SHAPE
+    assert image.shape == grid.SHAPE
     np.testing.assert_array_equal(image > 0, brain)
 
 
@@ -282,11 +283,11 @@ def test_a_moved_subject_comes_back_to_within_half_a_voxel_of_itself(cohort):
     brain = cohort["mask"][0] > 0
     back = {contrast: np.linalg.inv(motions[contrast]) @ prepared.transforms[contrast] for contrast in CONTRASTS}
     for contrast in ("T2w", "FLAIR"):
-        assert registration.error_mm(back[contrast], back["T1w"], brain, phantom.AFFINE) < 0.5
+        assert registration.error_mm(back[contrast], back["T1w"], brain, grid.AFFINE) < 0.5
     assert all(not findings for findings in prepared.findings.values())
     # Another subject's T2w is noticed, and so is a mirrored one.
     for stranger in (phantom.render(phantom.subject(2), phantom.scanner("study-1"), "T2w", 1), cohort["T2w"][0][::-1].copy()):
-        mixed = preparation.prepare({"T1w": moved["T1w"], "T2w": (stranger, phantom.AFFINE)})
+        mixed = preparation.prepare({"T1w": moved["T1w"], "T2w": (stranger, grid.AFFINE)})
         assert any("another person" in each.text for each in mixed.findings["T2w"])
 
 

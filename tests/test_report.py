@@ -4,6 +4,7 @@ import re
 
 import pandas as pd
 import pytest
+
 from helpers import claims, layout, report, stages
 from helpers.study import CONTRASTS, EXPERIMENTS, Study
 

@@ -7,6 +7,7 @@ import sys
 import tomllib
 
 import pytest
+
 from helpers import layout
 
 PROJECT = tomllib.loads((layout.ROOT / "pyproject.toml").read_text())["project"]

@@ -5,9 +5,10 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from pandas.testing import assert_frame_equal
+
 from helpers import claims, figures, layout, stages
 from helpers.study import Study
-from pandas.testing import assert_frame_equal
 
 FOLDERS = [path.parent for path in sorted(layout.FIGURES.rglob("verdicts.csv"))]
 named = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.relative_to(layout.ROOT).as_posix())

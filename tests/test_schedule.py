@@ -1,8 +1,8 @@
 """Scheduling: bounds that any schedule keeps, on random graphs."""
 
+from hypothesis import given, strategies as st
+
 from helpers import schedule
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 @st.composite

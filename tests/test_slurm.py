@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from helpers import batch, ledger
 from helpers.study import Study
 

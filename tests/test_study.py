@@ -1,6 +1,8 @@
 import re
 
 import pytest
+from hypothesis import given, strategies as st
+
 from helpers.cluster import Cluster
 from helpers.study import (
     CONTRASTS,
@@ -14,8 +16,6 @@ from helpers.study import (
     sources,
     visited_slices,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 def test_resolutions_are_the_papers_eight_in_its_order():

@@ -12,11 +12,11 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings, strategies as st
+from scipy.spatial.transform import Rotation
+
 from helpers import figures, survey, volumes
 from helpers.study import CONTRASTS, RESOLUTIONS
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.spatial.transform import Rotation
 
 SAID = {"MRAcquisitionType": "2D", "SliceThickness": 5, "SpacingBetweenSlices": 6.5}
 PLANES = ("sagittal", "coronal", "axial")

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import psutil
 import pytest
+
 from helpers import volumes
 
 pytestmark = pytest.mark.slow

@@ -5,9 +5,9 @@ import os
 import numpy as np
 import pandas as pd
 import pytest
+
 from helpers import haca3, layout, live, slice_profile, stages, widgets
 from helpers.study import CONTRASTS, EXPERIMENTS, Resolution, Study
-
 
 
 @pytest.fixture(scope="module")

@@ -31,8 +31,8 @@ import numpy as np
 from scipy import ndimage
 
 from helpers import volumes
+from helpers.grid import AFFINE, SHAPE
 from helpers.layout import SPACE
-from helpers.phantom import AFFINE, SHAPE
 
 # World to world in mm, template position to S1 position: ANTs, rigid, mutual information of the T1w within the pial surface
 # and the template. Written down, since that registration samples at random and another run ends up to 3 degrees elsewhere.

@@ -13,6 +13,7 @@ figure_ladder
 """
 
 import pandas as pd
+
 from helpers import figures, layout, stages
 from helpers.study import Study
 

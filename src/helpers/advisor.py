@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from helpers.study import CONTRASTS, EXPERIMENTS, ORIENTATIONS, Resolution, check
+from helpers.study import CONTRASTS, ORIENTATIONS, Resolution, check
 
 #: Experiments in which all contrasts are acquired alike: orientation and resolution are those of the whole protocol.
 ALIKE = ("1a", "1b", "1c")

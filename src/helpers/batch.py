@@ -25,9 +25,7 @@ from types import MappingProxyType
 
 import pandas as pd
 
-from helpers import cluster as clusters
-from helpers import report as reports
-from helpers import layout, ledger, origins, phantom, schedule, stages, volumes
+from helpers import cluster, layout, ledger, origins, phantom, schedule, stages, volumes
 from helpers.cluster import Cluster
 from helpers.study import GROUND_TRUTH, TARGET, Study
 
@@ -523,7 +521,7 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
         if any(results.values()) or len(results) < len(wanted) or plan.bids_dir or not report.exists():
             remarks = {"Left out": list(left_out.values()), "Warnings": stages.findings(plan) if warnings is None else warnings}
             try:
-                volumes.write_bytes(report, reports.page(plan, _states(everything, folder), folder, remarks).encode())
+                volumes.write_bytes(report, report.page(plan, _states(everything, folder), folder, remarks).encode())
             except OSError as error:  # A full disk must not take with it what is to be said of the notebooks.
                 print(f"the report could not be written: {error}", file=sys.stderr)
     failed = {name: each.error for name, each in results.items() if _failed(each)}
@@ -595,7 +593,7 @@ def execute_all(
     named = {task.name: task for task in wanted}
     wanted = [named[name] for name in schedule.urgent_first(_graph(wanted), expected_s(wanted, folder))]
     ledger.log(folder, event="run", kind=where.kind, workers=where.size(), threads=where.threads())
-    with clusters.start(where, folder / "jobs") as (client, again):
+    with cluster.start(where, folder / "jobs") as (client, again):
         print(f"dashboard: {client.dashboard_link}", file=sys.stderr)
         return _gather(client, again, wanted, folder, where, before)
 

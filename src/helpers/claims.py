@@ -33,7 +33,15 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from helpers.metrics import score_column
-from helpers.study import CONTRASTS, EXPERIMENTS, GROUND_TRUTH, ONE_ORIENTATION, ORIENTATIONS, RESOLUTIONS, TRANSFORMS
+from helpers.study import (
+    CONTRASTS,
+    EXPERIMENTS,
+    GROUND_TRUTH,
+    ONE_ORIENTATION,
+    ORIENTATIONS,
+    RESOLUTIONS,
+    TRANSFORMS,
+)
 
 #: Columns that say how a table was made. Rows that differ in one of them belong to different studies.
 VERSION = ("transform", "reconstruction", "anatomy", "mask", "slice_step", "seed")

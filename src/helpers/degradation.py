@@ -12,48 +12,11 @@ References
 
 from functools import lru_cache
 
-import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from helpers import linear, slice_profile, study, volumes
+from helpers import grid, linear, slice_profile, study, volumes
 from helpers.slice_profile import Pulse
-
-#: The two anatomical directions between which the slices of an orientation are stacked.
-THROUGH_PLANE = {"axial": "IS", "sagittal": "LR", "coronal": "PA"}
-
-
-def through_plane_axis(affine: np.ndarray, orientation: str) -> int:
-    """The array axis along which slices of an orientation are stacked, found from the affine.
-
-    Parameters
-    ----------
-    affine : ndarray, shape (4, 4), mm
-        Voxel index to world position.
-    orientation : {"axial", "sagittal", "coronal"}
-        Slices stacked inferior-superior, left-right or posterior-anterior.
-
-    Returns
-    -------
-    int
-        0, 1 or 2. An oblique volume has the axis that is nearest to the anatomical one.
-
-    Raises
-    ------
-    ValueError
-        If the orientation is unknown or the affine is not an invertible 4 x 4 matrix.
-
-    Examples
-    --------
-    >>> through_plane_axis(np.eye(4), "sagittal")
-    0
-    """
-    study.check("orientation", orientation, study.ORIENTATIONS)
-    affine = np.asarray(affine, dtype=float)
-    if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
-        raise ValueError(f"affine is {affine.tolist()}: accepted is an invertible 4 x 4 matrix")
-    codes = nib.aff2axcodes(affine)
-    return next(axis for axis, code in enumerate(codes) if code in THROUGH_PLANE[orientation])
 
 
 def slice_positions(n: int, voxel_mm: float, resolution: study.Resolution) -> np.ndarray:
@@ -145,7 +108,7 @@ def degrade(volume: np.ndarray, affine: np.ndarray, orientation: str, resolution
     """
     volume = volumes.check(volume)
     affine = np.asarray(affine, dtype=float)
-    axis = through_plane_axis(affine, orientation)
+    axis = grid.through_plane_axis(affine, orientation)
     voxel_mm = float(np.linalg.norm(affine[:3, axis]))
     weights = matrix(volume.shape[axis], voxel_mm, resolution, pulse)
     positions = slice_positions(volume.shape[axis], voxel_mm, resolution)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullLocator
 
+from helpers import grid
 from helpers.metrics import score_column
 from helpers.study import CONTRASTS, EXPERIMENTS, GROUND_TRUTH, RESOLUTIONS, TRANSFORMS, Resolution
 
@@ -83,31 +84,6 @@ def slices(images: dict[str, np.ndarray], vmax: float, columns: int, unit: str =
         ax.set_title(title, fontsize=10)
     fig.colorbar(shown, ax=axes, label=unit, shrink=0.8, aspect=40)
     return fig, axes
-
-
-def upright(volume: np.ndarray, orientation: str, index: int) -> np.ndarray:
-    """One slice of an LPS volume as radiologists hang it: anterior or superior up, the patient's right on the left.
-
-    Parameters
-    ----------
-    volume : ndarray, shape (X, Y, Z)
-        Stored left, posterior, superior, as on HACA3's MNI grid.
-    orientation : str
-        ``axial``, ``sagittal`` (anterior on the left) or ``coronal``.
-    index : int
-        Along the axis across the slices.
-
-    Returns
-    -------
-    ndarray, 2D
-        Rows from top to bottom, for ``imshow`` with its default origin.
-    """
-    # LPS: x grows to the patient's left, y to posterior, z to superior.
-    if orientation == "axial":
-        return volume[:, :, index].T
-    if orientation == "coronal":
-        return volume[:, index, :].T[::-1]
-    return volume[index, :, :].T[::-1]
 
 
 def score_figures(experiments: Iterable[str]) -> list[int]:
@@ -566,9 +542,9 @@ def quality_sheet(images: dict[str, np.ndarray], outlines: dict[str, np.ndarray]
         positive = image[image > 0]
         vmax = np.percentile(positive, 99.5) if positive.size else 1
         for ax, (plane, index) in zip(row, planes.items(), strict=True):
-            ax.imshow(upright(image, plane, index), cmap="gray", vmin=0, vmax=vmax, interpolation="nearest")
+            ax.imshow(grid.upright(image, plane, index), cmap="gray", vmin=0, vmax=vmax, interpolation="nearest")
             for label, outline in outlines.items():
-                shape = upright(outline, plane, index)
+                shape = grid.upright(outline, plane, index)
                 if shape.any():
                     ax.contour(shape, [0.5], colors=colours[label], linewidths=0.9)
             ax.set_title(f"{contrast}, {plane}", fontsize=10)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from helpers import degradation, metrics, slice_profile
+from helpers.grid import AXIS
 from helpers.slice_profile import Pulse
-from helpers.study import AXIS, CONTRASTS, ORIENTATIONS, Resolution
+from helpers.study import CONTRASTS, ORIENTATIONS, Resolution
 
 
 def kernels(thickness_mm: float, pulse: Pulse = Pulse()) -> dict[str, np.ndarray]:

@@ -36,13 +36,8 @@ import numpy as np
 from edt import edt
 from scipy import ndimage
 
-from helpers import layout, volumes
+from helpers import grid, layout, volumes
 from helpers.study import CONTRASTS, check
-
-#: HACA3's MNI grid: 1 mm, stored left-posterior-superior.
-SHAPE = (192, 224, 192)
-AFFINE = np.array([[-1, 0, 0, 96], [0, -1, 0, 96], [0, 0, 1, -78], [0, 0, 0, 1]], dtype=np.float64)
-AFFINE.setflags(write=False)
 
 STUDY_SEEDS = range(1, 11)
 TARGET_SEED = 11
@@ -395,14 +390,14 @@ def warp(seed: int) -> np.ndarray:
     scale = rng.uniform(0.97, 1.05, 3)
     shear = np.eye(3) + rng.normal(0, 0.015, (3, 3)) * (1 - np.eye(3))
     smooth = [
-        rng.normal(2.2, 0.3) * _smooth_noise(rng, SHAPE, 60) + rng.normal(0.7, 0.1) * _smooth_noise(rng, SHAPE, 28)
+        rng.normal(2.2, 0.3) * _smooth_noise(rng, grid.SHAPE, 60) + rng.normal(0.7, 0.1) * _smooth_noise(rng, grid.SHAPE, 28)
         for _ in range(3)
     ]
     widening = rng.uniform(-0.8, 1.6)
 
     centre = np.array([96, 112, 90])
-    axes = np.ogrid[tuple(slice(n) for n in SHAPE)]
-    coordinates = np.empty((3, *SHAPE), np.float32)
+    axes = np.ogrid[tuple(slice(n) for n in grid.SHAPE)]
+    coordinates = np.empty((3, *grid.SHAPE), np.float32)
     for part, row, middle, field in zip(coordinates, shear * scale, centre, smooth):
         part[...] = field + middle
         for axis, weight, origin in zip(axes, row, centre):
@@ -451,7 +446,7 @@ def _lesions(rng, white, ventricle_mm):
     Ellipsoids with their long axis pointing away from the ventricles (Dawson's fingers), three quarters of them
     periventricular, their number and sizes log-normal.
     """
-    total = np.zeros(SHAPE, np.float32)
+    total = np.zeros(grid.SHAPE, np.float32)
     candidates = np.flatnonzero(white > 0.9)
     distance = ventricle_mm.ravel()[candidates]
     gradient = np.gradient(ndimage.gaussian_filter(ventricle_mm, 2))
@@ -461,12 +456,12 @@ def _lesions(rng, white, ventricle_mm):
     for _ in range(count):
         odds = near if rng.random() < 0.75 else anywhere
         place = np.searchsorted(np.cumsum(odds), rng.random() * odds.sum())
-        centre = np.array(np.unravel_index(candidates[min(place, len(candidates) - 1)], SHAPE))
+        centre = np.array(np.unravel_index(candidates[min(place, len(candidates) - 1)], grid.SHAPE))
         along = np.array([g[tuple(centre)] for g in gradient]) + rng.normal(0, 0.2, 3)
         along /= np.linalg.norm(along)
         radius = np.clip(rng.lognormal(math.log(2.3), 0.45), 1.2, 7)
         box = tuple(slice(max(c - 18, 0), c + 19) for c in centre)
-        sides = (np.arange(side.start, min(side.stop, n)) - c for side, n, c in zip(box, SHAPE, centre))
+        sides = (np.arange(side.start, min(side.stop, n)) - c for side, n, c in zip(box, grid.SHAPE, centre))
         offset = np.stack(np.meshgrid(*sides, indexing="ij"))
         axial = sum(component * part for component, part in zip(along, offset))
         across = np.sqrt(np.maximum((offset**2).sum(0) - axial**2, 0))
@@ -518,7 +513,7 @@ def subject(seed: int) -> Subject:
 
     fractions = {}
     for tissue, part in parts.items():
-        fractions[tissue] = np.zeros(SHAPE, np.float32)
+        fractions[tissue] = np.zeros(grid.SHAPE, np.float32)
         fractions[tissue][brain] = part
     ventricle_mm = edt(fractions["VCSF"] < 0.5)
     lesion = _lesions(rng, fractions["WM"], ventricle_mm) * fractions["WM"]
@@ -526,12 +521,12 @@ def subject(seed: int) -> Subject:
     fractions["lesion"] = lesion
 
     # T1, T2 and density vary within a tissue, partly together (water content), partly each on its own.
-    shared = _smooth_noise(rng, SHAPE, 14)
+    shared = _smooth_noise(rng, grid.SHAPE, 14)
     variation = np.stack([
-        (0.02 * shared + spread * (0.7 * _smooth_noise(rng, SHAPE, 18) + 0.7 * _smooth_noise(rng, SHAPE, 5))) * brain
+        (0.02 * shared + spread * (0.7 * _smooth_noise(rng, grid.SHAPE, 18) + 0.7 * _smooth_noise(rng, grid.SHAPE, 5))) * brain
         for spread in (0.025, 0.035, 0.008)
     ]).astype(np.float32)
-    return Subject(int(seed), fractions, brain, lesion >= 0.5, variation, AFFINE)
+    return Subject(int(seed), fractions, brain, lesion >= 0.5, variation, grid.AFFINE)
 
 
 def _one_piece(mask):
@@ -574,7 +569,7 @@ def render(subject: Subject, scanner: Scanner, contrast: str, noise_seed: int | 
         t1, t2, density = relaxation(tissue, scanner.field_t)
         factors = (1, 1, 1) if tissue in FLUIDS else (t1_factor[there], t2_factor[there], density_factor[there])
         signal[there] += inside[there] * _signal(scanner, contrast, t1 * factors[0], t2 * factors[1], density * factors[2])
-    image = np.zeros(SHAPE, np.float32)
+    image = np.zeros(grid.SHAPE, np.float32)
     image[brain] = np.abs(signal) * scanner.gain[contrast]
     if POINT_SPREAD[contrast]:
         # Decay along the echo train damps high spatial frequencies; inside the mask only, so that its edge is not dimmed.
@@ -583,8 +578,8 @@ def render(subject: Subject, scanner: Scanner, contrast: str, noise_seed: int | 
     if noise_seed is not None:
         rng = np.random.default_rng([*_generator(noise_seed, 3).integers(2**32, size=2), subject.seed,
                                      zlib.crc32(scanner.name.encode()), CONTRASTS.index(contrast)])
-        image = image * np.exp(scanner.bias * _smooth_noise(rng, SHAPE, 90))
+        image = image * np.exp(scanner.bias * _smooth_noise(rng, grid.SHAPE, 90))
         sigma = _white(scanner, contrast) / scanner.snr[contrast]
-        real, imaginary = rng.standard_normal((2, *SHAPE), dtype=np.float32) * np.float32(sigma)
+        real, imaginary = rng.standard_normal((2, *grid.SHAPE), dtype=np.float32) * np.float32(sigma)
         image = np.hypot(image + real, imaginary)
     return np.where(brain, image, 0).astype(np.float32)

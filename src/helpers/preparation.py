@@ -24,7 +24,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from helpers import phantom, registration, volumes
+from helpers import grid, phantom, registration, volumes
 from helpers.study import BRAINS, CONTRASTS, check
 
 #: The paper's images have voxels of 1 mm. Protocols of up to 1.2 mm are common; twice that is not a 3D acquisition of this kind.
@@ -446,9 +446,9 @@ def template(contrast: str) -> tuple[np.ndarray, np.ndarray]:
     """
     fractions = phantom.anatomy()
     brain = sum(fractions.values()) > 0.5
-    nothing = np.zeros(phantom.SHAPE, bool)
+    nothing = np.zeros(grid.SHAPE, bool)
     # Seed 0 belongs to nobody: this is the anatomy as it is, which no seed gives.
-    person = phantom.Subject(0, fractions, brain, nothing, np.zeros((3, *phantom.SHAPE), np.float32), phantom.AFFINE)
+    person = phantom.Subject(0, fractions, brain, nothing, np.zeros((3, *grid.SHAPE), np.float32), grid.AFFINE)
     image = phantom.render(person, phantom.scanner("target"), contrast)
     image.setflags(write=False)
     brain.setflags(write=False)
@@ -653,7 +653,7 @@ def prepare(images: Mapping[str, tuple[np.ndarray, np.ndarray]], brain: str = "e
         text = "and the brain is found in a T1w only: accepted is one whose background is removed"
         raise ValueError(f"the {lead} image has its background or skull, {text}")
     fixed, known = template(lead)
-    target = (phantom.SHAPE, phantom.AFFINE)
+    target = (grid.SHAPE, grid.AFFINE)
     transforms, on_grid, seen, agreement = {}, {}, {}, {}
     for contrast in (lead, *(other for other in images if other != lead)):
         volume, affine = correct_bias(*images[contrast]), images[contrast][1]
@@ -661,7 +661,7 @@ def prepare(images: Mapping[str, tuple[np.ndarray, np.ndarray]], brain: str = "e
         begin = starts(volume, affine)
         if contrast != lead:
             begin = [transforms[lead], *begin]  # Images of one session share a coordinate system.
-        transforms[contrast] = registration.estimate(volume, affine, fixed, phantom.AFFINE, known, seed=seed, starts=begin)
+        transforms[contrast] = registration.estimate(volume, affine, fixed, grid.AFFINE, known, seed=seed, starts=begin)
         on_grid[contrast] = registration.resample(volume, affine, *target, transforms[contrast])
         seen[contrast] = registration.resample(np.ones(volume.shape, np.float32), affine, *target, transforms[contrast]) > 0.5
         alike = edge_likeness if contrast == lead else registration.mutual_information
@@ -669,7 +669,7 @@ def prepare(images: Mapping[str, tuple[np.ndarray, np.ndarray]], brain: str = "e
         if contrast == lead:
             fixed = on_grid[lead]
             known = brain_mask(fixed, seen[lead]) if extract else _resampled_mask(images[lead][0], affine, transforms[lead])
-            if brain == "extract" and not BRAIN_ML[0] <= (ml := _ml(known, phantom.AFFINE)) <= BRAIN_ML[1]:
+            if brain == "extract" and not BRAIN_ML[0] <= (ml := _ml(known, grid.AFFINE)) <= BRAIN_ML[1]:
                 raise ValueError(f"{lead}: a brain of {ml:.0f} ml: accepted are {BRAIN_ML[0]} to {BRAIN_ML[1]} ml")
     coverage = {contrast: float(seen[contrast][template(lead)[1]].mean()) for contrast in images}
     if brain == "extract":
@@ -681,7 +681,7 @@ def prepare(images: Mapping[str, tuple[np.ndarray, np.ndarray]], brain: str = "e
 
 def _resampled_mask(volume, affine, transform):
     inside = foreground(volume).astype(np.float32)
-    return registration.resample(inside, affine, phantom.SHAPE, phantom.AFFINE, transform) > 0.5
+    return registration.resample(inside, affine, grid.SHAPE, grid.AFFINE, transform) > 0.5
 
 
 def edge_likeness(first: np.ndarray, second: np.ndarray, mask: np.ndarray, sigma_mm: float = 3.0) -> float:

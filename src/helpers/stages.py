@@ -24,9 +24,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers import compiler, figures, layout, origins, phantom, volumes
-from helpers.study import AXIS, CONTRASTS, EXPERIMENTS, GROUND_TRUTH, ONE_ORIENTATION, TARGET, Resolution, Study
-from helpers.study import check_label, sources, subject_seed, visited_slices
+from helpers import compiler, grid, layout, origins, phantom, volumes
+from helpers.grid import AXIS
+from helpers.study import (
+    CONTRASTS,
+    EXPERIMENTS,
+    GROUND_TRUTH,
+    ONE_ORIENTATION,
+    TARGET,
+    Resolution,
+    Study,
+    check_label,
+    sources,
+    subject_seed,
+    visited_slices,
+)
 
 HACA3_SOURCES = (
     "haca3/networks.py", "haca3/checkpoint.py", "haca3/harmonizer.py", "haca3/threads.py", "haca3/winograd.py", "haca3/winograd.cpp", "compiler.py",
@@ -335,14 +347,14 @@ def _prepare(plan: Study, subject: str, paths: Mapping[str, Path]) -> None:
         images = {contrast: volumes.read(path) for contrast, path in files.items()}
         examined = {contrast: preparation.examine(*image) for contrast, image in images.items()}
         _refuse(files, {contrast: findings for contrast, (findings, _) in examined.items()})
-        union = np.zeros(phantom.SHAPE, bool)
+        union = np.zeros(grid.SHAPE, bool)
         for group in together:
             prepared = preparation.prepare({contrast: images[contrast] for contrast in group}, brain, plan.seed)
             _refuse(files, prepared.findings)
             union |= prepared.brain
             for contrast in [each for each in group if each in missing]:
                 findings, sharp = examined[contrast]
-                yield prepared.images[contrast], phantom.AFFINE, {
+                yield prepared.images[contrast], grid.AFFINE, {
                     "Note": origins.OWN_DATA,
                     **_origin([files[contrast]], plan, subject),
                     "SkullStripped": brain == "extract" or preparation.is_stripped(images[contrast][0]),
@@ -354,7 +366,7 @@ def _prepare(plan: Study, subject: str, paths: Mapping[str, Path]) -> None:
                     "TransformFromMni": prepared.transforms[contrast].round(6).tolist(),
                 }
         if "mask" in missing:
-            yield union, phantom.AFFINE, {"Type": "Brain", "Note": origins.OWN_DATA, **_origin(files.values(), plan, subject)}
+            yield union, grid.AFFINE, {"Type": "Brain", "Note": origins.OWN_DATA, **_origin(files.values(), plan, subject)}
 
     _make({name: paths[name] for name in (*files, "mask")}, key, [], work)
 
@@ -457,7 +469,7 @@ def _resampled(stack: Path, true: np.ndarray, estimated: np.ndarray) -> np.ndarr
     from helpers import registration
 
     lr_volume, lr_affine = volumes.read(stack)
-    return registration.resample(lr_volume, registration.move(lr_affine, true), phantom.SHAPE, phantom.AFFINE, estimated)
+    return registration.resample(lr_volume, registration.move(lr_affine, true), grid.SHAPE, grid.AFFINE, estimated)
 
 
 def source_images(plan: Study, subject: int | str, experiment: str, resolution: Resolution | None) -> dict[str, Path]:
@@ -537,7 +549,7 @@ def harmonized(plan: Study, subject: int | str, experiment: str, resolution: Res
             **(_resolution(resolution) if resolution else {}),
         }
         for contrast in missing:
-            volume, affine = visited(plan, results[contrast], phantom.AFFINE)
+            volume, affine = visited(plan, results[contrast], grid.AFFINE)
             yield volume, affine, {**facts, "Attention": attention(contrast)}
 
     _make(paths, key, parents, work)
@@ -555,7 +567,7 @@ def target_images(plan: Study) -> dict[str, Path]:
 def visited(plan: Study, volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The slices of an MNI volume that the study harmonizes and scores: all, or a preview's. What holds them alone stays as it is."""
     axis = slice_axis(plan)
-    indices = visited_slices(phantom.SHAPE[axis], plan.slice_step)
+    indices = visited_slices(grid.SHAPE[axis], plan.slice_step)
     if volume.shape[axis] == len(indices):
         return volume, affine
     affine = affine.copy()
@@ -862,7 +874,7 @@ def figure_2_panels(plan: Study, subject: int | str, examples: Mapping[str, tupl
         panels["harmonized"][label] = volumes.read(harmonized(plan, subject, experiment, resolution)["T1w"])[0]
     middle = panels["original"]["HR"].shape[slice_axis(plan)] // 2
     return {
-        f"{row}, {label}": figures.upright(volume, plan.reconstruction[0], middle) / scale[row]
+        f"{row}, {label}": grid.upright(volume, plan.reconstruction[0], middle) / scale[row]
         for row, images in panels.items()
         for label, volume in images.items()
     }

@@ -19,8 +19,6 @@ CONTRASTS = ("T1w", "T2w", "FLAIR")
 #: What HACA3 can do without. Not T1w: it is what is registered to MNI, and what the brain is found in.
 DROPPABLE = tuple(contrast for contrast in CONTRASTS if contrast != "T1w")
 ORIENTATIONS = ("axial", "sagittal", "coronal")
-#: The array axis along which an orientation stacks its slices, on a grid stored left, posterior, superior such as HACA3's.
-AXIS = {"axial": 2, "coronal": 1, "sagittal": 0}
 TRANSFORMS = ("known", "rigid", "affine")
 ANATOMIES = ("shared", "independent", "argmax")
 MASKS = ("first", "union", "intersection")

@@ -17,9 +17,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
-from helpers import figures, live, slice_profile
+from helpers import figures, grid, live, slice_profile
 from helpers.figures import BLUE, GREEN, ORANGE, VERMILLION
-from helpers.study import AXIS, CONTRASTS, EXPERIMENTS, ORIENTATIONS, RESOLUTIONS, Resolution
+from helpers.grid import AXIS
+from helpers.study import CONTRASTS, EXPERIMENTS, ORIENTATIONS, RESOLUTIONS, Resolution
 
 _DPI = 80
 _FILTERS = {"ls": "least squares", "pm": "equiripple", "ms": "windowed sinc", "min": "minimum phase", "max": "maximum phase"}
@@ -261,7 +262,7 @@ body[data-voila] .jp-MarkdownCell {display: none}
 
 
 def _upright(planes: Mapping[str, np.ndarray], plane: str) -> np.ndarray:
-    return figures.upright(np.expand_dims(planes[plane], AXIS[plane]), plane, 0)
+    return grid.upright(np.expand_dims(planes[plane], AXIS[plane]), plane, 0)
 
 
 def _brain_axes(axes, plane: str, **look):

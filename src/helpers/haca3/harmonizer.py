@@ -43,12 +43,11 @@ import torch
 from torch import Tensor, nn
 
 from helpers import study, volumes
+from helpers.grid import AXIS, SHAPE
 from helpers.haca3 import checkpoint, resolution, winograd
 from helpers.haca3.networks import SLICE, keep_freed_memory, labels_to_beta, most_probable
 from helpers.haca3.threads import side_by_side
-from helpers.study import AXIS
 
-SHAPE = (192, 224, 192)  #: the only accepted grid: MNI, 1 mm
 _FOREGROUND = {"haca3": 1e-6, "haca3plus": 1e-2}  # variant -> intensity above which a pixel is foreground of a source
 
 _PAD = tuple(SLICE // 2 - n // 2 for n in SHAPE)  # voxels before the volume on each axis: 16, 0, 16

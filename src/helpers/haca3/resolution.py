@@ -41,8 +41,9 @@ import torch
 from torch import Tensor
 
 from helpers import degradation, study
+from helpers.grid import AXIS
 from helpers.haca3.networks import SLICE
-from helpers.study import AXIS, Resolution
+from helpers.study import Resolution
 
 #: Frequency below which the power spectrum is flat, cycles per mm: structures of the size of a brain.
 FLAT_BELOW_PER_MM = 0.01

@@ -34,10 +34,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from helpers.grid import AXIS
 from helpers.haca3 import networks
 from helpers.haca3.harmonizer import TARGET_SLICES, slice_of
 from helpers.haca3.threads import side_by_side
-from helpers.study import AXIS
 
 LABELS = networks.BETA_DIM
 LESION = LABELS - 1  #: the label whose pixels weigh more
