@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import figures, grid, layout
+from helpers import drawing, figures, grid, layout
 from helpers.study import CONTRASTS, EXPERIMENTS, RESOLUTIONS
 
 
@@ -47,7 +47,7 @@ def test_slices_hang_as_radiologists_hang_them():
 
 
 def test_slices_share_one_look_up_table():
-    fig, axes = figures.slices({"a": np.zeros((4, 4)), "b": np.full((4, 4), 9.0)}, vmax=5, columns=2)
+    fig, axes = drawing.slices({"a": np.zeros((4, 4)), "b": np.full((4, 4), 9.0)}, vmax=5, columns=2)
     assert {image.get_clim() for ax in axes.flat for image in ax.get_images()} == {(0, 5)}
 
 
@@ -123,9 +123,9 @@ def test_single_subjects_and_their_distribution_are_visible(table):
 def test_the_arms_without_harmonizer_and_the_ceiling_lie_in_grey_behind(table):
     _, axes, _ = figures.score_figure(table, 5)
     lines = axes[0, 0].get_lines()
-    grey = [line for line in lines if line.get_color() in (figures.GREY, "0.45")]
+    grey = [line for line in lines if line.get_color() in (drawing.GREY, "0.45")]
     assert len(grey) == 4
-    assert max(line.get_zorder() for line in grey) < min(line.get_zorder() for line in lines if line.get_color() in figures.COLOURS.values())
+    assert max(line.get_zorder() for line in grey) < min(line.get_zorder() for line in lines if line.get_color() in drawing.COLOURS.values())
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_a_dropped_contrast_is_drawn_as_a_target_and_not_as_a_source(table, atte
     fig, axes, _ = figures.score_figure(table, 6)
     assert "without FLAIR" in fig.get_suptitle()
     assert axes[0, 0].get_legend_handles_labels()[1] == list(CONTRASTS)
-    assert sorted(len(line.get_xdata()) for line in axes[0, 0].get_lines() if line.get_color() == figures.GREY) == [0, 0, 8]  # T1w is perfect
+    assert sorted(len(line.get_xdata()) for line in axes[0, 0].get_lines() if line.get_color() == drawing.GREY) == [0, 0, 8]  # T1w is perfect
     _, axes, _ = figures.attention_figure(attention[attention.source != "FLAIR"])
     assert axes.shape == (3, 2)  # In experiments 5 and 6 nothing 3D is left.
     assert {line.get_label() for line in axes[0, 0].get_lines()} & set(CONTRASTS) == {"T1w", "T2w"}

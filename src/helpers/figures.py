@@ -1,10 +1,5 @@
-"""One function per figure; each returns the figure and its axes and saves nothing.
+"""One function per figure; each returns the figure and its axes and saves nothing."""
 
-Colours are those of Okabe and Ito, which people with colour-vision deficiency can tell apart
-(https://jfly.uni-koeln.de/color/); each series has a marker of its own as well.
-"""
-
-import contextlib
 import textwrap
 from collections.abc import Iterable
 
@@ -13,14 +8,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullLocator
 
-from helpers import grid
+from helpers import drawing, grid
 from helpers.metrics import score_column
 from helpers.study import CONTRASTS, EXPERIMENTS, GROUND_TRUTH, RESOLUTIONS, TRANSFORMS, Resolution
-
-BLUE, VERMILLION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
-GREY = "0.72"
-COLOURS = {"T1w": "#0072B2", "T2w": "#D55E00", "FLAIR": "#009E73"}
-MARKERS = {"T1w": "o", "T2w": "s", "FLAIR": "^"}
 
 #: Score column -> axis label. The first SSIM that a study has is the one drawn: 3D, else of the slices of its plane.
 MEASURES = {"psnr_db": "PSNR (dB)", "ssim": "SSIM"}
@@ -38,52 +28,6 @@ SCORE_FIGURES = {
 
 
 _OFFSETS = (-0.22, 0, 0.22)
-_TIGHT = {"handlelength": 1.6, "columnspacing": 1.2, "handletextpad": 0.5}
-
-#: Look of the figures about scores, for a journal's page: letters of 8 points at the width that they are drawn at.
-_SMALL_PRINT = {
-    "font.size": 8, "axes.titlesize": 9, "axes.linewidth": 0.7, "axes.spines.top": False, "axes.spines.right": False, "legend.fontsize": 8,
-    "xtick.labelsize": 8, "ytick.labelsize": 8, "axes.labelsize": 8,
-}  # fmt: skip
-
-
-@contextlib.contextmanager
-def _small_print():
-    # Not rc_context, which puts back all settings: a notebook's first figure makes its backend interactive, and that must stay so.
-    before = {name: plt.rcParams[name] for name in _SMALL_PRINT}
-    plt.rcParams.update(_SMALL_PRINT)
-    try:
-        yield
-    finally:
-        plt.rcParams.update(before)
-
-
-_printed = _small_print()
-
-
-def slices(images: dict[str, np.ndarray], vmax: float, columns: int, unit: str = "", cmap: str = "gray", vmin: float = 0):
-    """Brain slices side by side with one look-up table.
-
-    Parameters
-    ----------
-    images : dict
-        Title -> ndarray, shape (rows, columns), as `upright` gives it.
-    vmin, vmax : float
-        Values shown as the ends of the look-up table, for all images.
-    columns : int
-        Panels per row.
-    unit : str
-        Label of the colour bar.
-    """
-    rows = -(-len(images) // columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(2.6 * columns + 0.6, 3.1 * rows), squeeze=False, layout="constrained")
-    for ax in axes.flat:
-        ax.axis("off")
-    for ax, (title, image) in zip(axes.flat, images.items(), strict=False):
-        shown = ax.imshow(image, cmap=cmap, vmin=vmin, vmax=vmax, interpolation="nearest")
-        ax.set_title(title, fontsize=10)
-    fig.colorbar(shown, ax=axes, label=unit, shrink=0.8, aspect=40)
-    return fig, axes
 
 
 def score_figures(experiments: Iterable[str]) -> list[int]:
@@ -91,7 +35,7 @@ def score_figures(experiments: Iterable[str]) -> list[int]:
     return [number for number, (shown, _) in SCORE_FIGURES.items() if set(shown) & set(experiments)]
 
 
-@_printed
+@drawing.small_print()
 def score_figure(table: pd.DataFrame, number: int, region: str = "brain"):
     """Figures 3 to 9: a score against the eight resolutions, one series per target contrast.
 
@@ -133,7 +77,7 @@ def score_figure(table: pd.DataFrame, number: int, region: str = "brain"):
         for offset, contrast in zip(_OFFSETS, CONTRASTS, strict=True):
             rows = finite[finite.contrast == contrast]
             bare = rows[rows.arm == "input"].groupby("x")[column].mean()
-            ax.plot(bare.index + offset, bare, color=GREY, marker=MARKERS[contrast], ms=2.5, lw=0.9, zorder=1)
+            ax.plot(bare.index + offset, bare, color=drawing.GREY, marker=drawing.MARKERS[contrast], ms=2.5, lw=0.9, zorder=1)
             _series(ax, rows[rows.arm == "harmonized"], column, offset, contrast)
         ceiling = drawn[drawn.arm == "ceiling"][column].replace(np.inf, np.nan).mean()
         if np.isfinite(ceiling):
@@ -145,9 +89,9 @@ def score_figure(table: pd.DataFrame, number: int, region: str = "brain"):
     if "dropped" in drawn:
         fig.suptitle(f"HACA3 without {drawn.dropped.iloc[0].replace('+', ' and ')} among its sources")
     handles, names = axes.flat[0].get_legend_handles_labels()
-    handles += [plt.Line2D([], [], color=GREY, lw=0.9), plt.Line2D([], [], color="0.45", ls=":")]
+    handles += [plt.Line2D([], [], color=drawing.GREY, lw=0.9), plt.Line2D([], [], color="0.45", ls=":")]
     names += ["no harmonizer", "self-noise ceiling"]
-    fig.legend(handles, names, loc="outside lower center", ncols=5 if len(panels) > 1 else 3, frameon=False, **_TIGHT)
+    fig.legend(handles, names, loc="outside lower center", ncols=5 if len(panels) > 1 else 3, frameon=False, **drawing.TIGHT_LEGEND)
     return fig, axes, drawn
 
 
@@ -173,7 +117,7 @@ def _resolution_axis(ax, labels: list[str]):
 
 def _series(ax, rows: pd.DataFrame, column: str, offset: float, contrast: str):
     """Single subjects, their distribution and their mean at each x of `rows`, in the colour of a contrast."""
-    colour, marker = COLOURS[contrast], MARKERS[contrast]
+    colour, marker = drawing.COLOURS[contrast], drawing.MARKERS[contrast]
     groups = {x + offset: part.to_numpy() for x, part in rows.groupby("x")[column]}
     many = [x for x, values in groups.items() if len(values) >= 5]
     if many:
@@ -189,7 +133,7 @@ def _series(ax, rows: pd.DataFrame, column: str, offset: float, contrast: str):
     ax.plot(list(groups), means, color=colour, marker=marker, ms=3.6, mew=0.4, mec="white", lw=1, label=contrast, zorder=4)
 
 
-@_printed
+@drawing.small_print()
 def attention_figure(table: pd.DataFrame):
     """How much each source weighs: a row per target contrast, a column per experiment, a series per source contrast.
 
@@ -216,9 +160,9 @@ def attention_figure(table: pd.DataFrame):
         for source in sources:
             rows = drawn[(drawn.target == target) & (drawn.experiment == experiment) & (drawn.source == source)]
             x, style = rows.resolution.map(labels.index), "-" if EXPERIMENTS[experiment][source] == "3D" else "--"
-            ax.plot(x, rows.weight, ls="", marker=MARKERS[source], ms=2, mew=0, color=COLOURS[source], alpha=0.5)
+            ax.plot(x, rows.weight, ls="", marker=drawing.MARKERS[source], ms=2, mew=0, color=drawing.COLOURS[source], alpha=0.5)
             mean = rows.weight.groupby(x).mean()
-            ax.plot(mean.index, mean, style, color=COLOURS[source], marker=MARKERS[source], ms=3.5, lw=1.1, label=source)
+            ax.plot(mean.index, mean, style, color=drawing.COLOURS[source], marker=drawing.MARKERS[source], ms=3.5, lw=1.1, label=source)
         _resolution_axis(ax, labels)
         ax.label_outer()
         if target == CONTRASTS[0]:
@@ -226,13 +170,13 @@ def attention_figure(table: pd.DataFrame):
         if experiment == experiments[0]:
             ax.set_ylabel(f"weight, target {target}")
     axes[0, 0].set_ylim(0, 1)
-    handles = [plt.Line2D([], [], color=COLOURS[c], marker=MARKERS[c], ms=3.5, lw=0) for c in sources]
+    handles = [plt.Line2D([], [], color=drawing.COLOURS[c], marker=drawing.MARKERS[c], ms=3.5, lw=0) for c in sources]
     handles += [plt.Line2D([], [], color="0.3", ls=style, lw=1.1) for style in ("-", "--")]
-    fig.legend(handles, [*(f"source {c}" for c in sources), "3D", "2D"], loc="outside lower center", ncols=5, frameon=False, **_TIGHT)
+    fig.legend(handles, [*(f"source {c}" for c in sources), "3D", "2D"], loc="outside lower center", ncols=5, frameon=False, **drawing.TIGHT_LEGEND)
     return fig, axes, drawn
 
 
-@_printed
+@drawing.small_print()
 def frequency_figure(curves: pd.DataFrame, cutoffs: pd.DataFrame):
     """What is left of each through-plane frequency: above, correlation at the finest and the coarsest resolution; below, all cut-offs.
 
@@ -257,7 +201,7 @@ def frequency_figure(curves: pd.DataFrame, cutoffs: pd.DataFrame):
         for label, style in ends.items():
             rows = curves[(curves.experiment == experiment) & (curves.resolution == label)]
             rows = rows.assign(ring=(rows.frequency_per_mm / 0.01).round())
-            for arm, colour in (("input", GREY), ("harmonized", BLUE)):
+            for arm, colour in (("input", drawing.GREY), ("harmonized", drawing.BLUE)):
                 mean = rows[rows.arm == arm].groupby("ring")[["frequency_per_mm", "correlation"]].mean()
                 top.plot(mean.frequency_per_mm, mean.correlation, style, color=colour, lw=1.3)
         top.axhline(0.5, color="0.45", ls=":", lw=1)
@@ -270,7 +214,7 @@ def frequency_figure(curves: pd.DataFrame, cutoffs: pd.DataFrame):
         for offset, contrast in zip(_OFFSETS, CONTRASTS, strict=True):
             one = rows[rows.contrast == contrast]
             bare = one[one.arm == "input"].groupby("x").cutoff_per_mm.mean()
-            bottom.plot(bare.index + offset, bare, color=GREY, marker=MARKERS[contrast], ms=2.5, lw=0.9, zorder=1)
+            bottom.plot(bare.index + offset, bare, color=drawing.GREY, marker=drawing.MARKERS[contrast], ms=2.5, lw=0.9, zorder=1)
             _series(bottom, one[one.arm == "harmonized"], "cutoff_per_mm", offset, contrast)
         bottom.plot(range(len(labels)), 0.5 / separation, color="0.2", ls=":", marker="_", ms=7, lw=0.8, zorder=1)
         _resolution_axis(bottom, labels)
@@ -278,16 +222,16 @@ def frequency_figure(curves: pd.DataFrame, cutoffs: pd.DataFrame):
     axes[1, 0].set_ylabel("cut-off (cycles/mm)")
     axes[1, 0].set_ylim(0)
     handles = [plt.Line2D([], [], color="0.3", ls=style) for style in ends.values()]
-    handles += [plt.Line2D([], [], color=BLUE)]
+    handles += [plt.Line2D([], [], color=drawing.BLUE)]
     shown = [contrast for contrast in CONTRASTS if contrast in set(cutoffs.contrast)]
-    handles += [plt.Line2D([], [], color=COLOURS[c], marker=MARKERS[c], ms=4, lw=1) for c in shown]
-    handles += [plt.Line2D([], [], color=GREY), plt.Line2D([], [], color="0.2", ls=":", marker="_", ms=7)]
+    handles += [plt.Line2D([], [], color=drawing.COLOURS[c], marker=drawing.MARKERS[c], ms=4, lw=1) for c in shown]
+    handles += [plt.Line2D([], [], color=drawing.GREY), plt.Line2D([], [], color="0.2", ls=":", marker="_", ms=7)]
     names = [*ends, "output, mean", *shown, "input", "Nyquist of the slices"]
-    fig.legend(handles, names, loc="outside lower center", ncols=4 if len(experiments) > 1 else 2, frameon=False, **_TIGHT)
+    fig.legend(handles, names, loc="outside lower center", ncols=4 if len(experiments) > 1 else 2, frameon=False, **drawing.TIGHT_LEGEND)
     return fig, axes, cutoffs
 
 
-@_printed
+@drawing.small_print()
 def ladder_figure(scores: pd.DataFrame, registrations: pd.DataFrame, region: str = "brain"):
     """The registration ladder: scores with the known, a rigid and an affine transform, and the error of each in mm.
 
@@ -315,7 +259,7 @@ def ladder_figure(scores: pd.DataFrame, registrations: pd.DataFrame, region: str
             if rows.empty:  # A dropped contrast has no source that could be scored.
                 continue
             wide = rows.pivot(index="subject", columns="transform", values=column)[steps]
-            look = {"color": GREY if arm == "input" else COLOURS[contrast], "marker": MARKERS[contrast]}
+            look = {"color": drawing.GREY if arm == "input" else drawing.COLOURS[contrast], "marker": drawing.MARKERS[contrast]}
             ax.plot(range(len(steps)), wide.T, **look, ms=1.5, lw=0.4, alpha=0.6)
             name = contrast if arm == "harmonized" else None
             ax.plot(range(len(steps)), wide.mean(), **look, ms=4.5, mew=0.5, mec="white", lw=1.3, label=name)
@@ -326,7 +270,7 @@ def ladder_figure(scores: pd.DataFrame, registrations: pd.DataFrame, region: str
         ax.grid(axis="y", color="0.92", lw=0.7)
     ax, labels = axes[0, 2], _in_order(registrations.resolution)
     estimated = [step for step in steps if step != "known" and step in set(registrations["transform"])]
-    for step, colour, marker in zip(estimated, (VERMILLION, GREEN), "sD", strict=False):
+    for step, colour, marker in zip(estimated, (drawing.VERMILLION, drawing.GREEN), "sD", strict=False):
         rows = registrations[registrations["transform"] == step]
         x = rows.resolution.map(labels.index)
         ax.plot(x, rows.registration_error_mm, ls="", marker=marker, ms=2, mew=0, color=colour, alpha=0.5)
@@ -336,10 +280,10 @@ def ladder_figure(scores: pd.DataFrame, registrations: pd.DataFrame, region: str
     ax.set_ylim(0)
     ax.set_ylabel("registration error (mm)")
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, **_TIGHT)
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, **drawing.TIGHT_LEGEND)
     handles, names = axes[0, 0].get_legend_handles_labels()
-    handles.append(plt.Line2D([], [], color=GREY))
-    fig.legend(handles, [*names, "no harmonizer"], loc="outside lower center", ncols=4, frameon=False, **_TIGHT)
+    handles.append(plt.Line2D([], [], color=drawing.GREY))
+    fig.legend(handles, [*names, "no harmonizer"], loc="outside lower center", ncols=4, frameon=False, **drawing.TIGHT_LEGEND)
     return fig, axes, drawn
 
 
@@ -347,7 +291,7 @@ def ladder_figure(scores: pd.DataFrame, registrations: pd.DataFrame, region: str
 VERDICTS = {"supported": ("#0072B2", "✓"), "contradicted": ("#D55E00", "✗"), "undecided": ("0.45", "?")}
 
 
-@_printed
+@drawing.small_print()
 def forest(verdicts: pd.DataFrame, comparisons: pd.DataFrame):
     """The claims at a glance: each comparison in units of its margin, the one that decides in colour with its 95 % interval.
 
@@ -409,7 +353,7 @@ def figure_2(panels: dict[str, np.ndarray]):
     fig, axes, DataFrame
         The last holds the pixels: one line per panel and row.
     """
-    fig, axes = slices(panels, vmax=max(np.percentile(image, 99.5) for image in panels.values()), columns=3, unit="intensity / 95th percentile")
+    fig, axes = drawing.slices(panels, vmax=max(np.percentile(image, 99.5) for image in panels.values()), columns=3, unit="intensity / 95th percentile")
     drawn = pd.concat({title: pd.DataFrame(image).round(3) for title, image in panels.items()}, names=["panel", "row"])
     return fig, axes, drawn.reset_index()
 
@@ -425,7 +369,7 @@ def rows_of_matrix(matrix: np.ndarray, resolution: Resolution, voxel_mm: float =
     fig, ax = plt.subplots(figsize=(7, 3), layout="constrained")
     middle = len(matrix) // 2
     z_mm = (np.arange(matrix.shape[1]) - (matrix.shape[1] - 1) / 2) * voxel_mm
-    for index, colour in zip(range(middle - 1, middle + 2), COLOURS.values(), strict=True):
+    for index, colour in zip(range(middle - 1, middle + 2), drawing.COLOURS.values(), strict=True):
         ax.step(z_mm, matrix[index], where="mid", color=colour, label=f"slice {index}")
     centre = (np.arange(middle - 1, middle + 2) - (len(matrix) - 1) / 2) * resolution.separation_mm
     for z in centre:
@@ -450,8 +394,8 @@ def aliasing(z_mm: np.ndarray, pattern: np.ndarray, seen: dict[str, tuple[np.nda
     fig, axes = plt.subplots(len(seen), 1, figsize=(7.5, 1.9 * len(seen)), sharex=True, sharey=True, squeeze=False, layout="constrained")
     for ax, (label, (centres_mm, values, back)) in zip(axes.flat, seen.items(), strict=True):
         ax.plot(z_mm, pattern, color="0.7", lw=1.5, label="pattern")
-        ax.plot(z_mm, back, color=COLOURS["T1w"], lw=2, label="interpolated back")
-        ax.plot(centres_mm, values, ls="", marker="o", ms=6, color=COLOURS["T2w"], label="slices")
+        ax.plot(z_mm, back, color=drawing.COLOURS["T1w"], lw=2, label="interpolated back")
+        ax.plot(centres_mm, values, ls="", marker="o", ms=6, color=drawing.COLOURS["T2w"], label="slices")
         ax.set_title(label, fontsize=11)
     axes.flat[-1].set_xlabel("through-plane position (mm)")
     fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
@@ -493,7 +437,7 @@ def sharpness(examined: dict, drop: float):
     """
     fig, axes = plt.subplots(2, len(examined), figsize=(3.6 * len(examined) + 0.4, 5.2), squeeze=False, sharex=True, sharey="row", layout="constrained")
     for (above, below), (title, found) in zip(axes.T, examined.items(), strict=True):
-        for number, (direction, colour, style) in enumerate(zip(found.directions, (BLUE, VERMILLION, GREEN), ("-", "--", ":"), strict=True)):
+        for number, (direction, colour, style) in enumerate(zip(found.directions, (drawing.BLUE, drawing.VERMILLION, drawing.GREEN), ("-", "--", ":"), strict=True)):
             look = {"color": colour, "ls": style, "lw": 2}
             # Each contrast has units of its own: what is compared is one axis with another.
             above.semilogy(found.frequency, found.power[number] / np.nanmax(found.power), **look)
@@ -537,7 +481,7 @@ def quality_sheet(images: dict[str, np.ndarray], outlines: dict[str, np.ndarray]
     """
     planes = dict(zip(("sagittal", "coronal", "axial"), centre, strict=True))
     fig, axes = plt.subplots(len(images), 3, figsize=(9, 3 * len(images) + 0.4), squeeze=False, layout="constrained")
-    colours = dict(zip(outlines, (ORANGE, "#56B4E9"), strict=False))
+    colours = dict(zip(outlines, (drawing.ORANGE, "#56B4E9"), strict=False))
     for row, (contrast, image) in zip(axes, images.items(), strict=True):
         positive = image[image > 0]
         vmax = np.percentile(positive, 99.5) if positive.size else 1
@@ -561,7 +505,7 @@ def pulse(rf: np.ndarray):
     """B1 of an RF pulse over its duration; `rf` is shape (n,), rad per sample."""
     fig, ax = plt.subplots(figsize=(6, 2.8), layout="constrained")
     ax.axhline(0, color="0.8", lw=1)
-    ax.plot((np.arange(len(rf)) + 0.5) / len(rf), np.degrees(rf), color=BLUE, lw=2)
+    ax.plot((np.arange(len(rf)) + 0.5) / len(rf), np.degrees(rf), color=drawing.BLUE, lw=2)
     ax.set_xlabel("time (durations of the pulse)")
     ax.set_ylabel("B1 (degrees per sample)")
     return fig, ax
@@ -579,15 +523,15 @@ def magnetization(position: np.ndarray, mxy: np.ndarray, mz: np.ndarray, width: 
     """
     fig, axes = plt.subplots(3, 1, figsize=(6.5, 5.6), sharex=True, layout="constrained", height_ratios=(2, 1, 1))
     magnitude = np.abs(mxy)
-    axes[0].plot(position, magnitude, color=BLUE, lw=2)
+    axes[0].plot(position, magnitude, color=drawing.BLUE, lw=2)
     half = magnitude.max() / 2
-    axes[0].annotate("", (-width / 2, half), (width / 2, half), arrowprops={"arrowstyle": "<->", "color": VERMILLION})
-    axes[0].text(0, half + 0.04, f"FWHM {width:.2f}", color=VERMILLION, ha="center")
+    axes[0].annotate("", (-width / 2, half), (width / 2, half), arrowprops={"arrowstyle": "<->", "color": drawing.VERMILLION})
+    axes[0].text(0, half + 0.04, f"FWHM {width:.2f}", color=drawing.VERMILLION, ha="center")
     # Where there is no signal there is no phase to speak of.
-    axes[1].plot(position, np.where(magnitude > 0.05, np.degrees(np.angle(mxy)), np.nan), color=GREEN, lw=2)
+    axes[1].plot(position, np.where(magnitude > 0.05, np.degrees(np.angle(mxy)), np.nan), color=drawing.GREEN, lw=2)
     axes[1].set_ylim(-185, 185)
     axes[1].set_yticks([-180, -90, 0, 90, 180])
-    axes[2].plot(position, mz, color=VERMILLION, lw=2)
+    axes[2].plot(position, mz, color=drawing.VERMILLION, lw=2)
     for ax, name in zip(axes, ("|Mxy| / M0", "phase (degrees)", "Mz / M0"), strict=True):
         ax.set_ylabel(name)
         ax.axhline(0, color="0.85", lw=1, zorder=0)
@@ -612,7 +556,7 @@ def slice_train(image: np.ndarray, centres_mm: np.ndarray, position_mm: np.ndarr
     _show_brain(axes[0], image, image, cmap="gray", vmin=0, vmax=np.percentile(image, 99.5))
     half = resolution.thickness_mm / 2
     # Two colours in turn, so that slices without a gap can be told apart.
-    colours = [(BLUE, VERMILLION)[index % 2] for index in range(len(centres_mm))]
+    colours = [(drawing.BLUE, drawing.VERMILLION)[index % 2] for index in range(len(centres_mm))]
     for centre, colour in zip(centres_mm, colours, strict=True):
         axes[0].axhspan(centre - half, centre + half, color=colour, alpha=0.35, lw=0)
     axes[0].set_xlabel("left-right (mm)")
@@ -632,8 +576,8 @@ def slice_train(image: np.ndarray, centres_mm: np.ndarray, position_mm: np.ndarr
 def curve(x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: str, at: float):
     """One quantity against another, with a mark where it is looked at."""
     fig, ax = plt.subplots(figsize=(6, 2.6), layout="constrained")
-    ax.plot(x, y, color=BLUE, lw=2)
-    ax.axvline(at, color=VERMILLION, ls=":", lw=1.6)
+    ax.plot(x, y, color=drawing.BLUE, lw=2)
+    ax.axvline(at, color=drawing.VERMILLION, ls=":", lw=1.6)
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     return fig, ax
@@ -651,12 +595,12 @@ def taps(kernels: dict[str, np.ndarray], position_mm: np.ndarray, weight: np.nda
     """
     fig, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
     area = np.sum(weight) * (position_mm[1] - position_mm[0])
-    ax.plot(position_mm, weight * voxel_mm / area, color=BLUE, lw=2, label="profile")
-    markers = zip(("s", "^", "D"), (BLUE, GREEN, VERMILLION), strict=True)
+    ax.plot(position_mm, weight * voxel_mm / area, color=drawing.BLUE, lw=2, label="profile")
+    markers = zip(("s", "^", "D"), (drawing.BLUE, drawing.GREEN, drawing.VERMILLION), strict=True)
     for index, (label, kernel) in enumerate(kernels.items()):
         z = (np.arange(len(kernel)) - len(kernel) // 2) * voxel_mm
         if index == 0:
-            ax.bar(z, kernel, width=0.92 * voxel_mm, color=ORANGE, alpha=0.6, label=label)
+            ax.bar(z, kernel, width=0.92 * voxel_mm, color=drawing.ORANGE, alpha=0.6, label=label)
             ax.set_xlim(z[0] - voxel_mm, z[-1] + voxel_mm)
         else:
             marker, colour = next(markers)
@@ -682,7 +626,7 @@ def transfer(frequency: np.ndarray, curves: dict[str, np.ndarray], resolution: R
     ax.axvline(nyquist, color="0.35", lw=1.2, ls=":")
     ax.text(nyquist + 0.006, 1.02, f"Nyquist of the slices, {nyquist:.3f}: beyond it, aliasing", color="0.35", fontsize=9)
     ax.axhline(0, color="0.8", lw=1)
-    for (label, curve), colour, style in zip(curves.items(), (BLUE, VERMILLION, GREEN), ("-", "--", ":"), strict=False):
+    for (label, curve), colour, style in zip(curves.items(), (drawing.BLUE, drawing.VERMILLION, drawing.GREEN), ("-", "--", ":"), strict=False):
         ax.plot(frequency, curve, style, color=colour, lw=2, label=label)
     ax.set_xlim(0, frequency[-1])
     ax.set_ylim(-0.35, 1.15)
@@ -750,7 +694,7 @@ def figure_1(histogram: pd.DataFrame, collection: str):
     for ax, contrast in zip(axes, CONTRASTS, strict=True):
         rows = histogram[histogram["contrast"] == contrast].pivot_table("acquisitions", "thickness_mm", "dimension", fill_value=0)
         rows = rows.reindex(index=centres, columns=["2D", "3D"], fill_value=0)
-        look = {"color": COLOURS[contrast], "width": 0.86 * width, "edgecolor": COLOURS[contrast]}
+        look = {"color": drawing.COLOURS[contrast], "width": 0.86 * width, "edgecolor": drawing.COLOURS[contrast]}
         ax.bar(centres, rows["2D"], label="2D", **look)
         ax.bar(centres, rows["3D"], bottom=rows["2D"], label="3D", **look | {"color": "white", "hatch": "////"})
         ax.set_title(f"{contrast}: {rows['2D'].sum():,.0f} 2D, {rows['3D'].sum():,.0f} 3D", fontsize=11)
@@ -795,14 +739,14 @@ def advice(protocols: pd.DataFrame, run: dict[str, np.ndarray], minutes: float, 
     size, widths = (3.1 * len(run) + 4.4, 4.4), [1] * len(run) + [1.35]
     fig, axes = plt.subplots(1, len(run) + 1, figsize=size, layout="constrained", width_ratios=widths)
     levels = np.linspace(protocols["expected"].min(), protocols["expected"].max(), 13)
-    looks = dict(zip(run, zip((BLUE, VERMILLION, GREEN), ("o", "s", "^"), strict=True), strict=False))
+    looks = dict(zip(run, zip((drawing.BLUE, drawing.VERMILLION, drawing.GREEN), ("o", "s", "^"), strict=True), strict=False))
     for ax, (name, points) in zip(axes, run.items(), strict=False):
         rows = protocols[protocols["orientation"] == name]
         shown = ax.tricontourf(rows["thickness_mm"], rows["gap_mm"], rows["expected"], levels=levels, cmap="cividis", extend="both")
         ax.plot(*points.T, ls="", marker="o", ms=5, mfc="white", mec="0.2", clip_on=False, zorder=3)
         # One by one: an empty series that is not clipped has no extent, which upsets the layout.
         for chosen in best[best["orientation"] == name].itertuples():
-            ax.plot(chosen.thickness_mm, chosen.gap_mm, ls="", marker="*", ms=17, mfc=ORANGE, mec="black", clip_on=False, zorder=4)
+            ax.plot(chosen.thickness_mm, chosen.gap_mm, ls="", marker="*", ms=17, mfc=drawing.ORANGE, mec="black", clip_on=False, zorder=4)
         ax.set_title(name, fontsize=11)
         ax.set_xlabel("slice thickness (mm)")
         ax.spines[["top", "right"]].set_visible(False)
@@ -814,7 +758,7 @@ def advice(protocols: pd.DataFrame, run: dict[str, np.ndarray], minutes: float, 
     if len(best):
         spread = [best["expected"] - best["low"], best["high"] - best["expected"]]
         axes[-1].errorbar(best["minutes"], best["expected"], spread, color="0.3", lw=1.2, capsize=3, ls="", zorder=3)
-        star = {"ls": "", "marker": "*", "ms": 12, "mfc": ORANGE, "mec": "black"}
+        star = {"ls": "", "marker": "*", "ms": 12, "mfc": drawing.ORANGE, "mec": "black"}
         axes[-1].plot(best["minutes"], best["expected"], **star, zorder=4, label=f"best in {minutes:g} min")
     else:
         axes[-1].set_title(f"nothing fits into {minutes:g} min", fontsize=11)
@@ -844,7 +788,7 @@ def scaling(table: pd.DataFrame):
     fig, ax = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     workers = sorted(table.workers.unique())
     ax.plot(workers, workers, color="0.7", lw=1, ls="--", label="as many times faster as workers")
-    for (study, rows), colour, marker in zip(table.groupby("study", sort=False), (BLUE, VERMILLION, GREEN), ("o", "s", "^"), strict=False):
+    for (study, rows), colour, marker in zip(table.groupby("study", sort=False), (drawing.BLUE, drawing.VERMILLION, drawing.GREEN), ("o", "s", "^"), strict=False):
         ax.plot(rows.workers, rows.bound, color=colour, lw=1, ls=":")
         ax.plot(rows.workers, rows.speed_up, color=colour, marker=marker, lw=1.8, label=study)
         for row in rows.iloc[[0, -1]].itertuples():

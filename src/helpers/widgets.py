@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
 from helpers import figures, grid, live, slice_profile
-from helpers.figures import BLUE, GREEN, ORANGE, VERMILLION
+from helpers.drawing import BLUE, GREEN, ORANGE, VERMILLION
 from helpers.grid import AXIS
 from helpers.study import CONTRASTS, EXPERIMENTS, ORIENTATIONS, RESOLUTIONS, Resolution
 
