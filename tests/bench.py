@@ -30,12 +30,12 @@ from helpers import (
     ledger,
     live,
     metrics,
-    phantom,
     slice_profile,
     stages,
     study,
     widgets,
 )
+from helpers.cohort import phantom
 
 REPEATS = 3
 
@@ -115,7 +115,8 @@ class Plain:
 
 def harmonize():
     """HACA3 at its published widths, compiled, against a plain reading of it."""
-    from helpers import haca3, phantom
+    from helpers import haca3
+    from helpers.cohort import phantom
     from helpers.haca3 import harmonizer, networks
     from helpers.haca3.threads import side_by_side
 

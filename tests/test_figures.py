@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from helpers import drawing, figures, grid, layout
+from helpers.cohort import figures as cohort_figures
 from helpers.study import CONTRASTS, EXPERIMENTS, RESOLUTIONS
 
 
@@ -209,7 +210,7 @@ def test_a_scaling_says_that_it_is_simulated_and_how_long_one_worker_and_all_tak
 
 
 def test_the_figure_of_sharpness_marks_the_axis_that_was_interpolated_and_no_other():
-    from helpers.preparation import SPECTRAL_DROP, Sharpness
+    from helpers.cohort.examination import SPECTRAL_DROP, Sharpness
 
     frequency = np.linspace(0.04, 0.48, 23)
     ratio = np.ones((3, 23))
@@ -217,7 +218,7 @@ def test_the_figure_of_sharpness_marks_the_axis_that_was_interpolated_and_no_oth
     names = ("left-right", "posterior-anterior", "inferior-superior")
     thick = Sharpness(names, frequency, ratio, ratio, np.ones(3), np.array([1, 1, 2.9]))
     sharp = Sharpness(names, frequency, np.ones((3, 23)), np.ones((3, 23)), np.ones(3), np.ones(3))
-    _, axes = figures.sharpness({"T1w": thick, "FLAIR": sharp}, SPECTRAL_DROP)
+    _, axes = cohort_figures.sharpness({"T1w": thick, "FLAIR": sharp}, SPECTRAL_DROP)
     assert [text.get_text() for text in axes[1, 0].texts] == ["slices 2.9 mm apart"]
     assert len(axes[1, 1].texts) == 0
     assert axes[1, 0].get_ylim()[0] < ratio.min()
@@ -227,11 +228,11 @@ def test_a_quality_sheet_has_a_row_per_contrast_and_an_outline_in_every_panel():
     image, brain = np.zeros((20, 24, 22)), np.zeros((20, 24, 22), bool)
     brain[4:16, 4:20, 4:18] = True
     image[brain] = 1
-    _, axes = figures.quality_sheet({"T1w": image, "T2w": image}, {"brain": brain, "template": np.roll(brain, 1, 0)}, (10, 12, 11))
+    _, axes = cohort_figures.quality_sheet({"T1w": image, "T2w": image}, {"brain": brain, "template": np.roll(brain, 1, 0)}, (10, 12, 11))
     assert axes.shape == (2, 3)
     assert all(len(ax.collections) == 2 for ax in axes.flat)
     # What holds nothing is drawn without an outline, not refused.
-    figures.quality_sheet({"T1w": image * 0}, {"brain": brain & False}, (10, 12, 11))
+    cohort_figures.quality_sheet({"T1w": image * 0}, {"brain": brain & False}, (10, 12, 11))
 
 
 def test_a_notebook_shows_every_figure_not_its_first_alone():

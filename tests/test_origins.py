@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from hypothesis import assume, given, strategies as st
 from papermill.cli import papermill
 
-from helpers import batch, cli, grid, layout, origins, phantom, preparation, stages, volumes
+from helpers import batch, cli, grid, layout, stages, volumes
+from helpers.cohort import examination, origins, phantom, preparation
 from helpers.study import CONTRASTS, TARGET, Study, check_label
 
 SHAPE = (8, 9, 10)
@@ -27,9 +28,9 @@ def small(monkeypatch):
     monkeypatch.setattr(phantom, "render", lambda someone, *_, noise_seed: np.full(SHAPE, someone.seed, np.float32))
     monkeypatch.setattr(grid, "SHAPE", SHAPE)
     monkeypatch.setattr(grid, "AFFINE", np.eye(4))
-    monkeypatch.setattr(preparation, "examine_grid", lambda *_: [])
+    monkeypatch.setattr(examination, "examine_grid", lambda *_: [])
     sharp = SimpleNamespace(voxel_mm=np.ones(3), directions=("x", "y", "z"), thickness_mm=np.ones(3))
-    monkeypatch.setattr(preparation, "examine", lambda *_: ([], sharp))
+    monkeypatch.setattr(examination, "examine", lambda *_: ([], sharp))
     monkeypatch.setattr(preparation, "prepare", as_they_are)
 
 

@@ -7,7 +7,8 @@ import pytest
 from edt import edt
 from scipy import ndimage
 
-from helpers import grid, phantom
+from helpers import grid
+from helpers.cohort import phantom
 from helpers.study import CONTRASTS
 
 SEED, SCANNER = 2, "study-7"  # an ordinary protocol of 3 T

@@ -5,7 +5,8 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from helpers import degradation, grid, phantom, preparation, registration, stages, volumes
+from helpers import degradation, grid, registration, stages, volumes
+from helpers.cohort import examination, phantom, preparation
 from helpers.study import CONTRASTS, ORIENTATIONS, RESOLUTIONS, Resolution, Study
 
 AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
@@ -26,7 +27,7 @@ def interpolated(image, orientation, resolution):
 
 @pytest.mark.parametrize("contrast", CONTRASTS)
 def test_a_true_3d_image_is_as_sharp_along_every_axis(cohort, contrast):
-    findings, found = preparation.examine(*cohort[contrast])
+    findings, found = examination.examine(*cohort[contrast])
     assert findings == []
     assert not found.thick.any()
     np.testing.assert_allclose(found.thickness_mm, found.voxel_mm)
@@ -37,19 +38,19 @@ def test_a_true_3d_image_is_as_sharp_along_every_axis(cohort, contrast):
 def test_interpolated_slices_are_found_with_their_separation(cohort, contrast, orientation, number):
     resolution = RESOLUTIONS[number]
     volume = interpolated(cohort[contrast], orientation, resolution)
-    findings, found = preparation.examine(volume, cohort[contrast][1])
+    findings, found = examination.examine(volume, cohort[contrast][1])
     assert list(np.flatnonzero(found.thick)) == [AXIS[orientation]]
     assert found.thickness_mm[AXIS[orientation]] == pytest.approx(resolution.separation_mm, abs=1)
     (finding,) = [each for each in findings if "interpolated" in each.text]
     assert not finding.refuses
-    assert preparation.directions(cohort[contrast][1])[AXIS[orientation]] in finding.text
+    assert examination.directions(cohort[contrast][1])[AXIS[orientation]] in finding.text
 
 
 def test_the_separation_does_not_depend_on_how_the_axes_are_stored(cohort):
     volume, affine = interpolated(cohort["T1w"], "axial", Resolution(4, 0)), cohort["T1w"][1]
-    first = preparation.sharpness(volume, affine)
+    first = examination.sharpness(volume, affine)
     turned = affine[:, [2, 0, 1, 3]] @ np.diag([-1, 1, 1, 1])
-    second = preparation.sharpness(np.transpose(volume, (2, 0, 1))[::-1].copy(), turned)
+    second = examination.sharpness(np.transpose(volume, (2, 0, 1))[::-1].copy(), turned)
     assert second.directions == tuple(first.directions[axis] for axis in (2, 0, 1))
     np.testing.assert_allclose(second.thickness_mm, first.thickness_mm[[2, 0, 1]], rtol=0.02)
 
@@ -63,34 +64,34 @@ def test_the_separation_does_not_depend_on_how_the_axes_are_stored(cohort):
     ],
 )
 def test_a_grid_that_is_unfit_is_named(affine, refuses, words):
-    (finding,) = preparation.examine_grid((300, 300, 100), affine)
+    (finding,) = examination.examine_grid((300, 300, 100), affine)
     assert finding.refuses is refuses
     assert words in finding.text
 
 
 def test_a_field_of_view_that_no_brain_fits_into_is_refused():
-    (finding,) = preparation.examine_grid((200, 200, 60), np.eye(4))
+    (finding,) = examination.examine_grid((200, 200, 60), np.eye(4))
     assert finding.refuses
     assert "field of view of 200 x 200 x 60 mm" in finding.text
 
 
 def test_oblique_and_mirrored_grids_are_fine():
     turned = registration.motion(0, 1, "T1w", "axial")
-    assert preparation.examine_grid((192, 224, 192), turned @ np.diag([-1, 1, 1, 1])) == []
+    assert examination.examine_grid((192, 224, 192), turned @ np.diag([-1, 1, 1, 1])) == []
 
 
 def test_constant_clipped_and_negative_intensities_are_named(cohort):
     volume, affine = cohort["T1w"]
-    (finding,) = [each for each in preparation.examine(np.zeros_like(volume), affine)[0]]
+    (finding,) = [each for each in examination.examine(np.zeros_like(volume), affine)[0]]
     assert finding.refuses
     assert finding.text == "every voxel is 0: accepted are images with contrast"
     clipped = np.minimum(volume, np.percentile(volume[volume > 0], 98))
-    (finding,) = preparation.examine(clipped, affine)[0]
+    (finding,) = examination.examine(clipped, affine)[0]
     assert not finding.refuses
     assert "intensities were clipped" in finding.text
     negative = volume.copy()
     negative[100, 100, 100:103] = -5
-    (finding,) = preparation.examine(negative, affine)[0]
+    (finding,) = examination.examine(negative, affine)[0]
     assert "3 voxels are negative, down to -5" in finding.text
 
 
@@ -212,8 +213,8 @@ def test_no_brain_is_found_where_there_is_none():
 
 
 def test_a_stripped_image_is_told_from_a_head(cohort):
-    assert preparation.is_stripped(cohort["T1w"][0])
-    assert not preparation.is_stripped(head(cohort)[0])
+    assert examination.is_stripped(cohort["T1w"][0])
+    assert not examination.is_stripped(head(cohort)[0])
 
 
 def test_edges_of_an_image_are_like_its_own_and_unlike_those_of_one_turned_over():
@@ -227,10 +228,10 @@ def test_edges_of_an_image_are_like_its_own_and_unlike_those_of_one_turned_over(
 @pytest.mark.parametrize("as_acquired", [True, False])
 def test_thick_slices_are_known_as_such_whether_they_were_interpolated_or_not(cohort, as_acquired):
     volume, affine = cohort["T1w"]
-    assert not preparation.is_thick(preparation.sharpness(volume, affine))
+    assert not examination.is_thick(examination.sharpness(volume, affine))
     stack, stack_affine = degradation.degrade(volume, affine, "axial", Resolution(3, 0))
     image = (stack, stack_affine) if as_acquired else (interpolated(cohort["T1w"], "axial", Resolution(3, 0)), affine)
-    assert preparation.is_thick(preparation.sharpness(*image))
+    assert examination.is_thick(examination.sharpness(*image))
 
 
 @pytest.mark.parametrize(
@@ -370,9 +371,9 @@ def test_values_that_no_image_has_are_refused_wherever_one_comes_in(cohort, kind
     volume, affine = at_2_mm(cohort, "T1w")
     change, words = IMPLAUSIBLE[kind]
     changed = np.asarray(change(volume), np.float32)
-    (finding,) = preparation.examine_values(changed, affine)
+    (finding,) = examination.examine_values(changed, affine)
     assert finding.refuses and words in finding.text and "accepted" in finding.text and "\n" not in finding.text
-    assert finding in preparation.examine(changed, affine)[0]
+    assert finding in examination.examine(changed, affine)[0]
     with pytest.raises(ValueError, match="^T1w: ") as error:
         preparation.prepare({"T1w": (changed, affine)})
     assert finding.text in str(error.value)
@@ -412,13 +413,13 @@ PLAUSIBLE = {
 )
 def test_what_people_acquire_and_programs_leave_is_accepted(cohort, kind, contrast):
     volume, affine = at_2_mm(cohort, contrast)
-    assert preparation.examine_values(PLAUSIBLE[kind](volume).astype(np.float32), affine) == []
+    assert examination.examine_values(PLAUSIBLE[kind](volume).astype(np.float32), affine) == []
 
 
 @pytest.mark.parametrize("size", [0.75, 1.1])
 def test_small_and_large_heads_are_accepted(cohort, size):
     volume, affine = at_2_mm(cohort, "T1w")
-    assert preparation.examine_values(volume, affine @ np.diag([size, size, size, 1])) == []
+    assert examination.examine_values(volume, affine @ np.diag([size, size, size, 1])) == []
 
 
 @pytest.mark.parametrize("factor", [1e-9, 1, 1e9])
@@ -426,13 +427,13 @@ def test_small_and_large_heads_are_accepted(cohort, size):
 def test_a_background_that_interpolation_has_left_almost_nothing_of_is_removed(cohort, contrast, factor):
     volume, affine = at_2_mm(cohort, contrast)
     resampled = (factor * half_a_voxel_on(volume)).astype(np.float32)
-    assert preparation.is_stripped(resampled) and preparation.shows_brain_only(resampled, affine)
-    assert preparation.foreground(resampled).sum() == pytest.approx(preparation.foreground(volume).sum(), rel=0.1)
+    assert examination.is_stripped(resampled) and examination.shows_brain_only(resampled, affine)
+    assert examination.foreground(resampled).sum() == pytest.approx(examination.foreground(volume).sum(), rel=0.1)
 
 
 def test_a_head_whose_air_is_blank_is_no_brain(cohort):
     volume, affine = at_2_mm(cohort, "T2w")
     head = np.where(ndimage.binary_dilation(volume > 0, iterations=6), in_a_head(volume), 0).astype(np.float32)
-    assert preparation.is_stripped(head) and not preparation.shows_brain_only(head, affine)
+    assert examination.is_stripped(head) and not examination.shows_brain_only(head, affine)
     with pytest.raises(ValueError, match="the T2w image has its background or skull"):
         preparation.prepare({"T2w": (head, affine)})

@@ -379,7 +379,8 @@ def test_with_noise_of_its_own_no_arm_is_better_than_the_noise_allows(results_di
 
 @pytest.mark.slow
 def test_a_whole_volume_in_three_planes_fused_nears_the_exact_truth(results_dir):
-    from helpers import haca3, metrics, phantom
+    from helpers import haca3, metrics
+    from helpers.cohort import phantom
 
     plan = Study(subjects=[1], slice_step=1, output_dir=str(results_dir))
     sources = {contrast: volumes.read(path)[0] for contrast, path in stages.source_images(plan, 1, "3", FINE).items()}

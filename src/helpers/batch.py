@@ -25,8 +25,9 @@ from types import MappingProxyType
 
 import pandas as pd
 
-from helpers import cluster, layout, ledger, origins, phantom, schedule, stages, volumes
+from helpers import cluster, layout, ledger, schedule, stages, volumes
 from helpers.cluster import Cluster
+from helpers.cohort import origins, phantom
 from helpers.study import GROUND_TRUTH, TARGET, Study
 
 #: Seconds that a notebook took alone on a core (EPYC, Zen 4) until a study has measured its own: fixed part, and for each

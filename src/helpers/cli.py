@@ -83,7 +83,8 @@ def _status(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
 
 def _settled(plan: Study) -> Study:
     """The study with the subjects that take part; those of one's own data that do not are told."""
-    from helpers import batch, origins, stages
+    from helpers import batch, stages
+    from helpers.cohort import origins
 
     batch.check_subjects(plan)
     plan, left_out = stages.check_cohort(plan, voxels=False)

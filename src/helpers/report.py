@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers import figures, origins, stages
+from helpers import figures, stages
+from helpers.cohort import origins
 from helpers.study import CONTRASTS, ONE_ORIENTATION, Resolution, Study
 
 #: Claims in the order in which a reader wants to hear of them, by what they say and whatever their verdicts.

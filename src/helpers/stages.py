@@ -24,7 +24,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers import compiler, grid, layout, origins, phantom, volumes
+from helpers import compiler, grid, layout, volumes
+from helpers.cohort import origins, phantom
 from helpers.grid import AXIS
 from helpers.study import (
     CONTRASTS,
@@ -145,7 +146,7 @@ def cohort(plan: Study, subject: int | str) -> dict[str, Path]:
     ------
     ValueError
         If an image of one's own is not fit for the study, naming the file and why; or if the study's folder is of subjects of the other
-        kind, as `helpers.origins.check`.
+        kind, as `helpers.cohort.origins.check`.
     FileNotFoundError
         If it was not prepared, and the study does not say from what.
     """
@@ -162,7 +163,7 @@ def cohort(plan: Study, subject: int | str) -> dict[str, Path]:
     return paths
 
 
-#: `helpers.phantom.subject`, remembering the last one: notebook 00 writes a subject's images, then shows its tissues.
+#: `helpers.cohort.phantom.subject`, remembering the last one: notebook 00 writes a subject's images, then shows its tissues.
 person = functools.lru_cache(maxsize=1)(phantom.subject)
 
 
@@ -170,7 +171,7 @@ def _simulate(subject: int, paths: Mapping[str, Path]) -> None:
     target = subject == phantom.TARGET_SEED
     scanner = "target" if target else f"study-{(subject - 1) % 10 + 1}"
     anatomy = {path.name: volumes.read_sidecar(path)["ContentSha256"] for path in sorted(layout.ANATOMY.glob("*.nii.gz"))}
-    key = _key(_code(_simulate, ("phantom.py",)), [], {"subject": subject, "scanner": scanner, "anatomy": anatomy})
+    key = _key(_code(_simulate, ("cohort/phantom.py",)), [], {"subject": subject, "scanner": scanner, "anatomy": anatomy})
 
     def work(missing):
         someone, machine = person(subject), phantom.scanner(scanner)
@@ -272,9 +273,9 @@ def _examine_files(paths: Sequence[Path], voxels: bool) -> dict[Path, Callable[[
 
 
 def _examine_file(path: Path, voxels: bool) -> list:
-    from helpers import preparation
+    from helpers.cohort import examination
 
-    findings = preparation.examine_grid(*volumes.geometry(path))
+    findings = examination.examine_grid(*volumes.geometry(path))
     if voxels and not any(each.refuses for each in findings):
         findings += _examine_version(path, *volumes.look(path))
     return findings
@@ -283,9 +284,9 @@ def _examine_file(path: Path, voxels: bool) -> list:
 @functools.lru_cache(maxsize=None)
 def _examine_version(path: Path, size: int, changed_ns: int) -> tuple:
     """What is wrong with the values of an image, looked for once in a process as long as it does not change."""
-    from helpers import preparation
+    from helpers.cohort import examination
 
-    return tuple(preparation.examine_values(*volumes.read(path)))
+    return tuple(examination.examine_values(*volumes.read(path)))
 
 
 def findings(plan: Study, unfit: Iterable[str] = ()) -> list[str]:
@@ -294,7 +295,7 @@ def findings(plan: Study, unfit: Iterable[str] = ()) -> list[str]:
     Beside what each sidecar records: images of two subjects that were prepared to the same bytes, so had the same voxels, though their
     files differed; and two subjects who look like one person scanned twice.
     """
-    from helpers import preparation
+    from helpers.cohort import preparation
 
     lines, first, portraits = [], {}, {}
     for subject in [each for each in plan.subjects if each not in unfit]:
@@ -318,11 +319,11 @@ def findings(plan: Study, unfit: Iterable[str] = ()) -> list[str]:
 
 
 def _portrait(plan: Study, image: Path) -> np.ndarray:
-    """`helpers.preparation.portrait` of a T1w: kept, since it takes a second and is asked for by every run."""
-    from helpers import preparation
+    """`helpers.cohort.preparation.portrait` of a T1w: kept, since it takes a second and is asked for by every run."""
+    from helpers.cohort import preparation
 
     path = root(plan) / "encodings" / (image.name.removesuffix(".nii.gz") + "_portrait.npz")
-    key = _key(_code(_portrait, ("preparation.py", "phantom.py")), [image], {})
+    key = _key(_code(_portrait, ("cohort/preparation.py", "cohort/examination.py", "cohort/phantom.py")), [image], {})
     if not _done(path, key):
         _write_arrays(path, {"portrait": preparation.portrait(_read(image)[0])}, key)
     return _read_arrays(path)["portrait"]
@@ -330,7 +331,7 @@ def _portrait(plan: Study, image: Path) -> np.ndarray:
 
 def _prepare(plan: Study, subject: str, paths: Mapping[str, Path]) -> None:
     """Examine images of one's own and bring them onto the MNI grid."""
-    from helpers import preparation
+    from helpers.cohort import examination, preparation
 
     files = acquired(plan, subject)
     for path in files.values():
@@ -339,13 +340,13 @@ def _prepare(plan: Study, subject: str, paths: Mapping[str, Path]) -> None:
     # Notebooks that use a target know nothing of what is done to subjects.
     brain = plan.brain if subject != TARGET else "extract"
     parameters = {"contents": contents, "brain": brain, "seed": plan.seed}
-    key = _key(_code(_prepare, ("preparation.py", "registration.py", "phantom.py", "linear.py")), [], parameters)
+    key = _key(_code(_prepare, ("cohort/preparation.py", "cohort/examination.py", "registration.py", "cohort/phantom.py", "linear.py")), [], parameters)
     # Each image of a target is a subject of its own, of whom nothing else need be known.
     together = [list(files)] if subject != TARGET else [[contrast] for contrast in files]
 
     def work(missing):
         images = {contrast: volumes.read(path) for contrast, path in files.items()}
-        examined = {contrast: preparation.examine(*image) for contrast, image in images.items()}
+        examined = {contrast: examination.examine(*image) for contrast, image in images.items()}
         _refuse(files, {contrast: findings for contrast, (findings, _) in examined.items()})
         union = np.zeros(grid.SHAPE, bool)
         for group in together:
@@ -357,7 +358,7 @@ def _prepare(plan: Study, subject: str, paths: Mapping[str, Path]) -> None:
                 yield prepared.images[contrast], grid.AFFINE, {
                     "Note": origins.OWN_DATA,
                     **_origin([files[contrast]], plan, subject),
-                    "SkullStripped": brain == "extract" or preparation.is_stripped(images[contrast][0]),
+                    "SkullStripped": brain == "extract" or examination.is_stripped(images[contrast][0]),
                     "Findings": [str(each) for each in [*findings, *prepared.findings[contrast]]],
                     "VoxelSizeMm": sharp.voxel_mm.round(4).tolist(),
                     "EstimatedSliceSeparationMm": dict(zip(sharp.directions, sharp.thickness_mm.round(2).tolist(), strict=True)),

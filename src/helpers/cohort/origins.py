@@ -7,7 +7,8 @@ person's image or be taken for it, and none of the other kind's tables either. T
 import json
 from pathlib import Path
 
-from helpers import layout, phantom
+from helpers import layout
+from helpers.cohort import phantom
 from helpers.study import TARGET
 
 # Sidecars of earlier versions are recognised by these sentences: they stay as they are.
