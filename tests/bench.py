@@ -20,21 +20,8 @@ import psutil
 import torch
 from scipy import ndimage
 
-from helpers import (
-    batch,
-    degradation,
-    figures,
-    grid,
-    haca3,
-    layout,
-    ledger,
-    live,
-    metrics,
-    slice_profile,
-    stages,
-    study,
-    widgets,
-)
+from helpers import batch, figures, grid, haca3, layout, ledger, live, metrics, stages, study, widgets
+from helpers.acquisition import degradation, rf_pulse, slice_profile
 from helpers.cohort import phantom
 
 REPEATS = 3
@@ -312,7 +299,7 @@ def panels():
     subject = phantom.subject(1)
     images = {contrast: phantom.render(subject, phantom.scanner("study-1"), contrast, 1) for contrast in study.CONTRASTS}
     plane, brain = (grid.upright(volume, "coronal", 120) for volume in (images["T1w"], subject.brain))
-    panel = widgets.ProfilePanel(plane, brain, slice_profile.Pulse(), study.Resolution(5, 1.5))
+    panel = widgets.ProfilePanel(plane, brain, rf_pulse.Pulse(), study.Resolution(5, 1.5))
     model = haca3.load(layout.MODELS / "harmonizer-small.pt", device="cpu")
     targets = {contrast: model.target(image) for contrast, image in images.items()}
     looked_at = live.scene(images, subject.brain)

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import ndimage
 
-from helpers import degradation, grid, slice_profile, study
-from helpers.slice_profile import Pulse
+from helpers import grid, study
+from helpers.acquisition import degradation, slice_profile
+from helpers.acquisition.rf_pulse import Pulse
 
 MNI = np.array([[-1.0, 0, 0, 96], [0, -1, 0, 96], [0, 0, 1, -78], [0, 0, 0, 1]])
 OBLIQUE = nib.affines.from_matvec(

@@ -81,7 +81,7 @@ def test_thicker_slices_carry_less(plane, orientation):
 
 def test_carried_is_what_a_random_image_keeps():
     """The coherence and gain of the formula are those of images drawn with the spectrum that it assumes."""
-    from helpers import degradation
+    from helpers.acquisition import degradation
 
     rng, n = np.random.default_rng(0), SLICE
     frequency = np.fft.fftfreq(n)

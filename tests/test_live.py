@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from helpers import degradation, live, metrics, registration, slice_profile
+from helpers import live, metrics, registration
+from helpers.acquisition import degradation, rf_pulse, slice_profile
 from helpers.haca3 import harmonizer, networks
 from helpers.study import CONTRASTS, ORIENTATIONS, RESOLUTIONS, Resolution
 
@@ -35,7 +36,7 @@ def test_lines_sliced_with_the_simulated_profile_are_those_of_the_coronal_plane(
 
 
 def test_a_gaussian_slice_is_further_from_the_simulated_one_than_a_box(volume):
-    made = live.degraded_lines(live.plane_of(volume, "coronal", POSITION), Resolution(5, 0), live.kernels(5, slice_profile.Pulse(tb=16)))
+    made = live.degraded_lines(live.plane_of(volume, "coronal", POSITION), Resolution(5, 0), live.kernels(5, rf_pulse.Pulse(tb=16)))
     error = {name: np.abs(image - made["simulated"]).mean() for name, image in made.items()}
     assert 0 == error["simulated"] < error["box"] < error["Gaussian"]
 
@@ -61,8 +62,8 @@ def test_an_unknown_plain_profile_is_refused():
 
 def test_cross_talk_of_many_gaps_is_that_of_each():
     gaps = np.array([0.0, 0.5, 1.5])
-    many = slice_profile.cross_talk(4, gaps, slice_profile.Pulse(tb=4))
-    assert many.tolist() == pytest.approx([slice_profile.cross_talk(4, gap, slice_profile.Pulse(tb=4)) for gap in gaps])
+    many = slice_profile.cross_talk(4, gaps, rf_pulse.Pulse(tb=4))
+    assert many.tolist() == pytest.approx([slice_profile.cross_talk(4, gap, rf_pulse.Pulse(tb=4)) for gap in gaps])
     assert many[0] > many[1] > many[2]
 
 

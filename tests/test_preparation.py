@@ -5,7 +5,8 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from helpers import degradation, grid, registration, stages, volumes
+from helpers import grid, registration, stages, volumes
+from helpers.acquisition import degradation
 from helpers.cohort import examination, phantom, preparation
 from helpers.study import CONTRASTS, ORIENTATIONS, RESOLUTIONS, Resolution, Study
 

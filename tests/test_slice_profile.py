@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from helpers import slice_profile
-from helpers.slice_profile import Pulse
+from helpers.acquisition import rf_pulse, slice_profile
+from helpers.acquisition.rf_pulse import Pulse
 
 # Pulses of every kind; the first is the study's.
 DESIGNS = [{}, {"tb": 4}, {"tb": 2, "ptype": "se"}, {"tb": 8, "ftype": "pm"}, {"ftype": "ms"}, {"ftype": "min"}, {"tb": 4, "n": 64}]
@@ -33,18 +33,18 @@ def rotate_by_hand(rf, position):
 
 @pytest.mark.parametrize("tb", [4, 16])
 def test_an_excitation_agrees_with_magnetization_rotated_by_hand(tb):
-    position, mxy, mz = slice_profile.bloch(Pulse(tb=tb))
+    position, mxy, mz = rf_pulse.bloch(Pulse(tb=tb))
     for index in len(position) // 2 + np.array([0, 5, 40, 16 * tb - 3, 16 * tb, 16 * tb + 9, 40 * tb]):
-        x, y, z = rotate_by_hand(slice_profile.waveform(Pulse(tb=tb)), position[index] + 1e-12)
+        x, y, z = rotate_by_hand(rf_pulse.waveform(Pulse(tb=tb)), position[index] + 1e-12)
         assert np.hypot(x, y) == pytest.approx(abs(mxy[index]), abs=1e-6)
         assert z == pytest.approx(mz[index], abs=1e-6)
 
 
 @pytest.mark.parametrize("ftype", ["ls", "min"])
 def test_only_a_linear_phase_is_taken_out(ftype):
-    position, mxy, _ = slice_profile.bloch(Pulse(tb=8, ftype=ftype))
+    position, mxy, _ = rf_pulse.bloch(Pulse(tb=8, ftype=ftype))
     indices = len(position) // 2 + np.arange(-90, 91, 30)
-    by_hand = [rotate_by_hand(slice_profile.waveform(Pulse(tb=8, ftype=ftype)), position[index] + 1e-12) for index in indices]
+    by_hand = [rotate_by_hand(rf_pulse.waveform(Pulse(tb=8, ftype=ftype)), position[index] + 1e-12) for index in indices]
     turned = np.array([x + 1j * y for x, y, _ in by_hand]) / mxy[indices]
     # Equal steps in position, equal steps in phase.
     np.testing.assert_allclose(turned[1:-1] ** 2 / (turned[:-2] * turned[2:]), 1, atol=1e-5)
@@ -52,7 +52,7 @@ def test_only_a_linear_phase_is_taken_out(ftype):
 
 @pytest.mark.parametrize("design", [{}, {"tb": 3, "ftype": "pm"}, {"tb": 12, "ftype": "max"}])
 def test_an_excitation_only_turns_the_magnetization(design):
-    _, mxy, mz = slice_profile.bloch(Pulse(**design))
+    _, mxy, mz = rf_pulse.bloch(Pulse(**design))
     np.testing.assert_allclose(np.abs(mxy) ** 2 + mz**2, 1, atol=1e-9)
 
 
@@ -60,8 +60,8 @@ def test_an_excitation_only_turns_the_magnetization(design):
 @pytest.mark.parametrize(("tb", "ftype"), [(4, "ls"), (16, "ls"), (8, "pm"), (16, "ms")])
 def test_the_middle_of_a_slice_is_turned_by_the_flip_angle(flip_angle_deg, tb, ftype):
     pulse = Pulse(tb=tb, ftype=ftype, flip_angle_deg=flip_angle_deg)
-    x, y, z = rotate_by_hand(slice_profile.waveform(pulse), 1e-12)
-    _, mxy, mz = slice_profile.bloch(pulse)
+    x, y, z = rotate_by_hand(rf_pulse.waveform(pulse), 1e-12)
+    _, mxy, mz = rf_pulse.bloch(pulse)
     middle = len(mxy) // 2
     assert abs(mxy[middle]) == pytest.approx(np.hypot(x, y), abs=1e-6)
     assert mz[middle] == pytest.approx(z, abs=1e-6)
@@ -74,11 +74,11 @@ def test_the_middle_of_a_slice_is_turned_by_the_flip_angle(flip_angle_deg, tb, f
 @pytest.mark.parametrize("flip_angle_deg", [90, 120, 150, 180])
 def test_a_refocusing_pulse_refocuses_by_its_flip_angle(flip_angle_deg):
     pulse = Pulse(ptype="se", flip_angle_deg=flip_angle_deg)
-    _, efficiency, mz = slice_profile.bloch(pulse)
+    _, efficiency, mz = rf_pulse.bloch(pulse)
     flip, middle = np.deg2rad(flip_angle_deg), len(mz) // 2
     assert abs(efficiency[middle]) == pytest.approx(np.sin(flip / 2) ** 2, rel=0.02)
     assert mz[middle] == pytest.approx(np.cos(flip), abs=0.03)
-    assert rotate_by_hand(slice_profile.waveform(pulse), 1e-12)[2] == pytest.approx(mz[middle], abs=1e-6)
+    assert rotate_by_hand(rf_pulse.waveform(pulse), 1e-12)[2] == pytest.approx(mz[middle], abs=1e-6)
 
 
 @pytest.mark.parametrize("flip_angle_deg", [5, 30, 60, 90])
@@ -91,7 +91,7 @@ def test_the_ripple_is_a_share_of_the_signal_of_the_slice_whatever_the_flip_angl
 
 
 @pytest.mark.parametrize(("ptype", "flip_angle_deg"), [("ex", 90), ("se", 180)])
-@pytest.mark.parametrize("ftype", slice_profile.FILTER_TYPES)
+@pytest.mark.parametrize("ftype", rf_pulse.FILTER_TYPES)
 def test_the_usual_flip_angles_give_the_pulses_that_sigpy_designs(ptype, flip_angle_deg, ftype):
     from sigpy.mri.rf import slr
 
@@ -99,15 +99,15 @@ def test_the_usual_flip_angles_give_the_pulses_that_sigpy_designs(ptype, flip_an
     assert pulse == Pulse(tb=4, ptype=ptype, ftype=ftype, flip_angle_deg=flip_angle_deg)
     expected = slr.dzrf(128, 4, ptype, ftype, 0.01, 0.01).real
     # Minimum phase takes the logarithm of a filter that is all but 0 in its stop band: rounding grows there.
-    np.testing.assert_allclose(slice_profile.waveform(pulse), expected, atol=1e-12 if ftype not in ("min", "max") else 1e-7)
+    np.testing.assert_allclose(rf_pulse.waveform(pulse), expected, atol=1e-12 if ftype not in ("min", "max") else 1e-7)
 
 
 def test_the_samples_of_the_pulse_add_up_to_its_flip_angle():
-    assert np.sum(slice_profile.waveform()) == pytest.approx(np.pi / 2, abs=0.02)
+    assert np.sum(rf_pulse.waveform()) == pytest.approx(np.pi / 2, abs=0.02)
 
 
 def test_a_refocusing_pulse_refocuses_its_slice_and_nothing_else():
-    position, efficiency, mz = slice_profile.bloch(Pulse(ptype="se"))
+    position, efficiency, mz = rf_pulse.bloch(Pulse(ptype="se"))
     weight = np.abs(efficiency)
     assert weight.max() <= 1 + 1e-9
     assert weight[np.abs(position) < 6].min() > 0.97
@@ -198,7 +198,7 @@ def test_a_gap_lowers_the_cross_talk_and_thickness_alone_does_not_matter():
 
 @pytest.mark.parametrize(("tb", "factor"), [(16, 1.007), (8, 1.016), (4, 1.036), (2, 1.083)])
 def test_width_of_the_simulated_profile_in_units_of_the_time_bandwidth_product(tb, factor):
-    position, mxy, _ = slice_profile.bloch(Pulse(tb=tb))
+    position, mxy, _ = rf_pulse.bloch(Pulse(tb=tb))
     assert slice_profile.fwhm(position, np.abs(mxy)) / tb == pytest.approx(factor, abs=6e-4)
 
 
@@ -248,14 +248,14 @@ def test_cross_talk_in_percent(tb, touching, gap_of_a_fifth):
 
 
 def test_a_pulse_is_designed_once_and_nobody_can_change_it():
-    assert slice_profile.waveform(Pulse(tb=6)) is slice_profile.waveform(Pulse(tb=6.0))
-    for array in (slice_profile.waveform(), *slice_profile.bloch(), slice_profile.taps(3, 1)):
+    assert rf_pulse.waveform(Pulse(tb=6)) is rf_pulse.waveform(Pulse(tb=6.0))
+    for array in (rf_pulse.waveform(), *rf_pulse.bloch(), slice_profile.taps(3, 1)):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1
 
 
 def test_importing_the_module_does_not_import_sigpy():
-    code = "import sys, helpers.degradation; sys.exit(any(m in sys.modules for m in ('sigpy', 'ants', 'torch')))"
+    code = "import sys, helpers.acquisition.degradation; sys.exit(any(m in sys.modules for m in ('sigpy', 'ants', 'torch')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

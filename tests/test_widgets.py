@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import haca3, layout, live, slice_profile, stages, widgets
+from helpers import haca3, layout, live, stages, widgets
+from helpers.acquisition import rf_pulse, slice_profile
 from helpers.study import CONTRASTS, EXPERIMENTS, Resolution, Study
 
 
@@ -20,7 +21,7 @@ def plane():
 
 @pytest.fixture
 def panel(plane):
-    return widgets.ProfilePanel(*plane, slice_profile.Pulse(), Resolution(5, 1.5))
+    return widgets.ProfilePanel(*plane, rf_pulse.Pulse(), Resolution(5, 1.5))
 
 
 @pytest.mark.parametrize(
@@ -47,8 +48,8 @@ def test_a_spin_echo_gets_the_flip_angles_that_refocus(panel):
 
 def test_the_numbers_of_the_panel_are_those_of_the_helpers(panel):
     panel.controls["tb"].value = 4.0
-    assert f"{100 * slice_profile.cross_talk(5, 1.5, slice_profile.Pulse(tb=4.0)):.1f} %" in panel.numbers.value
-    offset, mxy, _ = slice_profile.bloch(slice_profile.Pulse(tb=4.0))
+    assert f"{100 * slice_profile.cross_talk(5, 1.5, rf_pulse.Pulse(tb=4.0)):.1f} %" in panel.numbers.value
+    offset, mxy, _ = rf_pulse.bloch(rf_pulse.Pulse(tb=4.0))
     assert f"{slice_profile.fwhm(offset, abs(mxy)) / 4:.3f}" in panel.numbers.value
 
 
@@ -57,7 +58,7 @@ def test_a_pulse_that_does_not_exist_is_said_and_the_pictures_stay(panel, monkey
         raise ValueError("there is no such pulse: try a larger tb")
 
     before = [bytes(picture.widget.value) for picture in panel.pictures]
-    monkeypatch.setattr(slice_profile, "waveform", impossible)
+    monkeypatch.setattr(rf_pulse, "waveform", impossible)
     panel.controls["tb"].value = 3.0
     assert "there is no such pulse" in panel.numbers.value
     assert [bytes(picture.widget.value) for picture in panel.pictures] == before

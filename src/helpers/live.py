@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from helpers import degradation, metrics, slice_profile
+from helpers import metrics
+from helpers.acquisition import degradation, slice_profile
+from helpers.acquisition.rf_pulse import Pulse
 from helpers.grid import AXIS
-from helpers.slice_profile import Pulse
 from helpers.study import CONTRASTS, ORIENTATIONS, Resolution
 
 
@@ -22,7 +23,7 @@ def kernels(thickness_mm: float, pulse: Pulse = Pulse()) -> dict[str, np.ndarray
     Parameters
     ----------
     thickness_mm : float
-    pulse : slice_profile.Pulse
+    pulse : Pulse
 
     Returns
     -------

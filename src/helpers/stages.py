@@ -387,15 +387,15 @@ def _refuse(files: Mapping[str, Path], findings: Mapping[str, list]) -> None:
 
 def degraded(plan: Study, subject: int | str, contrast: str, orientation: str, resolution: Resolution) -> Path:
     """The 2D acquisition simulated from the subject's high-resolution image."""
-    from helpers import degradation, slice_profile
+    from helpers.acquisition import degradation, rf_pulse
 
     source = cohort(plan, subject)[contrast]
     path = layout.image(root(plan), subject, contrast, desc="degraded", acq=orientation, res=resolution.slug)
-    key = _key(_code(degraded, ("slice_profile.py", "degradation.py", "linear.py")), [source], {"orientation": orientation, "resolution": resolution.label})
+    key = _key(_code(degraded, ("acquisition/rf_pulse.py", "acquisition/slice_profile.py", "acquisition/degradation.py", "linear.py")), [source], {"orientation": orientation, "resolution": resolution.label})
 
     def work(_):
         lr_volume, lr_affine = degradation.degrade(*_read(source), orientation, resolution)
-        yield lr_volume, lr_affine, {**_acquisition(orientation, resolution), "SliceProfile": dataclasses.asdict(slice_profile.Pulse())}
+        yield lr_volume, lr_affine, {**_acquisition(orientation, resolution), "SliceProfile": dataclasses.asdict(rf_pulse.Pulse())}
 
     _make({contrast: path}, key, [source], work)
     return path

@@ -17,7 +17,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
-from helpers import figures, grid, live, slice_profile
+from helpers import figures, grid, live
+from helpers.acquisition import rf_pulse, slice_profile
+from helpers.acquisition.rf_pulse import Pulse
 from helpers.drawing import BLUE, GREEN, ORANGE, VERMILLION
 from helpers.grid import AXIS
 from helpers.study import CONTRASTS, EXPERIMENTS, ORIENTATIONS, RESOLUTIONS, Resolution
@@ -101,13 +103,13 @@ class ProfilePanel:
         Coronal slice of a 3D image, 1 mm pixels, seen upright; slices are stacked along its rows.
     brain : ndarray of bool
         Of the same slice.
-    pulse : slice_profile.Pulse
+    pulse : Pulse
         To begin with.
     resolution : Resolution
         Slices to begin with.
     """
 
-    def __init__(self, plane: np.ndarray, brain: np.ndarray, pulse: slice_profile.Pulse, resolution: Resolution):
+    def __init__(self, plane: np.ndarray, brain: np.ndarray, pulse: Pulse, resolution: Resolution):
         self.plane, self.brain = plane, brain
         self.controls = {
             "tb": _slider("time-bandwidth", pulse.tb, 2, 24, 0.5),
@@ -116,9 +118,9 @@ class ProfilePanel:
             "thickness": _slider("thickness (mm)", resolution.thickness_mm, 1, 10, 0.1),
             "gap": _slider("gap (mm)", resolution.gap_mm, 0, 5, 0.1),
             "flip": _slider("flip angle (°)", pulse.flip_angle_deg, *_FLIP_DEG[pulse.ptype], 1.0),
-            "ftype": _choice("filter", [(_FILTERS[f], f) for f in slice_profile.FILTER_TYPES], pulse.ftype),
+            "ftype": _choice("filter", [(_FILTERS[f], f) for f in rf_pulse.FILTER_TYPES], pulse.ftype),
             "ptype": w.ToggleButtons(options=[("excitation", "ex"), ("spin echo", "se")], value=pulse.ptype),
-            "part": w.ToggleButtons(options=list(slice_profile.PARTS), value=pulse.part),
+            "part": w.ToggleButtons(options=list(rf_pulse.PARTS), value=pulse.part),
         }
         for toggle in (self.controls["ptype"], self.controls["part"]):
             toggle.style.button_width = "155px"
@@ -180,7 +182,7 @@ class ProfilePanel:
         low, high = _FLIP_DEG[change["new"]]
         flip = self.controls["flip"]
         with flip.hold_trait_notifications():
-            flip.min, flip.max, flip.value = low, high, slice_profile.Pulse(ptype=change["new"]).flip_angle_deg
+            flip.min, flip.max, flip.value = low, high, Pulse(ptype=change["new"]).flip_angle_deg
 
     def update(self, _change=None) -> None:
         """Follow the controls; what cannot be designed is said in place of the numbers, and the pictures stay."""
@@ -188,8 +190,8 @@ class ProfilePanel:
         design = {name: value[name] for name in ("tb", "d1", "d2", "ftype", "ptype", "part")}
         try:
             resolution = Resolution(round(value["thickness"], 2), round(value["gap"], 2))
-            pulse = slice_profile.Pulse(**design, flip_angle_deg=value["flip"])
-            rf = slice_profile.waveform(pulse)
+            pulse = Pulse(**design, flip_angle_deg=value["flip"])
+            rf = rf_pulse.waveform(pulse)
             position_mm, weight = slice_profile.profile(resolution.thickness_mm, pulse)
             weights = live.kernels(resolution.thickness_mm, pulse)
         except ValueError as error:
@@ -211,7 +213,7 @@ class ProfilePanel:
     def _draw_pulse(self, rf, position_mm, weight, resolution, pulse):
         thickness_mm, separation_mm = resolution.thickness_mm, resolution.separation_mm
         self.b1.set_data((np.arange(len(rf)) + 0.5) / len(rf), rf / np.abs(rf).max())
-        offset, mxy, mz = slice_profile.bloch(pulse)
+        offset, mxy, mz = rf_pulse.bloch(pulse)
         magnitude = np.abs(mxy)
         reach = np.abs(position_mm) < 20 * max(1, thickness_mm / 10)
         across = position_mm[reach] / thickness_mm

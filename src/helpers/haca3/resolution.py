@@ -40,7 +40,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from helpers import degradation, study
+from helpers import study
+from helpers.acquisition import degradation
 from helpers.grid import AXIS
 from helpers.haca3.networks import SLICE
 from helpers.study import Resolution

@@ -15,8 +15,9 @@ from functools import lru_cache
 import numpy as np
 from scipy import ndimage
 
-from helpers import grid, linear, slice_profile, study, volumes
-from helpers.slice_profile import Pulse
+from helpers import grid, linear, study, volumes
+from helpers.acquisition import slice_profile
+from helpers.acquisition.rf_pulse import Pulse
 
 
 def slice_positions(n: int, voxel_mm: float, resolution: study.Resolution) -> np.ndarray:
@@ -61,7 +62,7 @@ def matrix(n: int, voxel_mm: float, resolution: study.Resolution, pulse: Pulse =
         Their size, mm.
     resolution : study.Resolution
         Slice thickness and gap.
-    pulse : slice_profile.Pulse
+    pulse : Pulse
         Its slice profile blurs.
 
     Returns
@@ -91,7 +92,7 @@ def degrade(volume: np.ndarray, affine: np.ndarray, orientation: str, resolution
         Of the simulated slices.
     resolution : study.Resolution
         Slice thickness and gap.
-    pulse : slice_profile.Pulse
+    pulse : Pulse
         Its slice profile blurs.
 
     Returns
