@@ -105,7 +105,7 @@ def harmonize():
     from helpers import haca3
     from helpers.cohort import phantom
     from helpers.haca3 import harmonizer, networks
-    from helpers.haca3.threads import side_by_side
+    from helpers.haca3.fast.threads import side_by_side
 
     subject, scanner, step = phantom.subject(1), phantom.scanner("study-1"), 14
     padded = {contrast: harmonizer.preprocess(phantom.render(subject, scanner, contrast))[0] for contrast in study.CONTRASTS}

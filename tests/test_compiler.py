@@ -5,6 +5,7 @@ import subprocess
 import pytest
 
 from helpers import compiler, stages
+from helpers.haca3.fast import compiler
 from helpers.study import Study
 
 SOURCE = 'extern "C" int answer() { return 42; }'

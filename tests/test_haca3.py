@@ -14,7 +14,8 @@ import torch
 from scipy import ndimage
 
 from helpers import grid, haca3, metrics, study
-from helpers.haca3 import checkpoint, harmonizer, networks, threads, winograd
+from helpers.haca3 import checkpoint, harmonizer, networks, winograd
+from helpers.haca3.fast import threads, winograd
 
 GOLDEN = Path(__file__).parent / "golden"
 SHAPES = json.loads((GOLDEN / "haca3_shapes.json").read_text())

@@ -64,7 +64,7 @@ def test_degrading_needs_no_ants_and_harmonizing_neither_ants_nor_sigpy():
     # sigpy itself imports torch where there is one.
     degrade = "degradation.degrade(np.ones((9, 9, 9)), np.eye(4), 'axial', study.Resolution(3, 0))"
     for code, absent in (
-        (f"import numpy as np; from helpers import degradation, study; {degrade}", ("ants",)),
+        (f"import numpy as np; from helpers import study; from helpers.acquisition import degradation; {degrade}", ("ants",)),
         ("from helpers import haca3", ("sigpy", "ants")),
     ):
         code += f"; import sys; print([name for name in {absent} if name in sys.modules])"

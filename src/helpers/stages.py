@@ -24,9 +24,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers import compiler, grid, layout, volumes
+from helpers import grid, layout, volumes
 from helpers.cohort import origins, phantom
 from helpers.grid import AXIS
+from helpers.haca3.fast import compiler
 from helpers.study import (
     CONTRASTS,
     EXPERIMENTS,
@@ -42,7 +43,7 @@ from helpers.study import (
 )
 
 HACA3_SOURCES = (
-    "haca3/networks.py", "haca3/checkpoint.py", "haca3/harmonizer.py", "haca3/threads.py", "haca3/winograd.py", "haca3/winograd.cpp", "compiler.py",
+    "haca3/networks.py", "haca3/checkpoint.py", "haca3/harmonizer.py", "haca3/fast/threads.py", "haca3/fast/winograd.py", "haca3/fast/winograd.cpp", "haca3/fast/compiler.py",
 )
 
 Output = tuple[np.ndarray, np.ndarray, dict]  # volume, affine, what else the sidecar should say
@@ -980,7 +981,7 @@ def _network_options(plan: Study) -> dict:
     falls the other way. Sidecars say which device it was.
     """
     wanted = plan.compiled and plan.precision == "float32"
-    compiled = wanted and compiler.library(Path(__file__).parent / "haca3" / "winograd.cpp")[0] is not None
+    compiled = wanted and compiler.library(Path(__file__).parent / "haca3" / "fast" / "winograd.cpp")[0] is not None
     return {"variant": plan.variant, "precision": plan.precision, "compiled": compiled}
 
 

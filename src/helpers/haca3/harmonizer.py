@@ -44,9 +44,10 @@ from torch import Tensor, nn
 
 from helpers import study, volumes
 from helpers.grid import AXIS, SHAPE
-from helpers.haca3 import checkpoint, resolution, winograd
+from helpers.haca3 import checkpoint, resolution
+from helpers.haca3.fast import winograd
+from helpers.haca3.fast.threads import side_by_side
 from helpers.haca3.networks import SLICE, keep_freed_memory, labels_to_beta, most_probable
-from helpers.haca3.threads import side_by_side
 
 _FOREGROUND = {"haca3": 1e-6, "haca3plus": 1e-2}  # variant -> intensity above which a pixel is foreground of a source
 
@@ -313,7 +314,7 @@ class Harmonizer:
         ``eta_encoder``, ``decoder``, ``attention_module``, ``patchifier``, and ``fusion_net`` if there is one.
     variant, device, precision : str
     compiled : bool
-        Whether the networks do run as `helpers.haca3.winograd` has compiled them.
+        Whether the networks do run as `helpers.haca3.fast.winograd` has compiled them.
     """
 
     def __init__(
@@ -732,7 +733,7 @@ def load(
         bfloat16 runs the anatomy encoder and the decoder in half of the bits. With the shipped weights that moves the image by
         32 to 39 dB from the one of float32, and it pays only where the hardware has it.
     compiled : bool
-        On a CPU in float32, let a C++ compiler build what multiplies less in the networks (`helpers.haca3.winograd`): two
+        On a CPU in float32, let a C++ compiler build what multiplies less in the networks (`helpers.haca3.fast.winograd`): two
         seconds, once. Same result to rounding. Without a compiler (which one line says) or elsewhere the networks run as they are.
 
     Raises

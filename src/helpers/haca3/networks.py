@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.haca3.threads import side_by_side
+from helpers.haca3.fast.threads import side_by_side
 
 BETA_DIM = 5  #: labels of the anatomy code
 THETA_DIM = 2  #: numbers that describe a contrast

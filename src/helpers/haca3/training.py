@@ -36,8 +36,8 @@ from tqdm.auto import tqdm
 
 from helpers.grid import AXIS
 from helpers.haca3 import networks
+from helpers.haca3.fast.threads import side_by_side
 from helpers.haca3.harmonizer import TARGET_SLICES, slice_of
-from helpers.haca3.threads import side_by_side
 
 LABELS = networks.BETA_DIM
 LESION = LABELS - 1  #: the label whose pixels weigh more

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from helpers import compiler
+from helpers.haca3.fast import compiler
 from helpers.haca3.networks import EtaEncoder
 
 SOURCE = Path(__file__).with_suffix(".cpp")
