@@ -20,8 +20,9 @@ import psutil
 import torch
 from scipy import ndimage
 
-from helpers import batch, figures, grid, haca3, layout, ledger, live, metrics, stages, study, widgets
+from helpers import batch, grid, haca3, layout, ledger, live, stages, study, widgets
 from helpers.acquisition import degradation, rf_pulse, slice_profile
+from helpers.analysis import figures, metrics
 from helpers.cohort import phantom
 
 REPEATS = 3
@@ -249,7 +250,7 @@ CELLS = """
 import matplotlib
 matplotlib.use("Agg")
 import nbformat
-from helpers import batch, figures
+from helpers import batch
 from IPython.core.pylabtools import print_figure
 from IPython.display import display
 for task in batch.choose(batch.tasks(plan), ["04*"]):

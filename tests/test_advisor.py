@@ -10,7 +10,8 @@ import papermill
 import pytest
 from hypothesis import given, strategies as st
 
-from helpers import advisor, figures, layout
+from helpers import advisor, layout
+from helpers.analysis import figures
 from helpers.study import CONTRASTS, ORIENTATIONS, RESOLUTIONS, Resolution
 
 NOTEBOOK = str(layout.NOTEBOOKS / "06_protocol_survey.ipynb")

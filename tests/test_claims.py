@@ -7,18 +7,10 @@ from scipy import stats
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 
-from helpers import claims
-from helpers.claims import (
-    CLAIMS,
-    CONTRADICTED,
-    LABELS,
-    SEPARATIONS_MM,
-    SUPPORTED,
-    UNDECIDED,
-    Comparison,
-    Data,
-    Rules,
-)
+from helpers.analysis import claims, statistics, tables
+from helpers.analysis.claims import CLAIMS, CONTRADICTED, SUPPORTED, UNDECIDED
+from helpers.analysis.statistics import Comparison, Rules
+from helpers.analysis.tables import LABELS, SEPARATIONS_MM, Data
 from helpers.study import CONTRASTS, EXPERIMENTS, RESOLUTIONS
 
 IDS = [claim.id for claim in CLAIMS]
@@ -135,14 +127,14 @@ def test_the_verdict_names_the_comparison_that_decides_in_one_sentence():
 def test_nothing_that_does_not_matter_is_called_a_contradiction_of_a_gain():
     # A gain of a fifth of the margin, shown beyond doubt: it is a gain.
     values = np.full(10, 0.1) + np.random.default_rng(0).normal(0, 0.01, 10)
-    row = claims.examine([Comparison("small gain", "above zero", "dB", values)], Rules()).iloc[0]
+    row = statistics.examine([Comparison("small gain", "above zero", "dB", values)], Rules()).iloc[0]
     assert row.p < 0.05
     assert row.p_against == 1
 
 
 def test_no_gain_is_a_contradiction_of_a_gain():
     values = np.random.default_rng(1).normal(0, 0.1, 10)
-    row = claims.examine([Comparison("nothing", "above zero", "dB", values - values.mean())], Rules()).iloc[0]
+    row = statistics.examine([Comparison("nothing", "above zero", "dB", values - values.mean())], Rules()).iloc[0]
     assert row.p > 0.05
     assert row.p_against < 0.001
 
@@ -153,16 +145,16 @@ def test_no_gain_is_a_contradiction_of_a_gain():
 @pytest.mark.parametrize("difference, similar, apart", [(0.0, True, False), (0.4, True, False), (0.6, False, True), (-0.4, True, False), (-0.6, False, True)])
 def test_equivalence_is_called_inside_the_margin_and_difference_outside(difference, similar, apart):
     values = difference + 0.05 * stats.norm.ppf((np.arange(10) + 0.5) / 10)
-    row = claims.examine([Comparison("x", "similar", "dB", values)], Rules()).iloc[0]
+    row = statistics.examine([Comparison("x", "similar", "dB", values)], Rules()).iloc[0]
     assert (row.p < 0.05, row.p_against < 0.05) == (similar, apart)
-    wider = claims.examine([Comparison("x", "similar", "dB", values)], Rules(psnr_db=1.0)).iloc[0]
+    wider = statistics.examine([Comparison("x", "similar", "dB", values)], Rules(psnr_db=1.0)).iloc[0]
     assert wider.p < 0.05
 
 
 @pytest.mark.parametrize("difference, helps_not, helps", [(-2.0, True, False), (0.3, True, False), (0.7, False, True)])
 def test_not_above_zero_has_one_side_only(difference, helps_not, helps):
     values = difference + 0.05 * stats.norm.ppf((np.arange(10) + 0.5) / 10)
-    row = claims.examine([Comparison("x", "not above zero", "dB", values)], Rules()).iloc[0]
+    row = statistics.examine([Comparison("x", "not above zero", "dB", values)], Rules()).iloc[0]
     assert (row.p < 0.05, row.p_against < 0.05) == (helps_not, helps)
 
 
@@ -170,18 +162,18 @@ def test_not_above_zero_has_one_side_only(difference, helps_not, helps):
 
 
 def test_the_exact_wilcoxon_test_has_its_floor_and_takes_zeros_for_nothing():
-    assert claims.wilcoxon_above_zero(np.arange(1.0, 11)[None])[0] == pytest.approx(2**-10)
-    assert claims.wilcoxon_above_zero(np.zeros((1, 10)))[0] == 1
+    assert statistics.wilcoxon_above_zero(np.arange(1.0, 11)[None])[0] == pytest.approx(2**-10)
+    assert statistics.wilcoxon_above_zero(np.zeros((1, 10)))[0] == 1
     some = np.array([[0, 0, 0, 1, 2, 3, 4, 5, 6, 7.0]])
-    assert claims.wilcoxon_above_zero(some)[0] == pytest.approx(claims.wilcoxon_above_zero(np.where(some == 0, -1e-9, some))[0])
+    assert statistics.wilcoxon_above_zero(some)[0] == pytest.approx(statistics.wilcoxon_above_zero(np.where(some == 0, -1e-9, some))[0])
     d = np.random.default_rng(2).normal(0.3, 1, (5, 10))
     expected = [stats.wilcoxon(row, alternative="greater", method="exact").pvalue for row in d]
-    np.testing.assert_allclose(claims.wilcoxon_above_zero(d), expected)
+    np.testing.assert_allclose(statistics.wilcoxon_above_zero(d), expected)
 
 
 def test_tost_interval_and_effect_size_agree_with_statsmodels_and_scipy():
     d = np.random.default_rng(3).normal(0.1, 0.4, 10)
-    row = claims.examine([Comparison("x", "similar", "dB", d)], Rules()).iloc[0]
+    row = statistics.examine([Comparison("x", "similar", "dB", d)], Rules()).iloc[0]
     assert row.p == pytest.approx(ttost_paired(d, np.zeros(10), -0.5, 0.5)[0])
     low, high = stats.t.interval(0.95, 9, d.mean(), stats.sem(d))
     assert (row.low, row.high) == pytest.approx((low, high))
@@ -190,17 +182,17 @@ def test_tost_interval_and_effect_size_agree_with_statsmodels_and_scipy():
 
 def test_the_power_is_that_of_statsmodels_and_of_simulation():
     d = np.random.default_rng(4).normal(0, 0.6, 10)
-    row = claims.examine([Comparison("x", "not above zero", "dB", d)], Rules()).iloc[0]
+    row = statistics.examine([Comparison("x", "not above zero", "dB", d)], Rules()).iloc[0]
     assert row.power == pytest.approx(TTestPower().power(0.5 / d.std(ddof=1), 10, 0.05, alternative="larger"), abs=1e-6)
     many = np.random.default_rng(5).normal(0, 0.6, (4000, 10))
     passed = np.maximum(*(stats.ttest_1samp(many, m, axis=1, alternative=a).pvalue for m, a in ((0.5, "less"), (-0.5, "greater")))) < 0.05
-    assert claims.tost_power(0.6, 10, 0.5) == pytest.approx(passed.mean(), abs=0.025)
+    assert statistics.tost_power(0.6, 10, 0.5) == pytest.approx(passed.mean(), abs=0.025)
 
 
 def test_the_interval_of_a_variance_ratio_covers_it():
     rng = np.random.default_rng(6)
     made = [[claims._deviations(sd * rng.normal(0, 1, (10, 8))) for sd in (2, 1)] for _ in range(400)]
-    table = claims.examine([Comparison("x", "more variable", "variance ratio", np.stack(pair)) for pair in made], Rules())
+    table = statistics.examine([Comparison("x", "more variable", "variance ratio", np.stack(pair)) for pair in made], Rules())
     assert ((table.low < 4) & (table.high > 4)).mean() > 0.92
     assert table.estimate.median() == pytest.approx(4, rel=0.1)
     assert (table.p < 0.05).mean() > 0.95
@@ -209,11 +201,11 @@ def test_the_interval_of_a_variance_ratio_covers_it():
 def test_a_small_spread_is_told_from_a_large_one():
     rng = np.random.default_rng(7)
     fall = 4 + rng.normal(0, 0.3, 10)
-    rows = [claims.examine([Comparison("x", "small spread", "SD / fall", np.stack([rng.normal(0, sd, 10), fall]))], Rules()).iloc[0] for sd in (0.5, 30)]
+    rows = [statistics.examine([Comparison("x", "small spread", "SD / fall", np.stack([rng.normal(0, sd, 10), fall]))], Rules()).iloc[0] for sd in (0.5, 30)]
     assert rows[0].p < 0.01 and rows[0].p_against > 0.5 and rows[0].high < 1
     assert rows[1].p > 0.5 and rows[1].p_against < 0.01 and rows[1].low > 1
     # Where nothing falls, nothing is small against it.
-    flat = claims.examine([Comparison("x", "small spread", "SD / fall", np.stack([rng.normal(0, 1, 10), rng.normal(0, 0.1, 10)]))], Rules()).iloc[0]
+    flat = statistics.examine([Comparison("x", "small spread", "SD / fall", np.stack([rng.normal(0, 1, 10), rng.normal(0, 0.1, 10)]))], Rules()).iloc[0]
     assert flat.p > 0.9
 
 
@@ -230,11 +222,11 @@ def at_the_edge(rng, kind, m):
     return rng.normal({"above zero": 0, "similar": 0.5, "not above zero": 0.5}[kind], 0.6, (m, 10))
 
 
-@pytest.mark.parametrize("kind", claims._TESTS)
+@pytest.mark.parametrize("kind", statistics.TESTS)
 def test_each_test_keeps_its_error_rate_at_the_edge(kind):
     rng = np.random.default_rng(8)
     unit = {"more variable": "variance ratio", "small spread": "SD / fall"}.get(kind, "dB")
-    table = claims.examine([Comparison("x", kind, unit, values) for values in at_the_edge(rng, kind, 3000)], Rules())
+    table = statistics.examine([Comparison("x", kind, unit, values) for values in at_the_edge(rng, kind, 3000)], Rules())
     assert (table.p < 0.05).mean() <= 0.08
     # The test is not just deaf. (That of a small spread adds two bounds, and is.)
     assert (table.p < 0.05).mean() >= (0.001 if kind == "small spread" else 0.03)
@@ -243,7 +235,7 @@ def test_each_test_keeps_its_error_rate_at_the_edge(kind):
 @pytest.mark.parametrize("kind, shift", [("similar", 0.5), ("not above zero", 0.5), ("above zero", 0.5)])
 def test_each_contradiction_keeps_its_error_rate_at_the_edge(kind, shift):
     d = np.random.default_rng(9).normal(shift, 0.6, (3000, 10))
-    table = claims.examine([Comparison("x", kind, "dB", values) for values in d], Rules())
+    table = statistics.examine([Comparison("x", kind, "dB", values) for values in d], Rules())
     assert (table.p_against < 0.05).mean() <= 0.08
 
 
@@ -261,7 +253,7 @@ def simulate(seed, runs, effect, **settings):
     p, against = {}, {}
     for claim in CLAIMS:
         made = [claim.comparisons(data) for data in studies]
-        table = claims.examine([each for comparisons in made for each in comparisons], Rules())
+        table = statistics.examine([each for comparisons in made for each in comparisons], Rules())
         p[claim.id] = table.p.to_numpy().reshape(runs, -1).max(axis=1)
         against[claim.id] = np.minimum(table.p_against.to_numpy().reshape(runs, -1).min(axis=1) * len(made[0]), 1)
     for number in (0, runs - 1):
@@ -396,7 +388,7 @@ def whole():
 
 def test_the_tables_become_the_arrays_whatever_the_order_of_their_rows(whole):
     data, made = whole
-    read = claims.read(*(table.sample(frac=1, random_state=1) for table in made))
+    read = tables.read(*(table.sample(frac=1, random_state=1) for table in made))
     for name in ("scores", "weights", "cutoffs"):
         expected, found = getattr(data, name), getattr(read, name)
         assert set(found) == set(expected)
@@ -438,7 +430,7 @@ def test_studies_in_three_planes_become_one(whole):
     apart = [pd.concat(previews(table)).sample(frac=1, random_state=0) for table in (scores, attention, cutoffs)]
     # The slices of a plane tell nothing of frequencies across it.
     apart[2] = apart[2][(apart[2].reconstruction != "axial") | (apart[2].experiment != "1a")]
-    read = claims.read(*map(claims.over_planes, apart))
+    read = tables.read(*map(tables.over_planes, apart))
     assert read.planes == set(better)
     for name in ("scores", "weights", "cutoffs"):
         for key, values in getattr(data, name).items():
@@ -499,13 +491,13 @@ def test_what_was_dropped_must_be_said_and_be_the_same_everywhere(whole):
 
 def test_the_mixed_model_finds_what_was_put_in(whole):
     data, (scores, *_) = whole
-    found = claims.mixed_model(scores).set_index("effect")
+    found = statistics.mixed_model(scores).set_index("effect")
     # 12 margins of 0.5 dB over 3.5 mm, 1b 5 margins below 1a.
     assert found.estimate["separation"] == pytest.approx(-6 / 3.5, abs=0.15)
     assert found.estimate["sagittal"] == pytest.approx(-2.5, abs=0.2)
     assert found.low["separation x T2w"] < 0 < found.high["separation x T2w"]
     with pytest.raises(ValueError, match="3 subjects, 3 orientations, 7|3 subjects"):
-        claims.mixed_model(scores[scores.subject < 4])
+        statistics.mixed_model(scores[scores.subject < 4])
 
 
 @pytest.mark.parametrize(

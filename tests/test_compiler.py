@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from helpers import compiler, stages
+from helpers import stages
 from helpers.haca3.fast import compiler
 from helpers.study import Study
 

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import drawing, figures, grid, layout
+from helpers import drawing, grid, layout
+from helpers.analysis import figures
 from helpers.cohort import figures as cohort_figures
 from helpers.study import CONTRASTS, EXPERIMENTS, RESOLUTIONS
 
@@ -237,7 +238,7 @@ def test_a_quality_sheet_has_a_row_per_contrast_and_an_outline_in_every_panel():
 
 def test_a_notebook_shows_every_figure_not_its_first_alone():
     table = f"pd.read_csv({str(layout.FIGURES / 'ten' / 'scores.csv')!r}, dtype={{'experiment': str, 'resolution': str}})"
-    cells = [f"import pandas as pd\nfrom helpers import figures\ntable = {table}", *(f"figures.score_figure(table, {n});" for n in (3, 5))]
+    cells = [f"import pandas as pd\nfrom helpers.analysis import figures\ntable = {table}", *(f"figures.score_figure(table, {n});" for n in (3, 5))]
     executed = nbclient.execute(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells]), kernel_name="python3")
     shown = [[kind for output in cell.outputs for kind in output.get("data", {})] for cell in executed.cells]
     assert ["image/png" in kinds for kinds in shown] == [False, True, True]

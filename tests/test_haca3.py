@@ -13,7 +13,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from helpers import grid, haca3, metrics, study
+from helpers import grid, haca3, study
+from helpers.analysis import metrics
 from helpers.haca3 import checkpoint, harmonizer, networks, winograd
 from helpers.haca3.fast import threads, winograd
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from helpers import live, metrics, registration
+from helpers import live, registration
 from helpers.acquisition import degradation, rf_pulse, slice_profile
+from helpers.analysis import metrics
 from helpers.haca3 import harmonizer, networks
 from helpers.study import CONTRASTS, ORIENTATIONS, RESOLUTIONS, Resolution
 

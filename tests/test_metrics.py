@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from helpers import metrics
+from helpers.analysis import metrics
 
 SETTING = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "full": True}
 COLUMNS = ["region", "psnr_db", "ssim", "ssim_axial", "ssim_coronal", "ssim_sagittal", "data_range"]

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from helpers import batch, claims, cli, layout, ledger, registration, stages, volumes
+from helpers import batch, cli, layout, ledger, registration, stages, volumes
 from helpers.acquisition import degradation
+from helpers.analysis import claims
 from helpers.cohort import phantom, preparation
 from helpers.study import CONTRASTS, GROUND_TRUTH, Resolution, Study, subject_seed, visited_slices
 

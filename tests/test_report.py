@@ -5,7 +5,8 @@ import re
 import pandas as pd
 import pytest
 
-from helpers import claims, layout, report, stages
+from helpers import layout, report, stages
+from helpers.analysis import claims
 from helpers.study import CONTRASTS, EXPERIMENTS, Study
 
 

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
 
-from helpers import claims, figures, layout, stages
+from helpers import layout, stages
+from helpers.analysis import claims, figures
 from helpers.study import Study
 
 FOLDERS = [path.parent for path in sorted(layout.FIGURES.rglob("verdicts.csv"))]

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import claims, layout, stages, volumes
+from helpers import layout, stages, volumes
+from helpers.analysis import claims
 from helpers.study import CONTRASTS, GROUND_TRUTH, ORIENTATIONS, Resolution, Study
 
 AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
@@ -109,7 +110,7 @@ def test_a_2d_source_is_not_perfect_and_a_preview_claims_no_3d_ssim(tables):
 
 @pytest.mark.parametrize("contrast", CONTRASTS)
 def test_without_harmonizer_quality_falls_with_slice_separation(plan, contrast):
-    from helpers import metrics
+    from helpers.analysis import metrics
 
     reference, _ = volumes.read(stages.cohort(plan, 1)[contrast])
     brain = volumes.read(stages.cohort(plan, 1)["mask"])[0] > 0
@@ -379,7 +380,8 @@ def test_with_noise_of_its_own_no_arm_is_better_than_the_noise_allows(results_di
 
 @pytest.mark.slow
 def test_a_whole_volume_in_three_planes_fused_nears_the_exact_truth(results_dir):
-    from helpers import haca3, metrics
+    from helpers import haca3
+    from helpers.analysis import metrics
     from helpers.cohort import phantom
 
     plan = Study(subjects=[1], slice_step=1, output_dir=str(results_dir))

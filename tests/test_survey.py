@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy.spatial.transform import Rotation
 
-from helpers import figures, survey, volumes
+from helpers import survey, volumes
+from helpers.analysis import figures
 from helpers.study import CONTRASTS, RESOLUTIONS
 
 SAID = {"MRAcquisitionType": "2D", "SliceThickness": 5, "SpacingBetweenSlices": 6.5}

@@ -14,7 +14,8 @@ figure_ladder
 
 import pandas as pd
 
-from helpers import figures, layout, stages
+from helpers import layout, stages
+from helpers.analysis import figures
 from helpers.study import Study
 
 TEN = Study.from_toml(layout.ROOT / "studies" / "ten.toml")

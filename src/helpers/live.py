@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from helpers import metrics
 from helpers.acquisition import degradation, slice_profile
 from helpers.acquisition.rf_pulse import Pulse
+from helpers.analysis import metrics
 from helpers.grid import AXIS
 from helpers.study import CONTRASTS, ORIENTATIONS, Resolution
 

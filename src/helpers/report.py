@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers import figures, stages
+from helpers import stages
+from helpers.analysis import figures
 from helpers.cohort import origins
 from helpers.study import CONTRASTS, ONE_ORIENTATION, Resolution, Study
 
@@ -62,7 +63,7 @@ def paragraph(scores: pd.DataFrame, verdicts: pd.DataFrame, without: pd.DataFram
     scores : DataFrame
         As `helpers.stages.all_scores` gives it.
     verdicts, without : DataFrame
-        As `helpers.claims.split` gives them.
+        As `helpers.analysis.claims.split` gives them.
     """
     if verdicts.empty:
         return f"{_cost(scores)} {no_verdict(without)}".strip()

@@ -607,14 +607,14 @@ def scores(plan: Study, subject: int | str, experiment: str) -> pd.DataFrame:
 
 
 def _scores(plan: Study, subject: int | str, experiment: str, resolution: Resolution | None) -> pd.DataFrame:
-    from helpers import metrics
+    from helpers.analysis import metrics
 
     slug = f"_res-{resolution.slug}" if resolution else ""
     path = root(plan) / "tables" / f"{layout.name(subject)}_exp-{experiment}{slug}_scores.csv"
     mask, truth = cohort(plan, subject)["mask"], harmonized(plan, subject, GROUND_TRUTH, None)
     scored = harmonized(plan, subject, experiment, resolution, again=resolution is None)
     inputs = source_images(plan, subject, experiment, resolution)
-    key = _key(_code(_scores, ("metrics.py",), input_scores), [mask, *truth.values(), *scored.values(), *inputs.values()], _how(plan))
+    key = _key(_code(_scores, ("analysis/metrics.py",), input_scores), [mask, *truth.values(), *scored.values(), *inputs.values()], _how(plan))
     if not _done(path, key):
         brain = visited(plan, *_read(mask))[0] > 0
         rows = []
@@ -634,12 +634,12 @@ def input_scores(plan: Study, subject: int | str, contrast: str, image: Path) ->
 
     Several experiments share a source, so each has a table of its own.
     """
-    from helpers import metrics
+    from helpers.analysis import metrics
 
     images = cohort(plan, subject)
     path = root(plan) / "tables" / "inputs" / (image.name.removesuffix(".nii.gz") + ".csv")
     seen = {"axis": slice_axis(plan), "slice_step": plan.slice_step}
-    key = _key(_code(input_scores, ("metrics.py",)), [image, images[contrast], images["mask"]], seen)
+    key = _key(_code(input_scores, ("analysis/metrics.py",)), [image, images[contrast], images["mask"]], seen)
     if not _done(path, key):
         arrays = [visited(plan, *_read(each))[0] for each in (images[contrast], image, images["mask"])]
         _write_table(path, pd.DataFrame(metrics.score(arrays[0], arrays[1], arrays[2] > 0, preview_axis(plan))), key)
@@ -650,7 +650,7 @@ def frequencies(plan: Study, subject: int | str, experiment: str) -> pd.DataFram
     """What is left of each through-plane frequency in the sources of HACA3 and in what it makes of them; a CSV per resolution is kept.
 
     The ``input`` arm is compared with the 3D image, the ``harmonized`` arm with the harmonized 3D images, by
-    `helpers.metrics.fourier_correlation` inside the brain. With ``anatomy="shared"`` an output and its ground truth have the noise of the
+    `helpers.analysis.metrics.fourier_correlation` inside the brain. With ``anatomy="shared"`` an output and its ground truth have the noise of the
     anatomy code in common, and what they share of it correlates as if it were anatomy, at high frequencies above all.
     Only stacks have a through-plane direction, so a contrast whose source is 3D has no rows, and neither has one whose direction a
     preview skips, or one that was dropped.
@@ -665,12 +665,12 @@ def frequencies(plan: Study, subject: int | str, experiment: str) -> pd.DataFram
 
 
 def _frequencies(plan: Study, subject: int | str, experiment: str, resolution: Resolution) -> pd.DataFrame:
-    from helpers import metrics
+    from helpers.analysis import metrics
 
     path = root(plan) / "tables" / f"{layout.name(subject)}_exp-{experiment}_res-{resolution.slug}_frequencies.csv"
     mask, truth = cohort(plan, subject)["mask"], harmonized(plan, subject, GROUND_TRUTH, None)
     made, inputs = harmonized(plan, subject, experiment, resolution), source_images(plan, subject, experiment, resolution)
-    key = _key(_code(_frequencies, ("metrics.py",)), [mask, *truth.values(), *made.values(), *inputs.values()], _how(plan))
+    key = _key(_code(_frequencies, ("analysis/metrics.py",)), [mask, *truth.values(), *made.values(), *inputs.values()], _how(plan))
     if not _done(path, key):
         window, affine = metrics.brain_window(_read(mask)[0] > 0), _read(mask)[1]
         parts = []
@@ -700,7 +700,7 @@ def all_frequencies(plan: Study) -> pd.DataFrame:
 
 def cutoffs(curves: pd.DataFrame) -> pd.DataFrame:
     """The frequency at which each curve of `all_frequencies` falls below 0.5: ``cutoff_per_mm``, a row per curve."""
-    from helpers import metrics
+    from helpers.analysis import metrics
 
     columns = [column for column in curves.columns if column not in ("frequency_per_mm", "correlation")]
     if curves.empty:

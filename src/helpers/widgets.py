@@ -9,6 +9,7 @@ import io
 from collections.abc import Callable, Iterable, Mapping
 
 import ipywidgets as w
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import HTML, Image, display
@@ -17,9 +18,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
-from helpers import figures, grid, live
+from helpers import grid, live
 from helpers.acquisition import rf_pulse, slice_profile
 from helpers.acquisition.rf_pulse import Pulse
+from helpers.analysis import figures
 from helpers.drawing import BLUE, GREEN, ORANGE, VERMILLION
 from helpers.grid import AXIS
 from helpers.study import CONTRASTS, EXPERIMENTS, ORIENTATIONS, RESOLUTIONS, Resolution
@@ -504,7 +506,7 @@ class TableOne:
         buffer = io.BytesIO()
         figure, *_ = figures.score_figure(table, number)
         figure.savefig(buffer, format="png", dpi=_DPI + 20)
-        figures.plt.close(figure)
+        plt.close(figure)
         self.figure.value = buffer.getvalue()
 
     def still(self) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import drawing
-from helpers.metrics import score_column
+from helpers.analysis.metrics import score_column
 from helpers.study import CONTRASTS, EXPERIMENTS, GROUND_TRUTH, RESOLUTIONS, TRANSFORMS
 
 #: Score column -> axis label. The first SSIM that a study has is the one drawn: 3D, else of the slices of its plane.
@@ -300,7 +300,7 @@ def forest(verdicts: pd.DataFrame, comparisons: pd.DataFrame):
     Parameters
     ----------
     verdicts, comparisons : DataFrame
-        As `helpers.claims.verdicts` gives them.
+        As `helpers.analysis.claims.verdicts` gives them.
 
     Returns
     -------

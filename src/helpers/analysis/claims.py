@@ -1,0 +1,422 @@
+"""The claims of the paper as paired tests over subjects, and a verdict for each.
+
+A claim is a set of comparisons, all of which must hold: PSNR and SSIM, the target contrasts, and whatever else it names. Each
+comparison is one number per subject (an average over the resolutions of the study, as far as they are among the eight, unless the claim
+names some) and one of five kinds:
+
+- ``above zero``: the difference is positive. Exact one-sided Wilcoxon signed-rank test.
+- ``similar``: the difference lies within the margin. Two one-sided t tests (TOST).
+- ``not above zero``: the difference lies below the margin, it does not help. One-sided t test.
+- ``more variable``: the variance between subjects is larger. Brown-Forsythe, paired: one-sided t test on each subject's absolute
+  deviations from the median, averaged over the resolutions.
+- ``small spread``: the standard deviation between subjects is smaller than the fall over the resolutions. Upper bound of the one
+  against lower bound of the other, each at half of the level.
+
+A claim's p is the largest of its comparisons. Holm's method adjusts over the whole family of 18, whether all could be tested or not.
+
+Where HACA3 did without a contrast, its output is still compared, except by claims that tie an output to its own source. A row of
+Table 1 that without it has fewer orientations than it had (3D is one) is another experiment, and counts as not run.
+
+What contradicts a claim: one of its comparisons shown to be otherwise, which is, kind by kind: below the margin, so that it is negative
+or nil, while the test for a positive difference failed; beyond the margin, on either side; above the margin; the variance less than the
+margin's multiple, while the test for a larger one failed; the standard deviation larger than the fall. That p is the smallest of the
+comparisons times their number (Bonferroni), and Holm adjusts it over the family of 18 as well. Neither shown: undecided.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from helpers.analysis import statistics, tables
+from helpers.study import CONTRASTS, EXPERIMENTS, ONE_ORIENTATION, ORIENTATIONS, RESOLUTIONS, TRANSFORMS
+
+#: Resolutions that C11 calls the higher ones: slice separation below 5 mm.
+FINER = tuple(each.label for each in RESOLUTIONS if each.separation_mm < 5)
+
+SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
+
+#: Unit -> decimals worth showing.
+_DECIMALS = {"dB": 2, "SSIM": 3, "weight": 3, "cycles/mm": 3, "variance ratio": 2, "SD / fall": 2}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the paper and how it is tested.
+
+    Attributes
+    ----------
+    id : str
+    statement : str
+    experiments : str
+        Those that it speaks of.
+    comparisons : callable
+        `Data` -> list of `Comparison`; raises `NotRun`.
+    all_planes : bool
+        It compares orientations, which only a reconstruction in all three planes treats alike.
+    own_source : tuple of str
+        Contrasts of which it says what their own source does, or does not do, to their output.
+    own_resolutions : bool
+        It names its resolutions, instead of taking all that the study has.
+    """
+
+    id: str
+    statement: str
+    experiments: str
+    comparisons: Callable[[tables.Data], list[statistics.Comparison]]
+    all_planes: bool = False
+    own_source: tuple[str, ...] = ()
+    own_resolutions: bool = False
+
+
+# ---------------------------------------------------------------- what each claim compares
+
+
+def _each(data: tables.Data, contrasts: Iterable[str] = CONTRASTS):
+    return [(measure, contrast) for measure in data.measures for contrast in contrasts]
+
+
+def _name(*parts: str) -> str:
+    return ", ".join({"psnr_db": "PSNR", "ssim": "SSIM"}.get(part, part) for part in parts)
+
+
+def _differences(data: tables.Data, kind: str, pairs: Iterable[tuple[str, str, str]]) -> list[statistics.Comparison]:
+    """For (experiment, other experiment, contrast): mean over the resolutions of their paired difference."""
+    made = []
+    for measure in data.measures:
+        for first, second, contrast in pairs:
+            d = (data.get("scores", measure, first, contrast) - data.get("scores", measure, second, contrast)).mean(axis=1)
+            made.append(statistics.Comparison(_name(f"{first} - {second}", contrast, measure), kind, tables.UNITS[measure], d))
+    return made
+
+
+def _fall(values: np.ndarray, separation_mm: np.ndarray) -> np.ndarray:
+    """Fall from the smallest to the largest slice separation along each subject's line: (n, r) and (r,) -> (n,)."""
+    x = separation_mm - separation_mm.mean()
+    with np.errstate(invalid="ignore"):  # An infinite score has no line.
+        return -(values @ x) / (x @ x) * np.ptp(separation_mm)
+
+
+def _span(separation_mm: np.ndarray) -> str:
+    return f"from {separation_mm.min():g} to {separation_mm.max():g} mm"
+
+
+def _deviations(values: np.ndarray) -> np.ndarray:
+    """Absolute deviation of each subject from the median at each resolution, mean over the resolutions: (n, r) -> (n,)."""
+    with np.errstate(invalid="ignore"):
+        return np.abs(values - np.median(values, axis=0)).mean(axis=1)
+
+
+def _falls_with_separation(data):
+    made = []
+    for measure, contrast in _each(data):
+        values = [data.get("scores", measure, experiment, contrast) for experiment in EXPERIMENTS]
+        x = data.separations_mm()
+        fall = np.mean([_fall(each, x) for each in values], axis=0)
+        made.append(statistics.Comparison(_name(f"fall {_span(x)}", contrast, measure), "above zero", tables.UNITS[measure], fall))
+    return made
+
+
+def _same_separation(first, second):
+    def compare(data):
+        made = []
+        for measure, contrast in _each(data):
+            for experiment in ONE_ORIENTATION:
+                pair = data.get("scores", measure, experiment, contrast, labels=(first, second))
+                name = _name(f"{first} - {second}", experiment, contrast, measure)
+                made.append(statistics.Comparison(name, "similar", tables.UNITS[measure], pair[:, 0] - pair[:, 1]))
+        return made
+
+    return compare
+
+
+def _consistent(data):
+    made = []
+    for measure, contrast in _each(data):
+        for experiment in ONE_ORIENTATION:
+            values = data.get("scores", measure, experiment, contrast)
+            pair = np.stack([values.mean(axis=1), _fall(values, data.separations_mm())])
+            made.append(statistics.Comparison(_name("SD against fall", experiment, contrast, measure), "small spread", "SD / fall", pair))
+    return made
+
+
+def _sagittal_varies_most(data):
+    made = []
+    for measure in data.measures:
+        spread = {(e, c): _deviations(data.get("scores", measure, e, c)) for e in ONE_ORIENTATION for c in CONTRASTS}
+        pairs = [(("1b", c), (e, c), f"1b / {e}", c) for e in ("1a", "1c") for c in CONTRASTS]
+        pairs += [(("1b", "T2w"), ("1b", c), f"T2w / {c}", "1b") for c in ("T1w", "FLAIR")]
+        for more, less, *words in pairs:
+            made.append(statistics.Comparison(_name(*words, measure), "more variable", "variance ratio", np.stack([spread[more], spread[less]])))
+    return made
+
+
+def _mixing_against_alike(data):
+    matched = [("2", "1b", "T2w"), ("2", "1c", "FLAIR")]  # T1w is axial in experiment 2, so matched with 1a already.
+    return _differences(data, "not above zero", [("2", "1a", contrast) for contrast in CONTRASTS] + matched)
+
+
+def _flair_stays_t2w_varies(data):
+    made = _differences(data, "similar", [("4", "3", "FLAIR")])
+    finer = [label for label in FINER if label in data.labels]
+    if not finer:
+        raise tables.NotRun("no resolution with a slice separation below 5 mm")
+    where = "separation below 5 mm" if len(finer) == len(FINER) else f"at {', '.join(finer)}"
+    for measure in data.measures:
+        spread = [_deviations(data.get("scores", measure, experiment, "T2w", labels=finer)) for experiment in ("4", "3")]
+        name = _name("4 / 3", "T2w", where, measure)
+        made.append(statistics.Comparison(name, "more variable", "variance ratio", np.stack(spread)))
+    return made
+
+
+def _own_contrast_only(data):
+    made = []
+    for measure in data.measures:
+        for experiment, own in (("3", "T1w"), ("5", "FLAIR")):
+            gain = {c: (data.get("scores", measure, experiment, c) - data.get("scores", measure, "1a", c)).mean(axis=1) for c in CONTRASTS}
+            for other in (c for c in CONTRASTS if c != own):
+                name = _name(f"gain of {own} - gain of {other}", f"{experiment} - 1a", measure)
+                made.append(statistics.Comparison(name, "above zero", tables.UNITS[measure], gain[own] - gain[other]))
+    return made
+
+
+def _best_is_alike_and_fine(data):
+    made = []
+    for measure, contrast in _each(data):
+        values = {experiment: data.get("scores", measure, experiment, contrast) for experiment in (*ONE_ORIENTATION, "2")}
+        finest = data.separations_mm().argmin()
+        best = np.max([values[experiment][:, finest] for experiment in ONE_ORIENTATION], axis=0)
+        others = [np.delete(values[experiment], finest, axis=1).T for experiment in ONE_ORIENTATION]
+        rest = np.max(np.concatenate([values["2"].T, *others]), axis=0)
+        with np.errstate(invalid="ignore"):
+            d = best - rest
+        name = _name(f"best alike at {data.labels[finest]} - best of the rest", contrast, measure)
+        made.append(statistics.Comparison(name, "above zero", tables.UNITS[measure], d))
+    return made
+
+
+def _no_super_resolution(data):
+    made = []
+    for experiment in ONE_ORIENTATION:
+        for contrast in CONTRASTS:
+            d = (data.get("cutoffs", "harmonized", experiment, contrast) - data.get("cutoffs", "input", experiment, contrast)).mean(axis=1)
+            made.append(statistics.Comparison(_name("cut-off of output - input", experiment, contrast), "not above zero", "cycles/mm", d))
+    return made
+
+
+def _attention_sees_contrast_only(data):
+    sharp = {"3": "T1w", "4": "T1w", "5": "FLAIR", "6": "FLAIR"}
+    made = []
+    for target in CONTRASTS:
+        mean = {s: np.mean([data.get("weights", e, target, s).mean(axis=1) for e in sharp], axis=0) for s in CONTRASTS}
+        other = np.max([mean[source] for source in CONTRASTS if source != target], axis=0)
+        made.append(statistics.Comparison(_name("weight of the own source - largest other", target), "above zero", "weight", mean[target] - other))
+        for experiment, source in sharp.items():
+            # Were resolution seen, the weight of the 3D source would rise as the others get coarser.
+            weights = data.get("weights", experiment, target, source)
+            rise = -_fall(weights, data.separations_mm())
+            name = _name(f"rise of the weight of 3D {source} {_span(data.separations_mm())}", experiment, f"target {target}")
+            made.append(statistics.Comparison(name, "similar", "weight", rise))
+    return made
+
+
+def _registration_costs(data):
+    estimated = [each for each in TRANSFORMS if each != "known" and any(key[0] == each for key in data.ladder)]
+    if not estimated or not any(key[0] == "known" for key in data.ladder):
+        plain = "no study with an estimated transform stands beside it"
+        raise tables.NotRun("no studies with the known and with an estimated transform", plain)
+    # Estimating transforms takes longer than all else: a ladder need not have all eight resolutions, but says which.
+    held = next(iter(data.ladder.values()))
+    labels = [label for label, column in zip(tables.LABELS, held.T, strict=True) if not np.isnan(column).any()]
+    if not labels:
+        raise tables.NotRun("no resolution of the eight in the ladder")
+    where = () if len(labels) == len(tables.LABELS) else ("at " + ", ".join(labels),)
+    made = []
+    for transform in estimated:
+        for measure, contrast in _each(data):
+            known, found = (
+                np.mean([data.get("ladder", each, measure, experiment, contrast, labels=labels).mean(axis=1) for experiment in EXPERIMENTS], axis=0)
+                for each in ("known", transform)
+            )
+            name = _name(f"known - {transform}", *where, contrast, measure)
+            made.append(statistics.Comparison(name, "above zero", tables.UNITS[measure], known - found))
+    return made
+
+
+def _pairs(kind, *pairs):
+    return lambda data: _differences(data, kind, pairs)
+
+
+def _all(first, second):
+    return [(first, second, contrast) for contrast in CONTRASTS]
+
+
+#: In the order and the words of the study's plan.
+CLAIMS = (
+    Claim("C1", "quality falls as slice separation grows", "all", _falls_with_separation),
+    Claim("C2", "3||1 and 4||0 (separation 4 mm) score alike", "1a-c", _same_separation("3||1", "4||0"), own_resolutions=True),
+    Claim("C3", "4||1 and 5||0 (separation 5 mm) score alike", "1a-c", _same_separation("4||1", "5||0"), own_resolutions=True),
+    Claim("C4", "axial inputs are best", "1a, 1b, 1c", _pairs("above zero", *_all("1a", "1b"), *_all("1a", "1c")), True),
+    Claim("C5", "performance is consistent when all orientations agree", "1a-c", _consistent),
+    Claim("C6", "sagittal inputs vary most, T2w above all", "1b", _sagittal_varies_most, True, ("T2w",)),
+    Claim("C7", "mixing orientations does not help, or hurts", "2, 1a-c", _mixing_against_alike, True),
+    Claim("C8", "a 3D T1w improves the T1w output", "3, 1a", _pairs("above zero", ("3", "1a", "T1w"))),
+    Claim(
+        "C9", "a 3D T1w does not change the T2w and FLAIR outputs", "3, 1a", _pairs("similar", ("3", "1a", "T2w"), ("3", "1a", "FLAIR")),
+        own_source=("T2w", "FLAIR"),
+    ),
+    Claim("C10", "with a 3D T1w, mixing orientations does not help either", "4, 3", _pairs("not above zero", *_all("4", "3")), True),
+    Claim("C11", "mixed beside a 3D T1w, FLAIR stays and T2w varies more at the higher resolutions", "4, 3", _flair_stays_t2w_varies),
+    Claim("C12", "a 3D FLAIR improves the FLAIR output", "5, 1a", _pairs("above zero", ("5", "1a", "FLAIR"))),
+    Claim("C13", "with a 3D FLAIR, mixing orientations has no major impact", "6, 5", _pairs("similar", *_all("6", "5")), True),
+    Claim("C14", "a 3D scan helps its own contrast only", "3, 5, 1a", _own_contrast_only, own_source=CONTRASTS),
+    Claim("C15", "the best 2D inputs have one orientation and the highest resolution", "1a-c, 2", _best_is_alike_and_fine),
+    Claim("C16", "the harmonizer does not super-resolve", "1a-c", _no_super_resolution, True),
+    Claim("C17", "the attention sees contrast, not resolution", "3-6", _attention_sees_contrast_only),
+    Claim("C18", "part of the loss is registration error", "all", _registration_costs, own_resolutions=True),
+)
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+def decide(data: tables.Data, rules: statistics.Rules = statistics.Rules()) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The verdict on every claim, from arrays.
+
+    Returns
+    -------
+    verdicts : DataFrame
+        A row per claim: ``claim``, ``statement``, ``experiments``, ``verdict``, ``sentence``, ``reason`` (why there can be no
+        verdict, in plain words; else empty: see `split`), ``resolutions`` that it is about, the comparison that decided (the
+        weakest, or for a contradicted claim the one that contradicts most) with its statistics, and the claim's ``p``, ``p_holm``,
+        ``p_against``, ``p_against_holm``. ``power`` is that of the deciding comparison before Holm, at the SD seen: to find a
+        difference of the margin (above zero, more variable), or to show that there is none if there is none (similar, not above
+        zero), or to show the ratio seen (small spread).
+    comparisons : DataFrame
+        A row per comparison of every claim that could be tested, from `examine`.
+    """
+    tested, reasons, plain = {}, {}, {}
+    for claim in CLAIMS:
+        try:
+            # Sought first: an experiment that was not run is a better reason than a plane.
+            comparisons = claim.comparisons(data)
+            if claim.all_planes and data.planes != frozenset(ORIENTATIONS):
+                planes = ", ".join(sorted(data.planes))
+                favours = f"only the {planes} plane was looked at, which favours some orientations"
+                raise tables.NotRun(f"reconstruction in {planes} only, which treats orientations unlike", favours)
+            if lacking := data.dropped.intersection(claim.own_source):
+                raise tables.NotRun(f"no source {' and '.join(sorted(lacking))}, of which it speaks")
+            tested[claim.id] = statistics.examine(comparisons, rules)
+        except tables.NotRun as missing:
+            reasons[claim.id], plain[claim.id] = f"not run: {missing}", missing.plain
+    for name, table in tested.items():
+        if table.p.isna().any():
+            short = table[table.p.isna()].iloc[0]
+            needed = rules.fewest_exact if short.kind == "above zero" else rules.fewest
+            reasons[name] = f"{short.n} subjects with a finite value: accepted are {needed} or more for {short.comparison}"
+            plain[name] = f"{short.n} subject{'s' if short.n > 1 else ''} with a finite score, where the test needs {needed}"
+    ready = [claim.id for claim in CLAIMS if claim.id not in reasons]
+    p = {name: tested[name].p.max() for name in ready}
+    against = {name: min(1.0, tested[name].p_against.min() * len(tested[name])) for name in ready}
+    # The family is the 18 claims: what was not run does not make the others easier.
+    adjusted, adjusted_against = (statistics.holm({claim.id: each.get(claim.id, 1.0) for claim in CLAIMS}, rules.alpha) for each in (p, against))
+    rows = []
+    for claim in CLAIMS:
+        row = {"claim": claim.id, "statement": claim.statement, "experiments": claim.experiments, "verdict": UNDECIDED}
+        row |= {"reason": plain.get(claim.id, ""), "resolutions": "" if claim.own_resolutions else ", ".join(data.labels)}
+        if claim.id in reasons:
+            seen = {"n": tested[claim.id].n.min()} if claim.id in tested else {}
+            rows.append({**row, **seen, "sentence": f"Undecided: {reasons[claim.id]}."})
+            continue
+        table = tested[claim.id]
+        if adjusted[claim.id] < rules.alpha:
+            row["verdict"] = SUPPORTED
+        elif adjusted_against[claim.id] < rules.alpha:
+            row["verdict"] = CONTRADICTED
+        deciding = table.loc[table.p_against.idxmin() if row["verdict"] == CONTRADICTED else table.p.idxmax()]
+        row |= {**deciding.to_dict(), "p": p[claim.id], "p_holm": adjusted[claim.id]}
+        row |= {"p_against": against[claim.id], "p_against_holm": adjusted_against[claim.id]}
+        over = f" Over {row['resolutions']}." if row["resolutions"] and len(data.labels) < len(tables.LABELS) else ""
+        rows.append({**row, "sentence": _sentence(row, len(table), int((table.p < rules.alpha).sum())) + over})
+    columns = ["claim", "statement", "experiments", "verdict", "sentence", "reason", "resolutions", "comparison", "kind", "unit", "margin", "n"]
+    columns += ["estimate", "low", "high", "d_z", "p", "p_holm", "p_against", "p_against_holm", "power"]
+    parts = [table.assign(claim=name)[["claim", *table.columns]] for name, table in tested.items()]
+    empty = statistics.examine([], rules).assign(claim=[])
+    return pd.DataFrame(rows, columns=columns), pd.concat(parts, ignore_index=True) if parts else empty
+
+
+def split(verdicts: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The verdicts that a study can give, and the claims on which it can give none.
+
+    Parameters
+    ----------
+    verdicts : DataFrame
+        As `decide` gives it.
+
+    Returns
+    -------
+    given, without : DataFrame
+        Rows of `verdicts` that were tested, less ``reason``; ``claim``, ``statement`` and ``reason`` of the others.
+    """
+    tested = verdicts.reason == ""
+    return verdicts[tested].drop(columns="reason"), verdicts.loc[~tested, ["claim", "statement", "reason"]]
+
+
+_FOUND = {
+    "above zero": "no gain of {margin}",
+    "similar": "more than {margin} apart",
+    "not above zero": "more than {margin} above",
+    "more variable": "less than {margin} times the variance",
+    "small spread": "a larger spread than the fall",
+}
+
+
+def _sentence(row: dict, count: int, passed: int) -> str:
+    decimals = _DECIMALS[row["unit"]]
+    unit = "" if row["unit"] in ("variance ratio", "SD / fall") else f" {row['unit']}"
+    sign = "" if row["kind"] in ("more variable", "small spread") else "+"
+    numbers = f"{row['estimate']:{sign}.{decimals}f}{unit} (95 % {row['low']:{sign}.{decimals}f} to {row['high']:{sign}.{decimals}f})"
+    if row["verdict"] == SUPPORTED:
+        weakest = f"the weakest of {count} comparisons, " if count > 1 else ""
+        return f"Supported: {row['statement']}; {weakest}{row['comparison']}, is {numbers}."
+    if row["verdict"] == CONTRADICTED:
+        margin = _FOUND[row["kind"]].format(margin=f"{row['margin']:g}{unit}")
+        return f"Contradicted, it does not hold that {row['statement']}: {row['comparison']} is {numbers}, {margin}."
+    power = f"; a single comparison like it had {100 * row['power']:.0f} % power" if np.isfinite(row["power"]) else ""
+    shown = f"{passed} of {count} comparisons show it before" if passed < count else "shown before, but not after,"
+    return f"Undecided whether {row['statement']}: {shown} adjustment for the family; {row['comparison']} is {numbers}{power}."
+
+
+def verdicts(
+    scores: pd.DataFrame,
+    attention: pd.DataFrame | None = None,
+    cutoffs: pd.DataFrame | None = None,
+    ladder: pd.DataFrame | None = None,
+    rules: statistics.Rules = statistics.Rules(),
+    region: str = "brain",
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The verdict on every claim, from the tables of a study.
+
+    Parameters
+    ----------
+    scores : DataFrame
+        As `helpers.stages.all_scores` gives it.
+    attention, cutoffs : DataFrame, optional
+        As `helpers.stages.all_attention` and `helpers.stages.cutoffs` give them.
+    ladder : DataFrame, optional
+        Scores of studies that differ in `transform` alone, one below the other: `helpers.stages.other_studies`.
+    rules : Rules
+    region : {"brain", "full"}
+
+    Returns
+    -------
+    verdicts, comparisons : DataFrame
+        See `decide`.
+
+    Raises
+    ------
+    ValueError
+        If rows are missing, doubled, not numbers, or of different versions of the study; they are named.
+    """
+    return decide(tables.read(scores, attention, cutoffs, ladder, region), rules)
