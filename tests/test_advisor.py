@@ -10,8 +10,8 @@ import papermill
 import pytest
 from hypothesis import given, strategies as st
 
-from helpers import advisor, layout
-from helpers.analysis import figures
+from helpers import layout
+from helpers.protocol import advisor, figures as protocol_figures
 from helpers.study import CONTRASTS, ORIENTATIONS, RESOLUTIONS, Resolution
 
 NOTEBOOK = str(layout.NOTEBOOKS / "06_protocol_survey.ipynb")
@@ -277,7 +277,7 @@ def test_nothing_fits_and_nothing_is_advised():
 def test_the_figure_marks_the_best_and_ends_where_the_study_ends(minutes, comparable, stars):
     surface = advisor.fit(study(between=0.5))
     protocols = advisor.predict(surface, advisor.scan_times(advisor.candidates(surface)))
-    fig, axes, drawn = figures.advice(protocols, surface.run, minutes, "expected PSNR (dB)", surface.note, comparable)
+    fig, axes, drawn = protocol_figures.advice(protocols, surface.run, minutes, "expected PSNR (dB)", surface.note, comparable)
     marked = [line for ax in axes[:-1] for line in ax.get_lines() if line.get_marker() == "*"]
     assert len(marked) == stars
     assert len(axes) == 4 and "(min)" in axes[-1].get_xlabel()

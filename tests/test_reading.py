@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from helpers import survey, volumes
+from helpers import volumes
+from helpers.protocol import survey
 
 AFFINE = np.array([[-1.0, 0, 0, 2], [0, 1, 0, -3], [0, 0, 1.5, -4], [0, 0, 0, 1]])
 VOXELS = np.random.default_rng(0).integers(0, 1000, (3, 4, 5)).astype(np.int16)

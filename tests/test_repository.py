@@ -54,7 +54,7 @@ def test_the_workflow_runs_the_commands_of_the_readme_in_their_order():
 
 @pytest.mark.parametrize("modules", ["helpers.study, helpers.volumes, helpers.layout, helpers.stages, helpers.batch, helpers.cli, "
                                      "helpers.cohort.phantom, helpers.cohort.preparation, helpers.acquisition.degradation, helpers.registration, helpers.analysis.metrics, "
-                                     "helpers.analysis.figures, helpers.survey, helpers.advisor"])
+                                     "helpers.analysis.figures, helpers.protocol.survey, helpers.protocol.advisor"])
 def test_importing_helpers_imports_neither_ants_nor_torch_nor_sigpy(modules):
     code = f"import sys, {modules}; print([name for name in ('ants', 'torch', 'sigpy') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

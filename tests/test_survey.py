@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy.spatial.transform import Rotation
 
-from helpers import survey, volumes
-from helpers.analysis import figures
+from helpers import volumes
+from helpers.protocol import figures as protocol_figures, survey
 from helpers.study import CONTRASTS, RESOLUTIONS
 
 SAID = {"MRAcquisitionType": "2D", "SliceThickness": 5, "SpacingBetweenSlices": 6.5}
@@ -594,7 +594,7 @@ def test_unfit_acquisitions_of_the_example_are_all_two_dimensional_and_a_hundred
 
 def test_figure_1_draws_the_counts(example):
     histogram = survey.thickness_histogram(example)
-    fig, axes, drawn = figures.figure_1(histogram, "a simulated collection")
+    fig, axes, drawn = protocol_figures.figure_1(histogram, "a simulated collection")
     for ax, contrast in zip(axes, CONTRASTS, strict=True):
         heights = sum(patch.get_height() for patch in ax.patches)
         assert heights == (example.contrast == contrast).sum()
