@@ -20,10 +20,11 @@ import psutil
 import torch
 from scipy import ndimage
 
-from helpers import batch, grid, haca3, layout, ledger, live, stages, study, widgets
+from helpers import batch, grid, haca3, layout, ledger, stages, study
 from helpers.acquisition import degradation, rf_pulse, slice_profile
 from helpers.analysis import figures, metrics
 from helpers.cohort import phantom
+from helpers.lab import live, widgets
 
 REPEATS = 3
 

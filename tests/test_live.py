@@ -7,6 +7,7 @@ from helpers import live, registration
 from helpers.acquisition import degradation, rf_pulse, slice_profile
 from helpers.analysis import metrics
 from helpers.haca3 import harmonizer, networks
+from helpers.lab import live
 from helpers.study import CONTRASTS, ORIENTATIONS, RESOLUTIONS, Resolution
 
 AFFINE = np.array([[-1.0, 0, 0, 20], [0, -1, 0, 24], [0, 0, 1, -18], [0, 0, 0, 1]])

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import haca3, layout, live, stages, widgets
+from helpers import haca3, layout, stages
 from helpers.acquisition import rf_pulse, slice_profile
+from helpers.lab import live, widgets
 from helpers.study import CONTRASTS, EXPERIMENTS, Resolution, Study
 
 

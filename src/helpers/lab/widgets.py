@@ -2,7 +2,7 @@
 
 A panel draws its axes once. What a slider changes is put into lines and images that are there, and the figure becomes
 a PNG in a widget: several times as fast as a new figure, and the same in JupyterLab and Voila. The numbers come from
-`helpers.live` and `helpers.slice_profile`.
+`helpers.lab.live` and `helpers.slice_profile`.
 """
 
 import io
@@ -18,12 +18,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
-from helpers import grid, live
+from helpers import grid
 from helpers.acquisition import rf_pulse, slice_profile
 from helpers.acquisition.rf_pulse import Pulse
 from helpers.analysis import figures
 from helpers.drawing import BLUE, GREEN, ORANGE, VERMILLION
 from helpers.grid import AXIS
+from helpers.lab import live
 from helpers.study import CONTRASTS, EXPERIMENTS, ORIENTATIONS, RESOLUTIONS, Resolution
 
 _DPI = 80
