@@ -20,11 +20,12 @@ import psutil
 import torch
 from scipy import ndimage
 
-from helpers import batch, grid, haca3, layout, ledger, stages, study
+from helpers import grid, haca3, layout, study
 from helpers.acquisition import degradation, rf_pulse, slice_profile
 from helpers.analysis import figures, metrics
 from helpers.cohort import phantom
 from helpers.lab import live, widgets
+from helpers.pipeline import folders, graph, log, status
 
 REPEATS = 3
 
@@ -229,48 +230,49 @@ def machinery():
 
 # Every file that the study makes, and no figures.
 LOOP = """
-from helpers import stages
+from helpers.pipeline import scoring, steps
 from helpers.study import ONE_ORIENTATION
 for subject in plan.subjects:
     for acquisition in plan.acquisitions():
         for resolution in plan.resolutions:
-            stages.registered(plan, subject, *acquisition, resolution)
+            steps.registered(plan, subject, *acquisition, resolution)
     for resolution in (plan.resolutions[0], plan.resolutions[-1]):  # notebook 03 compares
         for how in ("known", "rigid"):
-            stages.registered(plan, subject, "T1w", "axial", resolution, how)
+            steps.registered(plan, subject, "T1w", "axial", resolution, how)
     for resolution in plan.resolutions:  # as notebook 04, so that sources are encoded once
         for experiment in plan.experiments:
-            stages.harmonized(plan, subject, experiment, resolution)
+            steps.harmonized(plan, subject, experiment, resolution)
     for experiment in ("3D", *plan.experiments):
-        stages.scores(plan, subject, experiment)
+        scoring.scores(plan, subject, experiment)
         if experiment in ONE_ORIENTATION:
-            stages.frequencies(plan, subject, experiment)
+            scoring.frequencies(plan, subject, experiment)
 """
 
 CELLS = """
 import matplotlib
 matplotlib.use("Agg")
 import nbformat
-from helpers import batch
+import matplotlib.pyplot as plt
+from helpers.pipeline import graph
 from IPython.core.pylabtools import print_figure
 from IPython.display import display
-for task in batch.choose(batch.tasks(plan), ["04*"]):
+for task in graph.choose(graph.tasks(plan), ["04*"]):
     space = {"display": display}
     for cell in nbformat.read(task.notebook, 4).cells:
         if cell.cell_type == "code":
             exec(cell.source, space)
             if "parameters" in cell.metadata.get("tags", []):
                 space |= task.parameters
-            for number in figures.plt.get_fignums():  # as a notebook does after each cell
-                print_figure(figures.plt.figure(number))
-            figures.plt.close("all")
+            for number in plt.get_fignums():  # as a notebook does after each cell
+                print_figure(plt.figure(number))
+            plt.close("all")
 """
 
 STUDY = """
-from helpers import batch
-from helpers.cluster import Cluster
+from helpers.pipeline import run
+from helpers.pipeline.cluster import Cluster
 if __name__ == "__main__":
-    outcome = batch.run(plan, Cluster(workers=1), ["04*"])
+    outcome = run.run(plan, Cluster(workers=1), ["04*"])
     assert not outcome.failed and not outcome.skipped, outcome
 """
 
@@ -283,15 +285,15 @@ def scaling():
     """
     plan = study.Study.from_toml(layout.ROOT / "studies" / "demo.toml")
     measured = {}
-    for event in ledger.events(stages.folder(plan) / "report"):
+    for event in log.events(folders.folder(plan) / "report"):
         if event["event"] == "done":
             measured.setdefault(re.sub(r"sub-sim\d+|target", "sub", event["task"]), []).append(event["seconds"])
     rng = np.random.default_rng(0)
-    seconds = {task.name: float(rng.choice(measured[re.sub(r"sub-sim\d+|target", "sub", task.name)])) for task in batch.tasks(plan)}
-    table = batch.scaling(plan, seconds, [2**power for power in range(7)]).assign(study="preview, as in the demo")
+    seconds = {task.name: float(rng.choice(measured[re.sub(r"sub-sim\d+|target", "sub", task.name)])) for task in graph.tasks(plan)}
+    table = status.scaling(plan, seconds, [2**power for power in range(7)]).assign(study="preview, as in the demo")
     fig, _ = figures.scaling(table)
-    fig.savefig(stages.figures_folder(plan) / "scaling.png", dpi=150)
-    stages.save_tables(plan, {"scaling": table})
+    fig.savefig(folders.figures_folder(plan) / "scaling.png", dpi=150)
+    folders.save_tables(plan, {"scaling": table})
     for row in table.itertuples():
         yield f"simulated: {row.workers} workers, {row.hours:.2f} h; bound {row.bound:.1f}", [row.speed_up], 0.8 * row.bound
 

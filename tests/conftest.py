@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 #: Files that take longest, and first: what is long must not come last, when the other workers have nothing left to do.
-LONGEST = ("test_notebooks", "test_own_data", "test_haca3", "test_preparation", "test_stages", "test_haca3_training", "test_widgets")
+LONGEST = ("test_notebooks", "test_own_data", "test_harmonizer", "test_preparation", "test_steps", "test_training", "test_widgets")
 WORKER_GB = 4.0  # of memory at most (3.5 measured), beside the notebooks that a test executes
 
 

@@ -4,8 +4,8 @@ import subprocess
 
 import pytest
 
-from helpers import stages
-from helpers.haca3.fast import compiler
+from helpers import compiler
+from helpers.pipeline import models
 from helpers.study import Study
 
 SOURCE = 'extern "C" int answer() { return 42; }'
@@ -72,7 +72,7 @@ def test_without_a_compiler_or_the_right_to_load_what_it_makes_there_is_a_reason
 @pytest.mark.parametrize("settings, compiled", [({}, True), ({"compiled": False}, False), ({"precision": "bfloat16"}, False)])
 def test_keys_and_sidecars_say_what_is_really_used(settings, compiled, monkeypatch):
     plan = Study(**settings)
-    monkeypatch.setattr(stages.compiler, "library", lambda source: (object(), "") if source.is_file() else None)
-    assert stages._network_options(plan)["compiled"] is compiled
-    monkeypatch.setattr(stages.compiler, "library", lambda source: (None, "there is no C++ compiler here"))
-    assert stages._network_options(plan)["compiled"] is False
+    monkeypatch.setattr(models.compiler, "library", lambda source: (object(), "") if source.is_file() else None)
+    assert models.network_options(plan)["compiled"] is compiled
+    monkeypatch.setattr(models.compiler, "library", lambda source: (None, "there is no C++ compiler here"))
+    assert models.network_options(plan)["compiled"] is False

@@ -18,10 +18,23 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from helpers import batch, cli, layout, ledger, registration, stages, volumes
+from helpers import grid, layout, registration, volumes
 from helpers.acquisition import degradation
 from helpers.analysis import claims
 from helpers.cohort import phantom, preparation
+from helpers.pipeline import (
+    cli,
+    execution,
+    folders,
+    graph,
+    log,
+    models,
+    participants,
+    run,
+    scoring,
+    status,
+    steps,
+)
 from helpers.study import CONTRASTS, GROUND_TRUTH, Resolution, Study, subject_seed, visited_slices
 
 AFFINE = np.array([[-1.0, 0, 0, 60], [0, 1, 0, -60], [0, 0, 1, -60], [0, 0, 0, 1]])
@@ -136,8 +149,8 @@ def test_seeds_of_numbered_subjects_are_their_numbers_and_no_label_has_them():
 def test_every_notebook_of_a_study_of_ones_own_knows_its_parameters(tmp_path):
     target = save(tmp_path / "t.nii.gz", image())
     plan = Study(bids_dir=str(tmp_path), subjects=["01_ses-2", "p07"], targets=dict.fromkeys(CONTRASTS, str(target)), slice_step=1)
-    wanted = batch.tasks(plan)
-    batch.check_parameters(wanted)
+    wanted = graph.tasks(plan)
+    graph.check_parameters(wanted)
     names = [task.name for task in wanted]
     assert "00_cohort_sub-01_ses-2" in names
     assert "04_harmonization_sub-p07_exp-1a" in names
@@ -147,8 +160,8 @@ def test_every_notebook_of_a_study_of_ones_own_knows_its_parameters(tmp_path):
 
 def test_targets_given_as_numbers_need_no_image():
     plan = Study(targets=dict.fromkeys(CONTRASTS, {"theta": [1, 2], "eta": [3, 4], "norm": 5}))
-    assert "00_cohort_target" not in [task.name for task in batch.tasks(plan)]
-    assert stages.target_images(plan) == {}
+    assert "00_cohort_target" not in [task.name for task in graph.tasks(plan)]
+    assert steps.target_images(plan) == {}
 
 
 # ---------------------------------------------------------------- the study
@@ -164,20 +177,20 @@ def test_a_subject_whose_images_turn_out_unfit_is_left_out_and_the_study_goes_on
         results = dict(before)
         for task in calls[-1]:
             error = "ValueError: clipped" if task.name == "00_cohort_sub-01" else None
-            ledger.log(folder, event="failed" if error else "done", task=task.name, seconds=1, images=0, **({"error": error} if error else {}))
-            results[task.name] = batch.Execution(error, 1)
+            log.log(folder, event="failed" if error else "done", task=task.name, seconds=1, images=0, **({"error": error} if error else {}))
+            results[task.name] = execution.Execution(error, 1)
         return results
 
-    monkeypatch.setattr(batch, "execute_all", execute_all)
-    monkeypatch.setattr(stages, "check_models", lambda plan: None)
-    outcome = batch.run(plan)
+    monkeypatch.setattr(run, "execute_all", execute_all)
+    monkeypatch.setattr(models, "check_models", lambda plan: None)
+    outcome = run.run(plan)
     first, second = calls
     assert {task.name for task in first} == {"00_cohort_target", "00_cohort_sub-01", "00_cohort_sub-02"}
     assert {task.name for task in second} & {"01_slice_profiles", "04_harmonization_sub-02"}
     assert not [task for task in second if "sub-01" in task.name]
     (analysis,) = [task for task in second if task.name == "05_analysis"]
     assert analysis.parameters["subjects"] == ["02"]
-    batch.check_parameters(second)
+    graph.check_parameters(second)
     assert outcome.failed == {"00_cohort_sub-01": "ValueError: clipped"}
     assert outcome.skipped == []
     assert "<li>sub-01: ValueError: clipped</li>" in outcome.report.read_text()
@@ -186,7 +199,7 @@ def test_a_subject_whose_images_turn_out_unfit_is_left_out_and_the_study_goes_on
     for command in (["status"], ["run", "--dry-run", "--only", "04*sub-02*"]):
         assert cli.main([*command, str(tmp_path / "mine.toml")]) == 0
         assert "00_cohort" in capsys.readouterr().out
-    names = set(batch.status(stages.check_cohort(plan)[0]).task)
+    names = set(status.status(participants.check_cohort(plan)[0]).task)
     assert {"00_cohort_sub-01", "04_harmonization_sub-02"} <= names
     assert "02_degradation_sub-01" not in names
 
@@ -194,7 +207,7 @@ def test_a_subject_whose_images_turn_out_unfit_is_left_out_and_the_study_goes_on
 def test_results_are_not_written_into_the_data_set(tmp_path):
     folder = dataset(tmp_path / "bids")
     with pytest.raises(ValueError, match="output_dir is .*bids, which is bids_dir as well"):
-        stages.check_cohort(Study(bids_dir=str(folder), output_dir=str(folder)))
+        participants.check_cohort(Study(bids_dir=str(folder), output_dir=str(folder)))
 
 
 # ---------------------------------------------------------------- what is found
@@ -231,7 +244,7 @@ def test_a_subject_that_lacks_a_contrast_is_listed_and_left_out(tmp_path):
     (tmp_path / "sub-02" / "anat" / "sub-02_FLAIR.nii.gz").unlink()
     wrong = tmp_path / "sub-03" / "anat" / "sub-03_T2w.nii.gz"
     wrong.rename(wrong.with_name("sub-03_T2w.mgz"))
-    plan, left_out = stages.check_cohort(Study(bids_dir=str(tmp_path)))
+    plan, left_out = participants.check_cohort(Study(bids_dir=str(tmp_path)))
     assert plan.subjects == ("01",)
     assert left_out["02"] == f"sub-02: no FLAIR in {tmp_path / 'sub-02' / 'anat'}: accepted in a study with dropped = [\"FLAIR\"]"
     assert "no T2w (sub-03_T2w.mgz is no .nii or .nii.gz file)" in left_out["03"]
@@ -243,19 +256,19 @@ def test_a_subject_that_lacks_a_dropped_contrast_takes_part(tmp_path):
         (tmp_path / f"sub-{label}" / "anat" / f"sub-{label}_{contrast}.nii.gz").unlink()
     # Nor is there a question which of several is meant that nobody needs.
     save(tmp_path / "sub-02" / "anat" / "sub-02_run-2_FLAIR.nii.gz", image(7))
-    plan, left_out = stages.check_cohort(Study(bids_dir=str(tmp_path), dropped=["FLAIR"]))
+    plan, left_out = participants.check_cohort(Study(bids_dir=str(tmp_path), dropped=["FLAIR"]))
     assert plan.subjects == ("01", "02")
     hint = 'accepted in a study with dropped = ["T2w", "FLAIR"]'
     assert left_out == {"03": f"sub-03: no T2w in {tmp_path / 'sub-03' / 'anat'}: {hint}"}
-    assert set(stages.acquired(plan, "02")) == {"T1w", "T2w"}
-    assert stages.check_cohort(Study(bids_dir=str(tmp_path), dropped=["T2w", "FLAIR"]))[0].subjects == ("01", "02", "03")
+    assert set(participants.acquired(plan, "02")) == {"T1w", "T2w"}
+    assert participants.check_cohort(Study(bids_dir=str(tmp_path), dropped=["T2w", "FLAIR"]))[0].subjects == ("01", "02", "03")
 
 
 def test_nobody_is_told_to_drop_the_t1w(tmp_path):
     dataset(tmp_path, ["01", "02"])
     for contrast in ("T1w", "FLAIR"):
         (tmp_path / "sub-02" / "anat" / f"sub-02_{contrast}.nii.gz").unlink()
-    assert stages.check_cohort(Study(bids_dir=str(tmp_path)))[1] == {"02": f"sub-02: no T1w, no FLAIR in {tmp_path / 'sub-02' / 'anat'}"}
+    assert participants.check_cohort(Study(bids_dir=str(tmp_path)))[1] == {"02": f"sub-02: no T1w, no FLAIR in {tmp_path / 'sub-02' / 'anat'}"}
 
 
 def as_they_are(images, brain, seed):
@@ -273,53 +286,53 @@ def without_flair(results_dir, tmp_path, monkeypatch):
     for contrast in ("T1w", "T2w"):
         path = tmp_path / "bids" / "sub-p1" / "anat" / f"sub-p1_{contrast}.nii.gz"
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(stages.cohort(shared, 1)[contrast], path)
-    stages.cohort(shared, phantom.TARGET_SEED)
+        shutil.copy(participants.cohort(shared, 1)[contrast], path)
+    participants.cohort(shared, phantom.TARGET_SEED)
     shutil.copytree(results_dir / "sub-sim11", tmp_path / "results" / "sub-sim11")
     what = {"experiments": ["1b"], "resolutions": ["5||1.5"], "dropped": ["FLAIR"], "slice_step": 37}
-    return stages.check_cohort(Study(bids_dir=str(tmp_path / "bids"), output_dir=str(tmp_path / "results"), **what))[0]
+    return participants.check_cohort(Study(bids_dir=str(tmp_path / "bids"), output_dir=str(tmp_path / "results"), **what))[0]
 
 
 def test_a_data_set_without_flair_is_harmonized_without_it_to_all_three_contrasts(without_flair):
     plan, coarse = without_flair, Resolution(5, 1.5)
-    scores, attention, curves = stages.all_scores(plan), stages.all_attention(plan), stages.all_frequencies(plan)
-    registrations = stages.all_registrations(plan)
+    scores, attention, curves = scoring.all_scores(plan), scoring.all_attention(plan), scoring.all_frequencies(plan)
+    registrations = scoring.all_registrations(plan)
     arms = {arm: set(rows.contrast) for arm, rows in scores.groupby("arm")}
     assert arms == {"harmonized": set(CONTRASTS), "ceiling": set(CONTRASTS), "input": {"T1w", "T2w"}}
     assert set(scores.dropped) == {"FLAIR"}
     for column in (attention.source, curves.contrast, registrations.contrast):
         assert set(column) == {"T1w", "T2w"}
     np.testing.assert_allclose(attention.groupby(["experiment", "target"]).weight.sum(), 1, atol=1e-5)
-    made = [path.name for path in (stages.folder(plan) / "sub-p1").rglob("*FLAIR.nii.gz")]
+    made = [path.name for path in (folders.folder(plan) / "sub-p1").rglob("*FLAIR.nii.gz")]
     assert made and all("desc-harmonized" in name for name in made)
     # As if HACA3 were called by hand, with what there is.
     for experiment, resolution, given in (
-        ("1b", coarse, {contrast: stages.registered_volume(plan, "p1", contrast, "sagittal", coarse) for contrast in ("T1w", "T2w")}),
-        (GROUND_TRUTH, None, {contrast: volumes.read(stages.cohort(plan, "p1")[contrast])[0] for contrast in ("T1w", "T2w")}),
+        ("1b", coarse, {contrast: steps.registered_volume(plan, "p1", contrast, "sagittal", coarse) for contrast in ("T1w", "T2w")}),
+        (GROUND_TRUTH, None, {contrast: volumes.read(participants.cohort(plan, "p1")[contrast])[0] for contrast in ("T1w", "T2w")}),
     ):
-        paths = stages.harmonized(plan, "p1", experiment, resolution)
+        paths = steps.harmonized(plan, "p1", experiment, resolution)
         seed = volumes.read_sidecar(paths["T1w"])["Harmonization"]["seed"]
-        by_hand = stages.harmonizer(plan).harmonize(given, stages.targets(plan), seed=seed, slice_step=plan.slice_step)
+        by_hand = models.harmonizer(plan).harmonize(given, steps.targets(plan), seed=seed, slice_step=plan.slice_step)
         for contrast in CONTRASTS:
             expected = by_hand[contrast][:, :, list(visited_slices(192, plan.slice_step))]
             np.testing.assert_allclose(volumes.read(paths[contrast])[0], expected, atol=1e-5 * expected.max())
     # Later notebooks, which know nothing of the data set, find what was prepared.
     later = Study(subjects=["p1"], dropped=["FLAIR"], output_dir=plan.output_dir)
-    assert stages.cohort(later, "p1") == stages.cohort(plan, "p1")
-    verdicts, _ = claims.verdicts(scores, attention, stages.cutoffs(curves))
+    assert participants.cohort(later, "p1") == participants.cohort(plan, "p1")
+    verdicts, _ = claims.verdicts(scores, attention, scoring.cutoffs(curves))
     assert set(verdicts.verdict) == {claims.UNDECIDED}
     assert verdicts.set_index("claim").sentence["C16"] == "Undecided: not run: cutoffs without harmonized, 1a, T1w, with FLAIR dropped."
 
 
 def test_every_notebook_of_a_study_that_drops_a_contrast_knows_it(tmp_path):
     plan = Study(bids_dir=str(tmp_path), subjects=["p1"], dropped=["FLAIR"])
-    wanted = batch.tasks(plan)
-    batch.check_parameters(wanted)
+    wanted = graph.tasks(plan)
+    graph.check_parameters(wanted)
     assert all(task.parameters["dropped"] == ["FLAIR"] for task in wanted)
     images = {task.name: task.images for task in wanted}
     # Three orientations of two contrasts at eight resolutions.
     assert (images["00_cohort_sub-p1"], images["02_degradation_sub-p1"], images["03_registration_sub-p1"]) == (2, 48, 48)
-    assert {task.name for task in batch.tasks(Study(bids_dir=str(tmp_path), subjects=["p1"]))} == set(images)
+    assert {task.name for task in graph.tasks(Study(bids_dir=str(tmp_path), subjects=["p1"]))} == set(images)
 
 
 def test_strange_names_are_left_out_and_never_followed(tmp_path):
@@ -338,7 +351,7 @@ def test_a_copy_under_another_name_is_left_out(tmp_path):
     dataset(tmp_path, ["01", "02"])
     twin = tmp_path / "sub-02" / "anat" / "sub-02_T2w.nii.gz"
     twin.write_bytes((tmp_path / "sub-01" / "anat" / "sub-01_T2w.nii.gz").read_bytes())
-    plan, left_out = stages.check_cohort(Study(bids_dir=str(tmp_path)))
+    plan, left_out = participants.check_cohort(Study(bids_dir=str(tmp_path)))
     assert plan.subjects == ("01",)
     assert left_out["02"] == f"{twin}: the same file as sub-01's T2w: accepted are images of different people"
 
@@ -351,41 +364,41 @@ def test_the_same_voxels_in_another_file_are_found_once_they_are_prepared(result
             path = tmp_path / "bids" / f"sub-{label}" / "anat" / f"sub-{label}_{contrast}.nii.gz"
             path.parent.mkdir(parents=True, exist_ok=True)
             # As another program would have compressed it.
-            path.write_bytes(gzip.compress(gzip.decompress(stages.cohort(shared, subject)[contrast].read_bytes()), 1 if label == "02" else 6))
-    plan, left_out = stages.check_cohort(Study(bids_dir=str(tmp_path / "bids"), output_dir=str(tmp_path / "results"), dropped=["FLAIR"]))
+            path.write_bytes(gzip.compress(gzip.decompress(participants.cohort(shared, subject)[contrast].read_bytes()), 1 if label == "02" else 6))
+    plan, left_out = participants.check_cohort(Study(bids_dir=str(tmp_path / "bids"), output_dir=str(tmp_path / "results"), dropped=["FLAIR"]))
     assert plan.subjects == ("01", "02") and not left_out
     for label in plan.subjects:
-        stages.cohort(plan, label)
-    copies = [line for line in stages.findings(plan) if "same voxels" in line]
+        participants.cohort(plan, label)
+    copies = [line for line in participants.findings(plan) if "same voxels" in line]
     assert copies == ["sub-02 T2w: the same voxels as sub-01 T2w: accepted are images of different people"]
-    assert not any("same voxels" in line for line in stages.findings(plan, unfit=["01"]))
-    assert not any("scanned again" in line for line in stages.findings(plan))
+    assert not any("same voxels" in line for line in participants.findings(plan, unfit=["01"]))
+    assert not any("scanned again" in line for line in participants.findings(plan))
 
 
 def test_a_person_under_two_names_is_found_once_the_images_are_prepared(results_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(preparation, "prepare", as_they_are)
-    volume, affine = volumes.read(stages.cohort(Study(output_dir=str(results_dir)), 1)["T1w"])
+    volume, affine = volumes.read(participants.cohort(Study(output_dir=str(results_dir)), 1)["T1w"])
     rng = np.random.default_rng(0)
     for name in ("sub-01", "sub-02", "sub-03_ses-1", "sub-03_ses-2"):
         # Another day: another scale, other noise.
         scanned = volume * rng.uniform(0.5, 2) + np.where(volume > 0, rng.normal(0, 0.02 * volume.max(), volume.shape), 0)
         save(tmp_path.joinpath("bids", *name.split("_"), "anat", f"{name}_T1w.nii.gz"), scanned.astype(np.float32), affine)
     plan = Study(bids_dir=str(tmp_path / "bids"), output_dir=str(tmp_path / "results"), dropped=["T2w", "FLAIR"])
-    plan, left_out = stages.check_cohort(plan)
+    plan, left_out = participants.check_cohort(plan)
     assert len(plan.subjects) == 4 and not left_out
     for label in plan.subjects:
-        stages.cohort(plan, label)
-    found = [line for line in stages.findings(plan) if "scanned again" in line]
+        participants.cohort(plan, label)
+    found = [line for line in participants.findings(plan) if "scanned again" in line]
     assert [line.split(" (")[0] for line in found[:2]] == [f"{who} T1w: looks like sub-01 scanned again" for who in ("sub-02", "sub-03_ses-1")]
     assert len(found) == 5  # of six pairs one is two sessions of a subject
-    assert found == [line for line in stages.findings(plan) if "scanned again" in line]  # from what was kept
+    assert found == [line for line in participants.findings(plan) if "scanned again" in line]  # from what was kept
 
 
 def test_simulated_subjects_are_not_looked_at_for_doubles(results_dir):
     plan = Study(subjects=[1, phantom.TARGET_SEED], output_dir=str(results_dir))
     for subject in plan.subjects:
-        stages.cohort(plan, subject)
-    assert stages.findings(plan) == []
+        participants.cohort(plan, subject)
+    assert participants.findings(plan) == []
     assert not list(results_dir.rglob("*_portrait.npz"))
 
 
@@ -428,7 +441,7 @@ def test_a_thousand_subjects_are_looked_through_in_ten_seconds(tmp_path):
             packed = gzip.compress(content[:4096], 1, mtime=3 * number + order)  # Headers are all that is read.
             (folder / f"sub-{number:04d}_{contrast}.nii.gz").write_bytes(packed)
     started = time.process_time()
-    plan, left_out = stages.check_cohort(Study(bids_dir=str(tmp_path)), voxels=False)
+    plan, left_out = participants.check_cohort(Study(bids_dir=str(tmp_path)), voxels=False)
     assert time.process_time() - started < 10
     assert (len(plan.subjects), left_out) == (1000, {})
 
@@ -529,7 +542,7 @@ def test_a_fault_of_an_image_is_one_line_with_its_path_and_nothing_half_written(
     break_it(path)
     plan = Study(bids_dir=str(tmp_path / "bids"), subjects=["01"], output_dir=str(tmp_path / "results"))
     with pytest.raises((ValueError, OSError)) as error:
-        stages.cohort(plan, "01")
+        participants.cohort(plan, "01")
     assert path.name in str(error.value)
     assert str(path.parent) in str(error.value)
     assert message in str(error.value)
@@ -562,11 +575,11 @@ def test_an_image_that_cannot_be_used_is_refused_before_anything_runs(tmp_path, 
     path = dataset(tmp_path / "bids", ["01", "02"]) / "sub-01" / "anat" / "sub-01_T2w.nii.gz"
     break_it, message = EARLY[fault]
     break_it(path)
-    plan, left_out = stages.check_cohort(Study(bids_dir=str(tmp_path / "bids")))
+    plan, left_out = participants.check_cohort(Study(bids_dir=str(tmp_path / "bids")))
     assert plan.subjects == ("02",)
     assert left_out["01"].startswith(f"{path}") and message in left_out["01"] and "\n" not in left_out["01"]
     with pytest.raises(ValueError, match=message):
-        stages.check_cohort(Study(targets=dict.fromkeys(CONTRASTS, str(path))))
+        participants.check_cohort(Study(targets=dict.fromkeys(CONTRASTS, str(path))))
     shutil.rmtree(tmp_path / "bids" / "sub-02")
     assert message in refused(tmp_path, capsys, "")
 
@@ -575,14 +588,14 @@ def test_images_are_looked_at_once_and_not_after_they_were_prepared(tmp_path, mo
     folder, calls, read = dataset(tmp_path / "bids"), [], volumes.read
     monkeypatch.setattr(volumes, "read", lambda path: calls.append(path) or read(path))
     plan = Study(bids_dir=str(folder), output_dir=str(tmp_path / "results"))
-    stages.check_cohort(plan, voxels=False)
+    participants.check_cohort(plan, voxels=False)
     assert calls == []
     for _ in range(2):
-        stages.check_cohort(plan)
+        participants.check_cohort(plan)
     assert len(calls) == 3
-    stages._examine_version.cache_clear()  # As in another process.
+    participants._examine_version.cache_clear()  # As in another process.
     volumes.write_bytes(volumes.sidecar_path(layout.image(tmp_path / "results", "01", "T1w", desc="preproc")), b"{}")
-    stages.check_cohort(plan)
+    participants.check_cohort(plan)
     assert sorted(path.name for path in calls[3:]) == ["sub-01_FLAIR.nii.gz", "sub-01_T2w.nii.gz"]
 
 
@@ -594,12 +607,12 @@ def test_an_image_in_four_dimensions_of_which_the_last_is_one_is_accepted(tmp_pa
 def test_a_sidecar_that_is_no_json_disturbs_nobody(tmp_path):
     dataset(tmp_path)
     (tmp_path / "sub-01" / "anat" / "sub-01_T1w.json").write_text("{not json")
-    assert stages.check_cohort(Study(bids_dir=str(tmp_path)))[1] == {}
+    assert participants.check_cohort(Study(bids_dir=str(tmp_path)))[1] == {}
 
 
 def test_a_subject_that_was_never_prepared_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="sub-p07.*: not there yet: notebook 00_cohort makes it from bids_dir"):
-        stages.cohort(Study(subjects=["p07"], output_dir=str(tmp_path)), "p07")
+        participants.cohort(Study(subjects=["p07"], output_dir=str(tmp_path)), "p07")
 
 
 @pytest.fixture
@@ -618,14 +631,15 @@ def test_folders_that_cannot_be_read_or_written_are_named(somewhere):
     script = somewhere / "try.py"
     script.write_text(f"""
 import os
-from helpers import stages, volumes
+from helpers import volumes
+from helpers.pipeline import participants
 from helpers.study import Study
 import numpy as np
 study = Study(bids_dir={str(folder)!r}, output_dir={str(somewhere / "closed" / "x")!r})
-stages.check_cohort(study)  # What is imported on the way may lie where only root can read.
+participants.check_cohort(study)  # What is imported on the way may lie where only root can read.
 os.setgid(65534)
 os.setuid(65534)
-plan, left_out = stages.check_cohort(study)
+plan, left_out = participants.check_cohort(study)
 print(plan.subjects, left_out)
 try:
     volumes.write({str(somewhere / "closed" / "x.nii.gz")!r}, np.ones((2, 2, 2)), np.eye(4))
@@ -645,7 +659,7 @@ except OSError as error:
 
 def test_what_a_study_writes_is_a_valid_bids_derivative(results_dir):
     plan = Study(subjects=[1], output_dir=str(results_dir))
-    stages.registered(plan, 1, "T1w", "axial", Resolution(5, 1.5))
+    steps.registered(plan, 1, "T1w", "axial", Resolution(5, 1.5))
     volumes.write_bytes(results_dir / "tables" / "x.csv", b"a\n")
     volumes.write_bytes(results_dir / "report" / "x.html", b"a\n")
     errors = invalid(results_dir)
@@ -662,14 +676,14 @@ def invalid(folder):
 
 @pytest.mark.slow
 def test_a_bids_data_set_becomes_a_valid_derivative_that_says_where_it_comes_from(results_dir, tmp_path):
-    simulated = stages.cohort(Study(subjects=[1], output_dir=str(results_dir)), 1)
+    simulated = participants.cohort(Study(subjects=[1], output_dir=str(results_dir)), 1)
     for contrast in CONTRASTS:
         volume, affine = volumes.read(simulated[contrast])
         save(tmp_path / "bids" / "sub-p1" / "ses-a" / "anat" / f"sub-p1_ses-a_{contrast}.nii.gz", volume, registration.motion(1, 1, contrast, "axial") @ affine)
     plan = Study(bids_dir=str(tmp_path / "bids"), output_dir=str(tmp_path / "results"))
-    plan, left_out = stages.check_cohort(plan)
+    plan, left_out = participants.check_cohort(plan)
     assert (plan.subjects, left_out) == (("p1_ses-a",), {})
-    paths = stages.cohort(plan, "p1_ses-a")
+    paths = participants.cohort(plan, "p1_ses-a")
     before = {path: path.read_bytes() for path in paths.values()}
     sidecar = volumes.read_sidecar(paths["T2w"])
     assert sidecar["Sources"] == ["bids:source:sub-p1/ses-a/anat/sub-p1_ses-a_T2w.nii.gz"]
@@ -678,8 +692,8 @@ def test_a_bids_data_set_becomes_a_valid_derivative_that_says_where_it_comes_fro
     assert "Semi-synthetic" not in sidecar["Note"]
     # Later stages take what is there, without knowing of the data set, and their files say the same of themselves.
     later = Study(subjects=["p1_ses-a"], output_dir=str(tmp_path / "results"))
-    assert stages.cohort(later, "p1_ses-a") == paths
-    stack = stages.registered(later, "p1_ses-a", "T2w", "axial", Resolution(5, 1.5))
+    assert participants.cohort(later, "p1_ses-a") == paths
+    stack = steps.registered(later, "p1_ses-a", "T2w", "axial", Resolution(5, 1.5))
     assert volumes.read_sidecar(stack)["Note"] == sidecar["Note"]
     assert invalid(tmp_path / "results") == []
     assert {path.name for path in tmp_path.iterdir()} == {"bids", "results"}
@@ -687,7 +701,7 @@ def test_a_bids_data_set_becomes_a_valid_derivative_that_says_where_it_comes_fro
     # And again, the same bytes.
     for path in paths.values():
         volumes.sidecar_path(path).unlink()
-    stages.cohort(plan, "p1_ses-a")
+    participants.cohort(plan, "p1_ses-a")
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
@@ -725,8 +739,8 @@ def test_world_coordinates_survive_reading_and_writing(tmp_path, grid, kind, see
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(grids(), st.sampled_from(["axial", "sagittal", "coronal"]))
-def test_world_coordinates_survive_degrading(tmp_path, grid, orientation):
-    shape, affine = grid
+def test_world_coordinates_survive_degrading(tmp_path, some_grid, orientation):
+    shape, affine = some_grid
     # A ramp along each world axis is its own slice: where a slice lies, the ramp has that value.
     shape = tuple(n + 24 for n in shape)
     world = affine[:3, :3] @ np.indices(shape).reshape(3, -1) + affine[:3, 3:]

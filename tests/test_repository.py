@@ -52,7 +52,7 @@ def test_the_workflow_runs_the_commands_of_the_readme_in_their_order():
     assert commands == readme == ["make demo", "make test"]
 
 
-@pytest.mark.parametrize("modules", ["helpers.study, helpers.volumes, helpers.layout, helpers.stages, helpers.batch, helpers.cli, "
+@pytest.mark.parametrize("modules", ["helpers.study, helpers.volumes, helpers.layout, helpers.pipeline.steps, helpers.pipeline.scoring, helpers.pipeline.run, helpers.pipeline.cli, "
                                      "helpers.cohort.phantom, helpers.cohort.preparation, helpers.acquisition.degradation, helpers.registration, helpers.analysis.metrics, "
                                      "helpers.analysis.figures, helpers.protocol.survey, helpers.protocol.advisor"])
 def test_importing_helpers_imports_neither_ants_nor_torch_nor_sigpy(modules):
@@ -71,32 +71,51 @@ def test_degrading_needs_no_ants_and_harmonizing_neither_ants_nor_sigpy():
         assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
+#: From the lowest floor up; a room knows those of lower floors only, and a module of a folder may know others of it.
+FLOORS = (
+    {"study", "compiler"},
+    {"grid", "volumes", "linear", "layout", "drawing"},
+    {"acquisition", "registration"},
+    {"haca3", "analysis", "cohort", "protocol"},
+    {"lab", "pipeline"},
+)
+
+
+def module_of(path):
+    return ".".join(path.relative_to(layout.ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
+
+
 def imports_of(path):
-    """Names of our own modules that a module imports, wherever in it."""
-    found = set()
+    """Our own modules that a module imports, wherever in it."""
+    names, needs = {module_of(each) for each in MODULES}, set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "helpers":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("helpers."):
-            found.add(node.module.split(".")[1])
-    return found
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "helpers":
+            modules = {f"{node.module}.{alias.name}" for alias in node.names} & names
+            needs |= modules or {node.module}
+    return needs
 
 
 def test_imports_among_our_modules_have_no_circle():
-    graph = {}
-    for path in MODULES:
-        room = path.relative_to(layout.ROOT / "src" / "helpers").parts[0].removesuffix(".py")
-        graph[room] = graph.get(room, set()) | (imports_of(path) - {room})
+    graph = {module_of(path): imports_of(path) for path in MODULES}
     while graph:
-        leaves = {room for room, needs in graph.items() if not needs & set(graph)}
+        leaves = {module for module, needs in graph.items() if not needs & set(graph)}
         assert leaves, f"a circle among {sorted(graph)}"
-        graph = {room: needs for room, needs in graph.items() if room not in leaves}
+        graph = {module: needs for module, needs in graph.items() if module not in leaves}
+
+
+def test_rooms_know_lower_floors_only():
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    for path in MODULES:
+        room = (module_of(path).split(".") + [""])[1]
+        for need in imports_of(path) if room else ():
+            other = need.split(".")[1]
+            assert other == room or floor[other] <= floor[room], f"{module_of(path)} knows {need}"
 
 
 def test_the_harmonizer_knows_nothing_of_the_phantom():
-    needs = set().union(*(imports_of(path) for path in MODULES if path.parent.name == "haca3"))
+    needs = {need.split(".")[1] for path in MODULES if "haca3" in path.parts for need in imports_of(path)}
     # The fusion by resolution needs what slicing does to a frequency, which is the business of the degradation.
-    assert needs <= {"haca3", "volumes", "study", "degradation", "compiler"}
+    assert needs <= {"haca3", "volumes", "study", "grid", "acquisition", "compiler"}
 
 
 def test_only_volumes_touches_image_files():

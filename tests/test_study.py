@@ -3,7 +3,7 @@ import re
 import pytest
 from hypothesis import given, strategies as st
 
-from helpers.cluster import Cluster
+from helpers.pipeline.cluster import Cluster
 from helpers.study import (
     CONTRASTS,
     EXPERIMENTS,

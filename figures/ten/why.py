@@ -14,8 +14,9 @@ figure_ladder
 
 import pandas as pd
 
-from helpers import layout, stages
+from helpers import layout
 from helpers.analysis import figures
+from helpers.pipeline import folders, scoring
 from helpers.study import Study
 
 TEN = Study.from_toml(layout.ROOT / "studies" / "ten.toml")
@@ -28,14 +29,14 @@ def inside(scores):
 
 def mask():
     keys = ["mask", "contrast", "subject", "experiment"]
-    mean = inside(stages.other_studies(["ten", "ten-union"])).groupby(keys)[["psnr_db", "ssim_axial"]].mean().unstack("experiment")
+    mean = inside(scoring.other_studies(["ten", "ten-union"])).groupby(keys)[["psnr_db", "ssim_axial"]].mean().unstack("experiment")
     gains = {f"{sharp} - 1a": mean.xs(sharp, axis=1, level=1) - mean.xs("1a", axis=1, level=1) for sharp in ("3", "5")}
     gains = pd.concat(gains, names=["comparison"]).reset_index()
     return gains[["mask", "comparison", "contrast", "subject", "psnr_db", "ssim_axial"]].sort_values(["mask", "comparison", "contrast", "subject"])
 
 
 def noise():
-    cutoffs = stages.cutoffs(stages.other_studies(["ten-coronal", "ten-argmax"], "frequencies"))
+    cutoffs = scoring.cutoffs(scoring.other_studies(["ten-coronal", "ten-argmax"], "frequencies"))
     cutoffs = cutoffs[cutoffs.experiment.isin(["1a", "1b"])]
     both = cutoffs.groupby("subject").anatomy.transform("nunique") == 2
     keys = ["anatomy", "subject", "experiment", "resolution", "contrast", "arm"]
@@ -44,25 +45,25 @@ def noise():
 
 def fusion():
     keys = ["subject", "experiment", "resolution", "contrast"]
-    planes = pd.read_csv(stages.figures_folder(TEN) / "scores.csv", dtype={"experiment": str, "resolution": str})
-    both = {"mean over planes": planes, "fused": stages.other_studies(["whole"])}
+    planes = pd.read_csv(folders.figures_folder(TEN) / "scores.csv", dtype={"experiment": str, "resolution": str})
+    both = {"mean over planes": planes, "fused": scoring.other_studies(["whole"])}
     both = {how: inside(scores).set_index(keys).psnr_db for how, scores in both.items()}
     wanted = both["fused"].index
     return pd.concat({how: psnr_db.loc[wanted] for how, psnr_db in both.items()}, names=["reconstruction"]).reset_index()
 
 
 def registration():
-    errors = stages.other_studies(["ladder-rigid", "ladder-affine"], "registrations")
+    errors = scoring.other_studies(["ladder-rigid", "ladder-affine"], "registrations")
     keys = ["transform", "resolution", "contrast", "orientation", "subject"]
     return errors[[*keys, "registration_error_mm"]].sort_values(keys)
 
 
 def draw_ladder():
     studies = ["ladder", "ladder-rigid", "ladder-affine"]
-    fig, _, drawn = figures.ladder_figure(stages.other_studies(studies), stages.other_studies(studies, "registrations"))
-    stages.save_figure(TEN, "ladder", fig, drawn)
+    fig, _, drawn = figures.ladder_figure(scoring.other_studies(studies), scoring.other_studies(studies, "registrations"))
+    folders.save_figure(TEN, "ladder", fig, drawn)
 
 
 if __name__ == "__main__":
-    stages.save_tables(TEN, {f"why_{table.__name__}": table() for table in (mask, noise, fusion, registration)})
+    folders.save_tables(TEN, {f"why_{table.__name__}": table() for table in (mask, noise, fusion, registration)})
     draw_ladder()

@@ -509,7 +509,7 @@ class Study:
         """
         path, values = expand_path(path), read_toml(path)
         known = [field.name for field in fields(cls)]
-        # Where it is computed is for `helpers.cluster` to read: it does not decide what is computed.
+        # Where it is computed is for `helpers.pipeline.cluster` to read: it does not decide what is computed.
         check_keys(str(path), values, [*known, "cluster"])
         values.pop("cluster", None)
         try:

@@ -401,11 +401,11 @@ def verdicts(
     Parameters
     ----------
     scores : DataFrame
-        As `helpers.stages.all_scores` gives it.
+        As `helpers.pipeline.scoring.all_scores` gives it.
     attention, cutoffs : DataFrame, optional
-        As `helpers.stages.all_attention` and `helpers.stages.cutoffs` give them.
+        As `helpers.pipeline.scoring.all_attention` and `helpers.pipeline.scoring.cutoffs` give them.
     ladder : DataFrame, optional
-        Scores of studies that differ in `transform` alone, one below the other: `helpers.stages.other_studies`.
+        Scores of studies that differ in `transform` alone, one below the other: `helpers.pipeline.scoring.other_studies`.
     rules : Rules
     region : {"brain", "full"}
 

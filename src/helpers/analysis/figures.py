@@ -45,7 +45,7 @@ def score_figure(table: pd.DataFrame, number: int, region: str = "brain"):
     Parameters
     ----------
     table : DataFrame
-        The score table of `helpers.stages.all_scores`.
+        The score table of `helpers.pipeline.scoring.all_scores`.
     number : int
         Figure number, a key of `SCORE_FIGURES`.
     region : str
@@ -141,7 +141,7 @@ def attention_figure(table: pd.DataFrame):
     Parameters
     ----------
     table : DataFrame
-        As `helpers.stages.all_attention` gives it.
+        As `helpers.pipeline.scoring.all_attention` gives it.
 
     Returns
     -------
@@ -184,7 +184,7 @@ def frequency_figure(curves: pd.DataFrame, cutoffs: pd.DataFrame):
     Parameters
     ----------
     curves, cutoffs : DataFrame
-        As `helpers.stages.all_frequencies` and `helpers.stages.cutoffs` give them.
+        As `helpers.pipeline.scoring.all_frequencies` and `helpers.pipeline.scoring.cutoffs` give them.
 
     Returns
     -------
@@ -240,7 +240,7 @@ def ladder_figure(scores: pd.DataFrame, registrations: pd.DataFrame, region: str
     Parameters
     ----------
     scores, registrations : DataFrame
-        Those of several studies, as `helpers.stages.other_studies` gives them.
+        Those of several studies, as `helpers.pipeline.scoring.other_studies` gives them.
 
     Returns
     -------
@@ -366,7 +366,7 @@ def scaling(table: pd.DataFrame):
     Parameters
     ----------
     table : DataFrame
-        As `helpers.batch.scaling` gives it, with a column ``study``.
+        As `helpers.pipeline.status.scaling` gives it, with a column ``study``.
     """
     fig, ax = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     workers = sorted(table.workers.unique())

@@ -16,7 +16,7 @@ WARNED_VOXEL_MM = 1.25
 #: Angle by which two axes may differ from a right one before ITK's grids, which have right angles, misplace the image.
 SHEAR_DEGREES = 0.5
 #: Power along an axis over that of the two others, at the frequency taken for the Nyquist frequency of the slices. There a slice profile
-#: as wide as the separation and cubic interpolation have left about a third of the power (tests/test_preparation.py).
+#: as wide as the separation and cubic interpolation have left about a third of the power (tests/cohort/test_preparation.py).
 SPECTRAL_DROP = 0.35
 #: How much thicker than the voxels an image must look before it is called interpolated. True 3D images stay below 1.1.
 THICK_FACTOR = 1.5

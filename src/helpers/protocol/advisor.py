@@ -88,7 +88,7 @@ def fit(table: pd.DataFrame, measure: str = "psnr_db", *, contrast: str = MEAN, 
     Parameters
     ----------
     table : DataFrame
-        The score table of one study (`helpers.stages.all_scores`). Its experiments 1a to 1c are used.
+        The score table of one study (`helpers.pipeline.scoring.all_scores`). Its experiments 1a to 1c are used.
     measure : str
         Score column, one of `MEASURES`.
     contrast : str

@@ -7,22 +7,20 @@ definition; ``winograd.cpp`` computes the same to rounding.
 import copy
 import ctypes
 import functools
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from helpers.haca3.fast import compiler
+from helpers import compiler
 from helpers.haca3.networks import EtaEncoder
 
-SOURCE = Path(__file__).with_suffix(".cpp")
 _LAST = torch.channels_last
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled program; None, and one line of output, where there is no C++ compiler or nothing it makes can be loaded."""
-    program, why = compiler.library(SOURCE)
+    program, why = compiler.library(compiler.WINOGRAD)
     if program is None:
         print(f"HACA3 runs without compiled convolutions, about half as fast and the same to rounding: {why}", flush=True)
     return program

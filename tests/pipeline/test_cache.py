@@ -13,9 +13,10 @@ import nbformat
 import psutil
 import pytest
 
-from helpers import batch, layout, ledger, volumes
-from helpers.batch import Task
-from helpers.cluster import Cluster
+from helpers import volumes
+from helpers.pipeline import cache, execution, graph, log, run, status
+from helpers.pipeline.cluster import Cluster
+from helpers.pipeline.graph import Task
 
 
 @pytest.fixture
@@ -38,10 +39,11 @@ def task(tmp_path):
 
 
 @pytest.fixture
-def executed(task, tmp_path):
+def executed(task, tmp_path, monkeypatch):
     """The task, executed once; its report folder; and a function that says whether it counts as done."""
-    assert batch.execute(task, tmp_path / "report").error is None
-    return task, tmp_path / "report", lambda each=task, **how: batch._is_done(each, tmp_path / "report", **how)
+    monkeypatch.setitem(graph.STAGES, "do", ("registration",))
+    assert execution.execute(task, tmp_path / "report").error is None
+    return task, tmp_path / "report", lambda each=task, **how: status.is_done(each, tmp_path / "report", **how)
 
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -57,7 +59,7 @@ def test_what_was_executed_is_done_and_what_it_read_and_wrote_is_known(executed,
 
 
 @pytest.mark.parametrize(
-    "change", ["notebook", "parameter", "module", "input", "output", "output gone", "sidecar gone", "page gone", "record cut"]
+    "change", ["notebook", "parameter", "stage", "library", "input", "output", "output gone", "sidecar gone", "page gone", "record cut"]
 )
 def test_nothing_stale_is_taken_for_done(executed, tmp_path, monkeypatch, change):
     task, report, done = executed
@@ -65,10 +67,11 @@ def test_nothing_stale_is_taken_for_done(executed, tmp_path, monkeypatch, change
         task.notebook.write_text(task.notebook.read_text().replace("Key", "Kez"))
     elif change == "parameter":
         task = Task(task.name, task.notebook, {**task.parameters, "factor": 3})
-    elif change == "module":
-        module = layout.ROOT / "src" / "helpers" / "metrics.py"
-        read = type(module).read_bytes
-        monkeypatch.setattr(type(module), "read_bytes", lambda path: read(path) + b"# changed" * (path.name == module.name))
+    elif change == "stage":
+        monkeypatch.setitem(cache.STAGES, "registration", cache.Stage(cache.STAGES["registration"].version + 1, ("antspyx",)))
+    elif change == "library":
+        versions = {"antspyx": "0.0"}
+        monkeypatch.setattr(cache, "library_version", lambda name, before=cache.library_version: versions.get(name) or before(name))
     elif change == "input":
         (tmp_path / "in.txt").write_bytes(b"abd")
     elif change == "output":  # as long as before
@@ -82,20 +85,20 @@ def test_nothing_stale_is_taken_for_done(executed, tmp_path, monkeypatch, change
     assert not done(task)
 
 
-def test_a_module_of_the_machinery_may_change_and_a_notebook_may_not_import_it(executed, monkeypatch):
-    task, report, done = executed
-    read = type(report).read_bytes
-    monkeypatch.setattr(type(report), "read_bytes", lambda path: read(path) + b"# changed" * (path.name in ledger.MACHINERY))
+def test_another_stage_or_a_library_of_another_stage_runs_nothing_again(executed, monkeypatch):
+    _, _, done = executed
+    monkeypatch.setitem(cache.STAGES, "scores", cache.Stage(cache.STAGES["scores"].version + 1, ()))
+    monkeypatch.setattr(cache, "library_version", lambda name, before=cache.library_version: "0" if name == "torch" else before(name))
     assert done()
-    package = layout.ROOT / "src" / "helpers"
-    others = [path for path in package.rglob("*.py") if path.name not in ledger.MACHINERY]
-    for path in (*others, *layout.NOTEBOOKS.glob("*.ipynb")):
-        text = path.read_text()
-        for module in ledger.MACHINERY:
-            name = module.removesuffix(".py")
-            assert f"helpers.{name} import" not in text
-            imported = [line for line in text.splitlines() if "from helpers import" in line]
-            assert not any(name in line.replace(",", " ").replace("\\n", " ").split() for line in imported), (path, name)
+
+
+def test_a_comment_a_docstring_or_a_text_of_the_notebook_runs_nothing_again(executed):
+    task, _, done = executed
+    node = nbformat.read(task.notebook, 4)
+    node.cells[1].source = "# Twice the file.\n" + node.cells[1].source.replace("import volumes\n", "import volumes  # reads and writes\n")
+    node.cells.insert(1, nbformat.v4.new_markdown_cell("What it does."))
+    nbformat.write(node, task.notebook)
+    assert done()
 
 
 def test_the_same_content_written_again_is_still_done(executed, tmp_path):
@@ -120,7 +123,7 @@ def test_a_changed_output_loses_the_sidecar_that_vouches_for_it_so_that_it_is_ma
 def test_a_notebook_that_fails_leaves_no_record_and_says_its_last_line(executed, tmp_path):
     task, report, done = executed
     broken = Task(task.name, task.notebook, {**task.parameters, "source": str(tmp_path / "no.txt")})
-    result = batch.execute(broken, report)
+    result = execution.execute(broken, report)
     assert result.error.startswith("FileNotFoundError: ")
     assert "no.txt" in result.error
     assert not done(broken)
@@ -132,24 +135,24 @@ def test_a_kernel_that_dies_is_an_error_of_its_notebook(tmp_path):
     node.cells[0].metadata["tags"] = ["parameters"]
     node.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(node, tmp_path / "dies.ipynb")
-    result = batch.execute(Task("dies", tmp_path / "dies.ipynb", {}), tmp_path / "report")
+    result = execution.execute(Task("dies", tmp_path / "dies.ipynb", {}), tmp_path / "report")
     assert "Kernel died" in result.error
 
 
 def test_only_the_last_line_of_a_log_that_was_cut_is_lost(tmp_path):
-    ledger.log(tmp_path, event="started", task="a")
+    log.log(tmp_path, event="started", task="a")
     with open(tmp_path / "log.jsonl", "a") as file:
         file.write('{"time": 3, "ev')
-    ledger.log(tmp_path, event="done", task="a")
-    assert [each["event"] for each in ledger.events(tmp_path)] == ["started", "done"]
+    log.log(tmp_path, event="done", task="a")
+    assert [each["event"] for each in log.events(tmp_path)] == ["started", "done"]
 
 
 def test_of_two_runs_the_second_is_refused_and_told_of_the_first(tmp_path):
-    code = "from pathlib import Path\nimport time\nfrom helpers import ledger\n"
-    code += f"with ledger.locked(Path({str(tmp_path)!r})):\n    print('held', flush=True)\n    time.sleep(60)"
+    code = "from pathlib import Path\nimport time\nfrom helpers.pipeline import log\n"
+    code += f"with log.locked(Path({str(tmp_path)!r})):\n    print('held', flush=True)\n    time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout.readline() == "held\n"
-        with pytest.raises(RuntimeError) as error, ledger.locked(tmp_path):
+        with pytest.raises(RuntimeError) as error, log.locked(tmp_path):
             pass
         assert f"being run by process {first.pid} on {socket.gethostname()}" in str(error.value)
         assert "\n" not in str(error.value)
@@ -157,28 +160,28 @@ def test_of_two_runs_the_second_is_refused_and_told_of_the_first(tmp_path):
         first.wait()
     # Killed, it could not tidy up: its lock is stale, and is taken over.
     assert (tmp_path / "lock.json").exists()
-    with ledger.locked(tmp_path):
-        assert ledger.holder(tmp_path)["pid"] == os.getpid()
-    assert ledger.holder(tmp_path) is None
+    with log.locked(tmp_path):
+        assert log.holder(tmp_path)["pid"] == os.getpid()
+    assert log.holder(tmp_path) is None
 
 
 def test_a_process_that_is_dead_and_not_yet_buried_holds_nothing(tmp_path):
-    code = f"import os, signal\nfrom pathlib import Path\nfrom helpers import ledger\nwith ledger.locked(Path({str(tmp_path)!r})):\n"
+    code = f"import os, signal\nfrom pathlib import Path\nfrom helpers.pipeline import log\nwith log.locked(Path({str(tmp_path)!r})):\n"
     code += "    print('held', flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as dead:
         assert dead.stdout.readline() == "held\n"
         os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)  # until it is dead
         assert psutil.Process(dead.pid).status() == psutil.STATUS_ZOMBIE
-        assert ledger.holder(tmp_path) is None
-        with ledger.locked(tmp_path):
+        assert log.holder(tmp_path) is None
+        with log.locked(tmp_path):
             pass
 
 
 def test_a_clock_that_was_set_opens_no_lock(tmp_path):
-    with ledger.locked(tmp_path):
+    with log.locked(tmp_path):
         lock = json.loads((tmp_path / "lock.json").read_text())
         (tmp_path / "lock.json").write_text(json.dumps({**lock, "started": lock["started"] - 3600}))
-        with pytest.raises(RuntimeError, match=f"being run by process {os.getpid()} on {socket.gethostname()}"), ledger.locked(tmp_path):
+        with pytest.raises(RuntimeError, match=f"being run by process {os.getpid()} on {socket.gethostname()}"), log.locked(tmp_path):
             pass
 
 
@@ -186,26 +189,26 @@ def test_without_locks_of_the_file_system_the_process_is_asked_for(tmp_path, mon
     def unknown(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(ledger.fcntl, "flock", unknown)
+    monkeypatch.setattr(log.fcntl, "flock", unknown)
     (tmp_path / "lock.json").write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": 1.0}))
-    with ledger.locked(tmp_path):
-        assert ledger.holder(tmp_path)["pid"] == os.getpid()
-        with pytest.raises(RuntimeError, match=f"being run by process {os.getpid()} on"), ledger.locked(tmp_path):
+    with log.locked(tmp_path):
+        assert log.holder(tmp_path)["pid"] == os.getpid()
+        with pytest.raises(RuntimeError, match=f"being run by process {os.getpid()} on"), log.locked(tmp_path):
             pass
     assert not (tmp_path / "lock.json").exists()
 
 
 def test_who_waits_at_a_lock_that_is_removed_holds_nothing(tmp_path, monkeypatch):
-    # As when `batch.clean` ends between our opening the file and our locking it.
-    flock, removed = ledger.fcntl.flock, []
+    # As when `clean.clean` ends between our opening the file and our locking it.
+    flock, removed = log.fcntl.flock, []
 
     def late(file, how):
         if not removed:
             removed.append((tmp_path / ".lock").unlink())
         flock(file, how)
 
-    monkeypatch.setattr(ledger.fcntl, "flock", late)
-    with ledger.locked(tmp_path), pytest.raises(RuntimeError), ledger.locked(tmp_path):
+    monkeypatch.setattr(log.fcntl, "flock", late)
+    with log.locked(tmp_path), pytest.raises(RuntimeError), log.locked(tmp_path):
         pass
 
 
@@ -213,8 +216,8 @@ def test_a_process_number_that_went_to_another_process_holds_nothing_and_another
     me = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
     for who, holds in ((me, True), ({**me, "started": me["started"] - 60}, False), ({**me, "host": "elsewhere", "started": 0}, True)):
         (tmp_path / "lock.json").write_text(json.dumps(who))
-        assert (ledger.holder(tmp_path) is not None) == holds
-    with pytest.raises(RuntimeError, match=f"process {os.getpid()} on elsewhere"), ledger.locked(tmp_path):
+        assert (log.holder(tmp_path) is not None) == holds
+    with pytest.raises(RuntimeError, match=f"process {os.getpid()} on elsewhere"), log.locked(tmp_path):
         pass
 
 
@@ -222,7 +225,7 @@ def _hold(folder, together, queue):
     together.wait()
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(ledger.locked(folder))
+            held.enter_context(log.locked(folder))
             queue.put(True)
         except RuntimeError:
             queue.put(False)
@@ -249,17 +252,17 @@ def test_an_input_that_is_replaced_while_it_is_used_vouches_for_nothing(task, tm
         nbformat.write(node, tmp_path / "replaces.ipynb")
         replaces = Task("replaces", tmp_path / "replaces.ipynb", task.parameters)
         (tmp_path / "in.txt").write_bytes(b"abc")
-        assert batch.execute(replaces, report).error is None
-        assert batch._is_done(replaces, report) == counts
+        assert execution.execute(replaces, report).error is None
+        assert status.is_done(replaces, report) == counts
 
 
 def test_what_is_made_again_with_the_same_bytes_does_not_run_what_comes_after(executed, tmp_path):
     # The second task reads what the first makes. Its output is deleted: the first runs again, the second is found done.
     task, report, done = executed
     second = Task("again", task.notebook, {"source": task.parameters["target"], "target": str(tmp_path / "more.csv")}, ("double",))
-    batch.execute(second, report)
+    execution.execute(second, report)
     (tmp_path / "out.csv").unlink()
     assert not done(second)
-    results = batch.execute_all([task, second], report, Cluster(workers=1))
+    results = run.execute_all([task, second], report, Cluster(workers=1))
     assert results["double"].error is None
     assert results["again"] is None

@@ -6,7 +6,7 @@ import sys
 import textwrap
 from importlib.metadata import version
 
-from helpers.cluster import Cluster
+from helpers.pipeline.cluster import Cluster
 from helpers.study import Study
 
 
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
-    from helpers import batch, report, stages
+    from helpers.pipeline import folders, graph, report, run, status
 
     if options.workers is not None:
         if options.workers < 1:
@@ -48,12 +48,12 @@ def _run(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
         where = dataclasses.replace(where, **{"workers" if where.kind == "local" else "jobs": options.workers})
     if options.dry_run:
         plan = _settled(plan)
-        wanted = batch.choose(batch.tasks(plan), options.only or ["*"])
-        batch.check(plan, wanted)
-        states = batch.status(plan)
+        wanted = graph.choose(graph.tasks(plan), options.only or ["*"])
+        run.check(plan, wanted)
+        states = status.status(plan)
         _tell(plan, states[states.task.isin([task.name for task in wanted])], where)
         return 0
-    outcome = batch.run(plan, where, options.only)
+    outcome = run.run(plan, where, options.only)
     for name, error in outcome.failed.items():
         print(f"failed: {name}: {error}\n        {outcome.report.parent / name}.ipynb", file=sys.stderr)
     for name in outcome.skipped:
@@ -62,7 +62,7 @@ def _run(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
         print(textwrap.fill(report.headline(plan), 100))
         print(textwrap.fill(report.claims_without_verdict(plan), 100))
     executed = f"{outcome.executed} notebooks executed" if outcome.executed else "Everything was done already"
-    print(f"\n{executed}, {outcome.seconds / 60:.1f} min. Figures: {stages.figures_folder(plan)}")
+    print(f"\n{executed}, {outcome.seconds / 60:.1f} min. Figures: {folders.figures_folder(plan)}")
     print(f"Look next: {outcome.report}, the report with all figures, verdicts and executed notebooks")
     if (analysis := outcome.report.parent / "05_analysis.html").exists():
         print(f"           {analysis}, how each verdict was reached")
@@ -71,10 +71,10 @@ def _run(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
 
 
 def _status(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
-    from helpers import batch
+    from helpers.pipeline import status
 
     plan = _settled(plan)
-    states = batch.status(plan)
+    states = status.status(plan)
     _tell(plan, states, where)
     for task in states[states.state == "failed"].itertuples():
         print(f"failed: {task.task}: {task.error}")
@@ -83,21 +83,21 @@ def _status(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
 
 def _settled(plan: Study) -> Study:
     """The study with the subjects that take part; those of one's own data that do not are told."""
-    from helpers import batch, stages
     from helpers.cohort import origins
+    from helpers.pipeline import folders, graph, participants
 
-    batch.check_subjects(plan)
-    plan, left_out = stages.check_cohort(plan, voxels=False)
+    graph.check_subjects(plan)
+    plan, left_out = participants.check_cohort(plan, voxels=False)
     for reason in left_out.values():
         print(f"left out: {reason}")
-    for line in origins.earlier_version(stages.folder(plan)):
+    for line in origins.earlier_version(folders.folder(plan)):
         print(line)
     return plan
 
 
 def _tell(plan: Study, states, where: Cluster) -> None:
     """Print the table of stages, what it took and what is left."""
-    from helpers import batch, stages
+    from helpers.pipeline import folders, run, status
 
     kinds = ["done", "running", "failed", "missing"]
     table = states.groupby("stage").state.value_counts().unstack(fill_value=0).reindex(columns=kinds, fill_value=0)
@@ -105,17 +105,17 @@ def _tell(plan: Study, states, where: Cluster) -> None:
     table = table.join(times.rename(columns={"seconds": "took, min", "expected_s": "left, min"}).round(1))
     table.loc["together"] = table.sum()
     counts = {kind: "{:.0f}".format for kind in kinds}
-    print(f"Study {plan.name}, {stages.folder(plan)}\n{table.rename_axis(None).to_string(formatters=counts)}\n")
+    print(f"Study {plan.name}, {folders.folder(plan)}\n{table.rename_axis(None).to_string(formatters=counts)}\n")
     if (states.state != "done").any():
-        hours, free = batch.expected_hours(plan, states, where.size()), batch.free_mb(stages.folder(plan)) / 1000
+        hours, free = status.expected_hours(plan, states, where.size()), run.free_mb(folders.folder(plan)) / 1000
         at = f"{where.size()} {'workers' if where.kind == 'local' else f'{where.kind} jobs'}"
         print(f"Left: about {hours:.1f} h on {at}, and {states.expected_mb.sum() / 1000:.1f} GB of disk ({free:.1f} GB free).")
 
 
 def _clean(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
-    from helpers import batch
+    from helpers.pipeline import clean
 
-    found = batch.results(plan)
+    found = clean.results(plan)
     if not found.files:
         print(f"{found.folder}: nothing there")
         return 0
@@ -123,7 +123,7 @@ def _clean(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
     if not options.yes and input("Remove them? [y/N] ").strip().lower() not in ("y", "yes"):
         print("Nothing was removed.")
         return 0
-    batch.clean(plan)
+    clean.clean(plan)
     print("Removed.")
     return 0
 

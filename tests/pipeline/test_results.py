@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
 
-from helpers import layout, stages
+from helpers import layout
 from helpers.analysis import claims, figures
+from helpers.pipeline import folders
 from helpers.study import Study
 
 FOLDERS = [path.parent for path in sorted(layout.FIGURES.rglob("verdicts.csv"))]
@@ -25,7 +26,7 @@ def test_the_ten_subjects_are_shown():
 
 @pytest.mark.parametrize("name", ["demo", "ten"])
 def test_a_run_leaves_what_the_repository_shows_as_it_is(name):
-    assert stages.figures_folder(Study(name=name)) == layout.DERIVATIVES / name / "figures"
+    assert folders.figures_folder(Study(name=name)) == layout.DERIVATIVES / name / "figures"
 
 
 @named

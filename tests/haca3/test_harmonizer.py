@@ -15,10 +15,10 @@ from scipy import ndimage
 
 from helpers import grid, haca3, study
 from helpers.analysis import metrics
-from helpers.haca3 import checkpoint, harmonizer, networks, winograd
+from helpers.haca3 import checkpoint, harmonizer, networks
 from helpers.haca3.fast import threads, winograd
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 SHAPES = json.loads((GOLDEN / "haca3_shapes.json").read_text())
 DIGESTS = json.loads((GOLDEN / "haca3_digests.json").read_text())
 NUMBERS = np.load(GOLDEN / "haca3_modules.npz")

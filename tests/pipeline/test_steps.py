@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import layout, stages, volumes
+from helpers import layout, volumes
 from helpers.analysis import claims
+from helpers.pipeline import folders, models, participants, scoring, steps
 from helpers.study import CONTRASTS, GROUND_TRUTH, ORIENTATIONS, Resolution, Study
 
 AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
@@ -54,55 +55,55 @@ def plan(results_dir, tmp_path_factory):
     shared = Study(subjects=[1], output_dir=str(results_dir))
     folder = tmp_path_factory.mktemp("identity")
     for subject in (1, 11):
-        stages.cohort(shared, subject)
+        participants.cohort(shared, subject)
         shutil.copytree(results_dir / f"sub-sim{subject:02d}", folder / f"sub-sim{subject:02d}")
     return Study(subjects=[1], resolutions=[COARSE], output_dir=str(folder))
 
 
 @pytest.fixture
 def identity(monkeypatch):
-    monkeypatch.setattr(stages, "harmonizer", lambda plan: Identity())
-    monkeypatch.setattr(stages, "_digest", lambda path: "identity")
-    monkeypatch.setattr(stages, "targets", lambda plan: dict.fromkeys(CONTRASTS))
-    monkeypatch.setattr(stages, "_encoding", lambda plan, *source: stages._volume(plan, *source))
+    monkeypatch.setattr(models, "harmonizer", lambda plan: Identity())
+    monkeypatch.setattr(models, "checkpoint_hash", lambda path: "identity")
+    monkeypatch.setattr(steps, "targets", lambda plan: dict.fromkeys(CONTRASTS))
+    monkeypatch.setattr(steps, "_encoding", lambda plan, *source: steps.source_volume(plan, *source))
 
 
 @pytest.fixture
-def tables(plan, identity):
-    return {each: stages.scores(plan, 1, each).set_index(["arm", "contrast", "region"]) for each in ("1a", "3", "4", "5", GROUND_TRUTH)}
+def scored(plan, identity):
+    return {each: scoring.scores(plan, 1, each).set_index(["arm", "contrast", "region"]) for each in ("1a", "3", "4", "5", GROUND_TRUTH)}
 
 
-def test_with_an_identity_harmonizer_a_3d_source_is_perfect(tables):
+def test_with_an_identity_harmonizer_a_3d_source_is_perfect(scored):
     for experiment, contrast in (("3", "T1w"), ("4", "T1w"), ("5", "FLAIR")):
         for region in ("full", "brain"):
-            row = tables[experiment].loc[("harmonized", contrast, region)]
+            row = scored[experiment].loc[("harmonized", contrast, region)]
             assert row.psnr_db == np.inf
             assert row.ssim_axial == 1
 
 
-def test_with_an_identity_harmonizer_a_3d_source_helps_no_other_contrast(tables):
+def test_with_an_identity_harmonizer_a_3d_source_helps_no_other_contrast(scored):
     for contrast in ("T2w", "FLAIR"):
         for column in ("psnr_db", "ssim_axial"):
-            alone = tables["1a"].loc[("harmonized", contrast, "brain")][column]
-            assert tables["3"].loc[("harmonized", contrast, "brain")][column] == pytest.approx(alone, rel=ROUNDING)
+            alone = scored["1a"].loc[("harmonized", contrast, "brain")][column]
+            assert scored["3"].loc[("harmonized", contrast, "brain")][column] == pytest.approx(alone, rel=ROUNDING)
 
 
-def test_with_an_identity_harmonizer_harmonized_and_input_arm_are_one(tables):
-    for table in tables.values():
+def test_with_an_identity_harmonizer_harmonized_and_input_arm_are_one(scored):
+    for table in scored.values():
         for (arm, contrast, region), row in table.iterrows():
             if arm == "harmonized":
                 assert row.psnr_db == pytest.approx(table.loc[("input", contrast, region)].psnr_db, rel=ROUNDING)
 
 
-def test_the_ground_truth_against_itself_is_perfect(tables):
-    ceiling = tables[GROUND_TRUTH]
+def test_the_ground_truth_against_itself_is_perfect(scored):
+    ceiling = scored[GROUND_TRUTH]
     assert (ceiling.psnr_db == np.inf).all()
     assert (ceiling.ssim_axial == 1).all()
     assert set(ceiling.index.get_level_values("arm")) == {"ceiling"}
 
 
-def test_a_2d_source_is_not_perfect_and_a_preview_claims_no_3d_ssim(tables):
-    rows = tables["1a"]
+def test_a_2d_source_is_not_perfect_and_a_preview_claims_no_3d_ssim(scored):
+    rows = scored["1a"]
     assert np.isfinite(rows.psnr_db).all()
     assert rows.ssim.isna().all()
     assert rows.ssim_axial.between(0, 1, inclusive="neither").all()
@@ -112,18 +113,18 @@ def test_a_2d_source_is_not_perfect_and_a_preview_claims_no_3d_ssim(tables):
 def test_without_harmonizer_quality_falls_with_slice_separation(plan, contrast):
     from helpers.analysis import metrics
 
-    reference, _ = volumes.read(stages.cohort(plan, 1)[contrast])
-    brain = volumes.read(stages.cohort(plan, 1)["mask"])[0] > 0
+    reference, _ = volumes.read(participants.cohort(plan, 1)[contrast])
+    brain = volumes.read(participants.cohort(plan, 1)["mask"])[0] > 0
     ladder = [Resolution(3, 0), Resolution(4, 0), Resolution(5, 0), Resolution(5, 1), COARSE]
-    images = [stages.registered_volume(plan, 1, contrast, "axial", each) for each in ladder]
+    images = [steps.registered_volume(plan, 1, contrast, "axial", each) for each in ladder]
     psnr = [metrics.psnr(reference, image, metrics.data_range(reference), brain) for image in images]
     assert (np.diff(psnr) < 0).all(), psnr
 
 
-def test_with_an_identity_harmonizer_experiments_3_and_4_agree_on_t1w(tables):
+def test_with_an_identity_harmonizer_experiments_3_and_4_agree_on_t1w(scored):
     for region in ("full", "brain"):
         for column in ("psnr_db", "ssim_axial"):
-            three, four = (tables[each].loc[("harmonized", "T1w", region)][column] for each in ("3", "4"))
+            three, four = (scored[each].loc[("harmonized", "T1w", region)][column] for each in ("3", "4"))
             assert three == pytest.approx(four, rel=ROUNDING)
 
 
@@ -131,7 +132,7 @@ def test_with_an_identity_harmonizer_experiments_3_and_4_agree_on_t1w(tables):
 def test_without_harmonizer_psnr_and_ssim_fall_with_separation_in_the_mean_of_1a_to_1c(plan, identity):
     ladder = ["3||0", "4||0", "5||0", "5||1", "5||1.5"]
     several = Study(**{**plan.literals(), "resolutions": ladder})
-    rows = pd.concat([stages.scores(several, 1, experiment) for experiment in ("1a", "1b", "1c")])
+    rows = pd.concat([scoring.scores(several, 1, experiment) for experiment in ("1a", "1b", "1c")])
     means = rows[(rows.arm == "input") & (rows.region == "brain")].groupby("separation_mm")[["psnr_db", "ssim_axial"]].mean()
     assert list(means.index) == [3, 4, 5, 6, 6.5]
     assert (np.diff(means, axis=0) < 0).all(), means
@@ -142,50 +143,50 @@ def test_the_known_transform_is_at_least_as_good_as_the_estimated_one(plan):
     known, rigid = ([input_psnr(plan, contrast, transform) for contrast in CONTRASTS] for transform in ("known", "rigid"))
     assert np.mean(known) >= np.mean(rigid) - 0.1
     estimated = Study(**{**plan.literals(), "experiments": ["1a"], "transform": "rigid"})
-    errors = stages.all_registrations(estimated)
+    errors = scoring.all_registrations(estimated)
     assert len(errors) == 3
     assert errors.registration_error_mm.between(1e-4, 0.5).all()
     assert set(errors["transform"]) == {"rigid"}
 
 
 def input_psnr(plan, contrast, transform):
-    path = stages.registered(plan, 1, contrast, "axial", COARSE, transform)
-    return stages.input_scores(plan, 1, contrast, path).set_index("region").psnr_db["brain"]
+    path = steps.registered(plan, 1, contrast, "axial", COARSE, transform)
+    return scoring.input_scores(plan, 1, contrast, path).set_index("region").psnr_db["brain"]
 
 
-def test_the_attention_is_kept_beside_each_image_and_becomes_a_table(plan, tables):
-    found = stages.attention(plan, 1, "3")
+def test_the_attention_is_kept_beside_each_image_and_becomes_a_table(plan, identity):
+    found = scoring.attention(plan, 1, "3")
     assert len(found) == 3 * 3
     assert set(found.plane) == {"axial"}
     # The identity looks at the source of its own contrast alone.
     np.testing.assert_array_equal(found.weight, (found.source == found.target).astype(float))
     assert (found.weight_sd == 0).all()
     assert found[found.source == "T1w"].orientation.eq("3D").all()
-    assert stages.attention(plan, 1, GROUND_TRUTH).resolution.eq("3D").all()
+    assert scoring.attention(plan, 1, GROUND_TRUTH).resolution.eq("3D").all()
 
 
 def test_a_dropped_contrast_of_a_simulated_subject_is_harmonized_and_not_given(plan, identity, monkeypatch):
-    monkeypatch.setattr(stages, "harmonizer", lambda plan: Imputing())
+    monkeypatch.setattr(models, "harmonizer", lambda plan: Imputing())
     complete = Study(**{**plan.literals(), "experiments": ["1b", "5"]})
-    before = {experiment: stages.scores(complete, 1, experiment) for experiment in ("1b", "5")}
-    keys = {contrast: volumes.read_sidecar(path)["Key"] for contrast, path in stages.harmonized(complete, 1, "1b", COARSE).items()}
+    before = {experiment: scoring.scores(complete, 1, experiment) for experiment in ("1b", "5")}
+    keys = {contrast: volumes.read_sidecar(path)["Key"] for contrast, path in steps.harmonized(complete, 1, "1b", COARSE).items()}
     some = Study(**{**complete.literals(), "dropped": ["T2w"]})
     for experiment in ("1b", "5"):
         columns = ["arm", "contrast", "region"]
-        known, found = (table.set_index(columns) for table in (before[experiment], stages.scores(some, 1, experiment)))
+        known, found = (table.set_index(columns) for table in (before[experiment], scoring.scores(some, 1, experiment)))
         assert set(known.index) - set(found.index) == {("input", "T2w", region) for region in ("full", "brain")}
         imputed, kept = found.psnr_db["harmonized", "T2w", "brain"], known.psnr_db["harmonized", "FLAIR", "brain"]
         assert imputed == pytest.approx(found.psnr_db["harmonized", "T1w", "brain"], rel=ROUNDING)
         assert found.psnr_db["harmonized", "FLAIR", "brain"] == pytest.approx(kept, rel=ROUNDING)
         assert "dropped" not in known
         assert set(found.dropped) == {"T2w"}
-    assert list(stages.attention(some, 1, "5").source.unique()) == ["T1w", "FLAIR"]
-    assert set(stages.frequencies(some, 1, "1b").contrast) == {"T1w", "FLAIR"}
-    assert set(stages.all_registrations(some).contrast) == {"T1w", "FLAIR"}
+    assert list(scoring.attention(some, 1, "5").source.unique()) == ["T1w", "FLAIR"]
+    assert set(scoring.frequencies(some, 1, "1b").contrast) == {"T1w", "FLAIR"}
+    assert set(scoring.all_registrations(some).contrast) == {"T1w", "FLAIR"}
     # What was made with all three is not taken for what was made without one, nor the other way round.
-    now = {contrast: volumes.read_sidecar(path)["Key"] for contrast, path in stages.harmonized(some, 1, "1b", COARSE).items()}
+    now = {contrast: volumes.read_sidecar(path)["Key"] for contrast, path in steps.harmonized(some, 1, "1b", COARSE).items()}
     assert all(now[contrast] != keys[contrast] for contrast in CONTRASTS)
-    again = stages.harmonized(complete, 1, "1b", COARSE)
+    again = steps.harmonized(complete, 1, "1b", COARSE)
     assert {contrast: volumes.read_sidecar(path)["Key"] for contrast, path in again.items()} == keys
 
 
@@ -199,20 +200,20 @@ def test_weights_of_attention_are_means_over_slices_by_the_area_of_the_brain(pla
                 stack["axial"][40:96], stack["axial"][96:150] = (1, 0, 0), (0, 0, 1)
             return result
 
-    monkeypatch.setattr(stages, "harmonizer", lambda plan: Uneven())
-    monkeypatch.setattr(stages, "_digest", lambda path: "uneven")
-    monkeypatch.setattr(stages, "targets", lambda plan: dict.fromkeys(CONTRASTS))
-    monkeypatch.setattr(stages, "_encoding", lambda plan, *source: stages._volume(plan, *source))
-    image = stages.registered_volume(plan, 1, "T2w", "axial", COARSE)
+    monkeypatch.setattr(models, "harmonizer", lambda plan: Uneven())
+    monkeypatch.setattr(models, "checkpoint_hash", lambda path: "uneven")
+    monkeypatch.setattr(steps, "targets", lambda plan: dict.fromkeys(CONTRASTS))
+    monkeypatch.setattr(steps, "_encoding", lambda plan, *source: steps.source_volume(plan, *source))
+    image = steps.registered_volume(plan, 1, "T2w", "axial", COARSE)
     below, above = (np.count_nonzero(image[:, :, part]) for part in (slice(40, 96), slice(96, 150)))
-    found = stages.attention(plan, 1, "1a")
+    found = scoring.attention(plan, 1, "1a")
     found = found[found.target == "T2w"].set_index("source").weight
     np.testing.assert_allclose(found[["T1w", "T2w", "FLAIR"]], [below / (below + above), 0, above / (below + above)], atol=1e-6)
 
 
 def test_frequencies_are_lost_by_the_stack_and_not_by_an_identity(plan, identity):
-    curves = stages.frequencies(plan, 1, "1b")
-    found = stages.cutoffs(curves)
+    curves = scoring.frequencies(plan, 1, "1b")
+    found = scoring.cutoffs(curves)
     assert len(found) == 3 * 2
     assert set(found.arm) == {"input", "harmonized"}
     # Slices 6.5 mm apart hold frequencies up to 0.077 cycles/mm.
@@ -220,18 +221,18 @@ def test_frequencies_are_lost_by_the_stack_and_not_by_an_identity(plan, identity
     wide = found.pivot(index="contrast", columns="arm", values="cutoff_per_mm")
     np.testing.assert_allclose(wide.input, wide.harmonized)
     # An axial preview skips the direction in which axial stacks are coarse, and a 3D source has none.
-    empty = stages.frequencies(plan, 1, "1a")
+    empty = scoring.frequencies(plan, 1, "1a")
     assert empty.empty and list(empty.columns) == list(curves.columns)
-    assert stages.cutoffs(empty).empty
-    assert stages.cutoffs(stages.all_frequencies(Study(**{**plan.literals(), "experiments": ["3"]}))).empty
-    assert set(stages.frequencies(plan, 1, "4").contrast) == {"T2w", "FLAIR"}
+    assert scoring.cutoffs(empty).empty
+    assert scoring.cutoffs(scoring.all_frequencies(Study(**{**plan.literals(), "experiments": ["3"]}))).empty
+    assert set(scoring.frequencies(plan, 1, "4").contrast) == {"T2w", "FLAIR"}
 
 
 def test_tables_are_gathered_beside_the_scores_and_again_with_the_same_bytes(plan, identity):
     study = Study(**{**plan.literals(), "experiments": ["1b", "3"]})
-    wanted = {"scores": stages.all_scores, "attention": stages.all_attention, "frequencies": stages.all_frequencies, "registrations": stages.all_registrations}
+    wanted = {"scores": scoring.all_scores, "attention": scoring.all_attention, "frequencies": scoring.all_frequencies, "registrations": scoring.all_registrations}
     found = {name: make(study) for name, make in wanted.items()}
-    paths = [stages.root(study) / "tables" / f"{name}.csv" for name in wanted]
+    paths = [folders.root(study) / "tables" / f"{name}.csv" for name in wanted]
     before = [digest(path) for path in paths]
     for make in wanted.values():
         make(study)
@@ -240,31 +241,31 @@ def test_tables_are_gathered_beside_the_scores_and_again_with_the_same_bytes(pla
     assert len(found["registrations"]) == len(study.acquisitions())
     assert (found["registrations"].registration_error_mm < 1e-6).all()
     assert set(found["frequencies"].experiment) == {"1b"}
-    claims.verdicts(found["scores"], found["attention"], stages.cutoffs(found["frequencies"]))
+    claims.verdicts(found["scores"], found["attention"], scoring.cutoffs(found["frequencies"]))
 
 
 def test_studies_of_a_ladder_are_put_one_below_the_other_and_a_missing_one_is_named(plan, tmp_path):
     for transform in ("known", "rigid"):
         table = pd.DataFrame({"experiment": ["2"], "resolution": ["3||0"], "transform": [transform]})
         volumes.write_bytes(tmp_path / transform / "tables" / "scores.csv", table.to_csv(index=False).encode())
-    found = stages.other_studies([tmp_path / "known", tmp_path / "rigid"])
+    found = scoring.other_studies([tmp_path / "known", tmp_path / "rigid"])
     assert list(found["transform"]) == ["known", "rigid"]
     assert list(found.experiment) == ["2", "2"]
-    assert stages.other_studies([]).empty
+    assert scoring.other_studies([]).empty
     with pytest.raises(FileNotFoundError, match="nowhere/tables/scores.csv: no such table"):
-        stages.other_studies([tmp_path / "nowhere"])
+        scoring.other_studies([tmp_path / "nowhere"])
 
 
 def test_what_is_done_is_not_done_again(plan):
-    path = stages.registered(plan, 1, "T1w", "axial", COARSE)
+    path = steps.registered(plan, 1, "T1w", "axial", COARSE)
     before = {each: each.stat().st_mtime_ns for each in path.parent.iterdir()}
-    assert stages.registered(plan, 1, "T1w", "axial", COARSE) == path
+    assert steps.registered(plan, 1, "T1w", "axial", COARSE) == path
     assert {each: each.stat().st_mtime_ns for each in path.parent.iterdir()} == before
 
 
 @pytest.mark.parametrize("damage", ["sidecar gone", "sidecar cut", "volume gone", "other key"])
 def test_what_is_half_done_is_done_again_with_the_same_bytes(plan, damage):
-    path = stages.registered(plan, 1, "T1w", "axial", COARSE)
+    path = steps.registered(plan, 1, "T1w", "axial", COARSE)
     sidecar = volumes.sidecar_path(path)
     before, said = digest(path), sidecar.read_text()
     if damage == "sidecar gone":
@@ -275,24 +276,24 @@ def test_what_is_half_done_is_done_again_with_the_same_bytes(plan, damage):
         path.unlink()
     else:
         sidecar.write_text(json.dumps({**json.loads(said), "Key": "another"}))
-    stages.registered(plan, 1, "T1w", "axial", COARSE)
+    steps.registered(plan, 1, "T1w", "axial", COARSE)
     assert (digest(path), sidecar.read_text()) == (before, said)
 
 
 def test_of_several_images_only_the_one_that_is_missing_is_made(plan, identity):
-    for paths, name in ((stages.harmonized(plan, 1, "1a", COARSE), "T2w"), (stages.cohort(plan, 1), "FLAIR")):
+    for paths, name in ((steps.harmonized(plan, 1, "1a", COARSE), "T2w"), (participants.cohort(plan, 1), "FLAIR")):
         before, times = digest(paths[name]), {path: path.stat().st_mtime_ns for path in paths.values()}
         volumes.sidecar_path(paths[name]).unlink()
-        stages.harmonized(plan, 1, "1a", COARSE)
+        steps.harmonized(plan, 1, "1a", COARSE)
         assert digest(paths[name]) == before
         assert [path for path in paths.values() if path.stat().st_mtime_ns != times[path]] == [paths[name]]
 
 
 def test_another_seed_is_another_key_and_the_known_transform_gives_the_same_image(plan):
-    path = stages.registered(plan, 1, "T2w", "axial", COARSE)
+    path = steps.registered(plan, 1, "T2w", "axial", COARSE)
     first, key = volumes.read(path)[0], volumes.read_sidecar(path)["Key"]
     other = Study(**{**plan.literals(), "seed": 5})
-    stages.registered(other, 1, "T2w", "axial", COARSE)
+    steps.registered(other, 1, "T2w", "axial", COARSE)
     assert volumes.read_sidecar(path)["Key"] != key
     # Another motion, but known, so undone to rounding.
     np.testing.assert_allclose(volumes.read(path)[0], first, atol=1e-3 * first.max())
@@ -300,27 +301,27 @@ def test_another_seed_is_another_key_and_the_known_transform_gives_the_same_imag
 
 def test_a_preview_keeps_the_visited_slices_of_a_registered_stack_and_computes_the_whole_one_again(plan, tmp_path):
     for path in ("sub-sim01", "sub-sim11"):
-        shutil.copytree(stages.folder(plan) / path, tmp_path / path, ignore=shutil.ignore_patterns("*acq-*", "*rec-*"))
+        shutil.copytree(folders.folder(plan) / path, tmp_path / path, ignore=shutil.ignore_patterns("*acq-*", "*rec-*"))
     whole = dataclasses.replace(plan, slice_step=1, output_dir=str(tmp_path))
-    expected, affine = volumes.read(stages.registered(whole, 1, "T1w", "axial", COARSE))
-    np.testing.assert_array_equal(stages.registered_volume(plan, 1, "T1w", "axial", COARSE), expected)
-    path = stages.registered(plan, 1, "T1w", "axial", COARSE)
+    expected, affine = volumes.read(steps.registered(whole, 1, "T1w", "axial", COARSE))
+    np.testing.assert_array_equal(steps.registered_volume(plan, 1, "T1w", "axial", COARSE), expected)
+    path = steps.registered(plan, 1, "T1w", "axial", COARSE)
     kept, kept_affine = volumes.read(path)
-    some, some_affine = stages.visited(plan, expected, affine)
+    some, some_affine = steps.visited(plan, expected, affine)
     np.testing.assert_array_equal(kept, some)
     np.testing.assert_array_equal(kept_affine, some_affine)
-    assert stages.visited(plan, kept, kept_affine)[0] is kept
+    assert steps.visited(plan, kept, kept_affine)[0] is kept
     # Between the slices two volumes may differ: those that depend on it know them apart.
     assert volumes.read_sidecar(path)["WholeVolumeSha256"] == hashlib.sha256(np.ascontiguousarray(expected)).hexdigest()
     # What ANTs estimates is costly, and kept whole.
-    assert volumes.geometry(stages.registered(plan, 1, "T1w", "axial", COARSE, "rigid"))[0] == (192, 224, 192)
+    assert volumes.geometry(steps.registered(plan, 1, "T1w", "axial", COARSE, "rigid"))[0] == (192, 224, 192)
 
 
 def test_what_was_registered_for_other_slices_is_made_again(plan):
-    first = stages.registered(plan, 1, "FLAIR", "axial", COARSE)
+    first = steps.registered(plan, 1, "FLAIR", "axial", COARSE)
     shape = volumes.geometry(first)[0]
     other = dataclasses.replace(plan, slice_step=23)
-    assert stages.registered(other, 1, "FLAIR", "axial", COARSE) == first
+    assert steps.registered(other, 1, "FLAIR", "axial", COARSE) == first
     assert (shape, volumes.geometry(first)[0]) == ((192, 224, 17), (192, 224, 8))
 
 
@@ -332,20 +333,20 @@ def test_experiments_that_share_a_source_encode_it_once(plan, monkeypatch):
             encoded.append(hashlib.sha256(np.ascontiguousarray(volume)).hexdigest())
             return volume
 
-    monkeypatch.setattr(stages, "harmonizer", lambda plan: Counting())
-    monkeypatch.setattr(stages, "_digest", lambda path: "counting")
-    monkeypatch.setattr(stages, "targets", lambda plan: dict.fromkeys(CONTRASTS))
-    stages._encoded_slices.cache_clear()
+    monkeypatch.setattr(models, "harmonizer", lambda plan: Counting())
+    monkeypatch.setattr(models, "checkpoint_hash", lambda path: "counting")
+    monkeypatch.setattr(steps, "targets", lambda plan: dict.fromkeys(CONTRASTS))
+    steps._encoded_slices.cache_clear()
     rows = ("1a", "2", "3", "5")
     for row in rows:
-        stages.harmonized(plan, 1, row, COARSE)
+        steps.harmonized(plan, 1, row, COARSE)
     # Three axial stacks, two of other orientations in experiment 2, two 3D images.
     assert len(encoded) == len(set(encoded)) == 3 + 2 + 2
-    stages._encoded_slices.cache_clear()
+    steps._encoded_slices.cache_clear()
 
 
 def test_a_stack_says_what_it_is(plan):
-    sidecar = volumes.read_sidecar(stages.degraded(plan, 1, "T1w", "sagittal", COARSE))
+    sidecar = volumes.read_sidecar(steps.degraded(plan, 1, "T1w", "sagittal", COARSE))
     assert sidecar["SliceThickness"] == 5
     assert sidecar["SpacingBetweenSlices"] == 6.5
     assert sidecar["MRAcquisitionType"] == "2D"
@@ -356,7 +357,7 @@ def test_a_stack_says_what_it_is(plan):
 def test_a_preview_keeps_every_eleventh_slice_where_it_belongs(plan):
     volume = np.arange(192 * 224 * 192, dtype=np.float32).reshape(192, 224, 192)
     affine = np.array([[-1.0, 0, 0, 96], [0, -1, 0, 96], [0, 0, 1, -78], [0, 0, 0, 1]])
-    some, some_affine = stages.visited(plan, volume, affine)
+    some, some_affine = steps.visited(plan, volume, affine)
     assert some.shape == (192, 224, 17)
     np.testing.assert_array_equal(some[:, :, 3], volume[:, :, 5 + 33])
     np.testing.assert_allclose(some_affine @ [1, 2, 3, 1], affine @ [1, 2, 5 + 33, 1])
@@ -364,16 +365,16 @@ def test_a_preview_keeps_every_eleventh_slice_where_it_belongs(plan):
 
 def test_a_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.pt: no such checkpoint"):
-        stages.check_models(Study(weights=str(tmp_path / "nowhere.pt")))
+        models.check_models(Study(weights=str(tmp_path / "nowhere.pt")))
 
 
 @pytest.mark.slow
 def test_with_noise_of_its_own_no_arm_is_better_than_the_noise_allows(results_dir, tmp_path):
     for subject in (1, 11):
-        stages.cohort(Study(output_dir=str(results_dir)), subject)
+        participants.cohort(Study(output_dir=str(results_dir)), subject)
         shutil.copytree(results_dir / f"sub-sim{subject:02d}", tmp_path / f"sub-sim{subject:02d}")
     plan = Study(subjects=[1], experiments=["1a", "3"], resolutions=[FINE], anatomy="independent", output_dir=str(tmp_path))
-    rows = stages.all_scores(plan)
+    rows = scoring.all_scores(plan)
     means = rows[(rows.region == "brain") & (rows.arm != "input")].groupby(["arm", "experiment"]).psnr_db.mean()
     assert means["ceiling", GROUND_TRUTH] > means["harmonized"].max()
 
@@ -385,8 +386,8 @@ def test_a_whole_volume_in_three_planes_fused_nears_the_exact_truth(results_dir)
     from helpers.cohort import phantom
 
     plan = Study(subjects=[1], slice_step=1, output_dir=str(results_dir))
-    sources = {contrast: volumes.read(path)[0] for contrast, path in stages.source_images(plan, 1, "3", FINE).items()}
-    target = volumes.read(stages.cohort(plan, phantom.TARGET_SEED)["T1w"])[0]
+    sources = {contrast: volumes.read(path)[0] for contrast, path in steps.source_images(plan, 1, "3", FINE).items()}
+    target = volumes.read(participants.cohort(plan, phantom.TARGET_SEED)["T1w"])[0]
     harmonizer = haca3.load(layout.ROOT / plan.weights)
     result = harmonizer.harmonize(sources, {"T1w": target}, orientations=ORIENTATIONS, details=True)
     image, planes = result["T1w"], result["details"].unfused["T1w"]

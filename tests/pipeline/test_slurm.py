@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import batch, ledger
+from helpers.pipeline import graph
 from helpers.study import Study
 
 COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel")
@@ -47,10 +47,10 @@ def test_a_study_whose_jobs_are_cancelled_midway_completes(slurm, tmp_path):
         f'prologue = ["mkdir {tmp_path / "first"} && exit 1"]\n'
     )
     with open(tmp_path / "log", "w") as log:
-        driver = subprocess.Popen([sys.executable, "-m", "helpers.cli", "run", str(study)], stdout=log, stderr=log)
+        driver = subprocess.Popen([sys.executable, "-m", "helpers.pipeline.cli", "run", str(study)], stdout=log, stderr=log)
     try:
         until = time.monotonic() + 600
-        while not any(each.get("task", "").startswith("03") for each in ledger.events(report)):
+        while not any(each.get("task", "").startswith("03") for each in log.events(report)):
             assert driver.poll() is None and time.monotonic() < until, (tmp_path / "log").read_text()
             time.sleep(0.5)
         time.sleep(5)
@@ -65,10 +65,10 @@ def test_a_study_whose_jobs_are_cancelled_midway_completes(slurm, tmp_path):
     finally:
         driver.kill()
     # The notebooks that were cut short were executed again, by other jobs, within the same run.
-    wanted = {task.name for task in batch.tasks(Study.from_toml(study))}
-    done = [each["task"] for each in ledger.events(report) if each["event"] == "done"]
+    wanted = {task.name for task in graph.tasks(Study.from_toml(study))}
+    done = [each["task"] for each in log.events(report) if each["event"] == "done"]
     assert sorted(done) == sorted(wanted)
-    assert not any(each["event"] == "failed" for each in ledger.events(report))
+    assert not any(each["event"] == "failed" for each in log.events(report))
     assert len(list((report / "jobs").glob("*.err"))) > len(cancelled)
     assert (tmp_path / "results" / "tables" / "scores.csv").is_file()
     assert (tmp_path / "first").is_dir()

@@ -355,7 +355,7 @@ def test_an_infinite_score_is_left_out():
 VERSION = {"transform": "known", "reconstruction": "axial+coronal+sagittal", "anatomy": "shared", "mask": "first", "slice_step": 1, "seed": 0}
 
 
-def tables(data, n):
+def tables_of(data, n):
     """The tidy tables that a study with these arrays would have written."""
     rows = []
     for (measure, experiment, contrast), values in data.scores.items():
@@ -383,7 +383,7 @@ def tables(data, n):
 @pytest.fixture(scope="module")
 def whole():
     data = study(np.random.default_rng(16), as_the_paper_says, cutoff=-0.02, ladder=2)
-    return data, tables(data, 10)
+    return data, tables_of(data, 10)
 
 
 def test_the_tables_become_the_arrays_whatever_the_order_of_their_rows(whole):

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import haca3, layout, stages
+from helpers import haca3, layout
 from helpers.acquisition import rf_pulse, slice_profile
 from helpers.lab import live, widgets
+from helpers.pipeline import scoring
 from helpers.study import CONTRASTS, EXPERIMENTS, Resolution, Study
 
 
@@ -110,7 +111,7 @@ def test_a_handout_tells_the_answer_and_counts_no_guess(room):
 
 
 def test_table_1_shows_the_ten_subjects_where_no_study_was_run(tmp_path):
-    table = widgets.TableOne(stages.last_scores(Study(output_dir=str(tmp_path / "mine"))))
+    table = widgets.TableOne(scoring.last_scores(Study(output_dir=str(tmp_path / "mine"))))
     assert "“ten”, 10 subjects (figure 3)" in table.says.value
     assert bytes(table.figure.value).startswith(b"\x89PNG")
 
@@ -120,7 +121,7 @@ def test_table_1_shows_the_last_study_that_ran_all_of_it(tmp_path):
         (tmp_path / name / "tables").mkdir(parents=True)
         pd.DataFrame({"experiment": list(experiments), "resolution": "3||0"}).to_csv(tmp_path / name / "tables" / "scores.csv", index=False)
     os.utime(tmp_path / "first" / "tables" / "scores.csv", (0, 0))
-    name, table = stages.last_scores(Study(output_dir=str(tmp_path / "mine")))
+    name, table = scoring.last_scores(Study(output_dir=str(tmp_path / "mine")))
     assert name == "second" and table.experiment.tolist() == list(EXPERIMENTS)
 
 

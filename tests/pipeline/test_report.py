@@ -5,8 +5,9 @@ import re
 import pandas as pd
 import pytest
 
-from helpers import layout, report, stages
+from helpers import layout
 from helpers.analysis import claims
+from helpers.pipeline import folders, report
 from helpers.study import CONTRASTS, EXPERIMENTS, Study
 
 
@@ -80,12 +81,12 @@ def test_the_paragraph_of_the_ten_subjects_has_no_number_missing():
 def analysed(tmp_path):
     """A study of experiment 1a with an analysis beside it, and the states of its notebooks."""
     plan = Study(name="one", subjects=[1], experiments=["1a"], output_dir=str(tmp_path / "results"))
-    folder = stages.folder(plan) / "report"
+    folder = folders.folder(plan) / "report"
     folder.mkdir(parents=True)
     rows = pd.DataFrame([verdict("C1", "supported")])
-    stages.save_tables(plan, {"scores": scores(), "verdicts": rows, "without_verdict": NONE})
+    folders.save_tables(plan, {"scores": scores(), "verdicts": rows, "without_verdict": NONE})
     for name in ("2", "3", "10", "claims"):
-        (stages.figures_folder(plan) / f"figure_{name}.png").write_bytes(b"png")
+        (folders.figures_folder(plan) / f"figure_{name}.png").write_bytes(b"png")
     states = pd.DataFrame({"task": ["04_harmonization_x", "05_analysis"], "stage": ["04_harmonization", "05_analysis"], "state": "done",
                            "seconds": [61.0, 2.0], "error": ""})  # fmt: skip
     return plan, states, folder

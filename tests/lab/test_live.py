@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from helpers import live, registration
+from helpers import registration
 from helpers.acquisition import degradation, rf_pulse, slice_profile
 from helpers.analysis import metrics
 from helpers.haca3 import harmonizer, networks

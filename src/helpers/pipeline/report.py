@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers import stages
 from helpers.analysis import figures
 from helpers.cohort import origins
+from helpers.pipeline import folders
 from helpers.study import CONTRASTS, ONE_ORIENTATION, Resolution, Study
 
 #: Claims in the order in which a reader wants to hear of them, by what they say and whatever their verdicts.
@@ -61,7 +61,7 @@ def paragraph(scores: pd.DataFrame, verdicts: pd.DataFrame, without: pd.DataFram
     Parameters
     ----------
     scores : DataFrame
-        As `helpers.stages.all_scores` gives it.
+        As `helpers.pipeline.scoring.all_scores` gives it.
     verdicts, without : DataFrame
         As `helpers.analysis.claims.split` gives them.
     """
@@ -149,7 +149,7 @@ def claims_without_verdict(plan: Study) -> str:
 
 def _table(plan: Study, name: str) -> pd.DataFrame:
     return pd.read_csv(
-        stages.figures_folder(plan) / f"{name}.csv", dtype={"experiment": str, "resolution": str}
+        folders.figures_folder(plan) / f"{name}.csv", dtype={"experiment": str, "resolution": str}
     )
 
 
@@ -160,7 +160,7 @@ def page(plan: Study, states: pd.DataFrame, folder: Path, remarks: Mapping[str, 
     ----------
     plan : Study
     states : DataFrame
-        As `helpers.batch.status` gives it.
+        As `helpers.pipeline.status.status` gives it.
     folder : Path
         Where the page will lie, beside the executed notebooks. Its links are relative: results can be moved
         as a whole.
@@ -231,7 +231,7 @@ def _drawn(plan: Study) -> list[Path]:
         number = re.fullmatch(r"figure_(\d+)", path.stem)
         return (int(number[1]), "") if number else (np.inf, path.stem)
 
-    return sorted(stages.figures_folder(plan).glob("figure_*.png"), key=order)
+    return sorted(folders.figures_folder(plan).glob("figure_*.png"), key=order)
 
 
 def _first_figure(plan: Study, folder: Path) -> list[str]:

@@ -8,11 +8,12 @@ from pathlib import Path
 import dask
 import pytest
 
-from helpers import cli, cluster, layout
-from helpers.cluster import Cluster
+from helpers import layout
+from helpers.pipeline import cli, cluster
+from helpers.pipeline.cluster import Cluster
 from helpers.study import Study
 
-GOLDEN = Path(__file__).parent / "golden" / "job_scripts"
+GOLDEN = Path(__file__).parents[1] / "golden" / "job_scripts"
 
 
 @pytest.mark.parametrize("kind", cluster.KINDS)
@@ -257,12 +258,12 @@ def test_jobs_that_do_nothing_but_end_are_an_error_and_not_waited_for(tmp_path, 
 
 @pytest.mark.parametrize("name, size", [("demo", 10), ("paper", 90), ("slurm", 90), ("whole", 14)])
 def test_the_shipped_studies_are_valid(name, size):
-    from helpers import batch
+    from helpers.pipeline import graph
 
     plan = Study.from_toml(layout.ROOT / "studies" / f"{name}.toml")
     Cluster.from_toml(layout.ROOT / "studies" / f"{name}.toml")
-    assert sum(task.notebook.stem == "04_harmonization" for task in batch.tasks(plan)) == size
-    batch.check_subjects(plan)
+    assert sum(task.notebook.stem == "04_harmonization" for task in graph.tasks(plan)) == size
+    graph.check_subjects(plan)
 
 
 def test_the_slurm_study_is_the_paper_study_on_a_cluster():

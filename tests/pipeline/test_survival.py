@@ -29,7 +29,7 @@ def study(folder):
 def start(path, log, **how):
     # A file, not a pipe: workers that outlive the driver would keep a pipe open.
     with open(log, "ab") as out:
-        return subprocess.Popen([sys.executable, "-m", "helpers.cli", "run", "--workers", "2", str(path)], stdout=out, stderr=out, **how)
+        return subprocess.Popen([sys.executable, "-m", "helpers.pipeline.cli", "run", "--workers", "2", str(path)], stdout=out, stderr=out, **how)
 
 
 def digests(folder):
@@ -110,7 +110,7 @@ def test_killed_at_twenty_moments_it_ends_with_the_same_bytes_and_does_nothing_t
             if driver is not None and driver.returncode == 0:
                 assert digests(results) == expected
                 # Done before it was killed often enough: once more from the start.
-                subprocess.run([sys.executable, "-m", "helpers.cli", "clean", "--yes", str(path)], check=True, capture_output=True)
+                subprocess.run([sys.executable, "-m", "helpers.pipeline.cli", "clean", "--yes", str(path)], check=True, capture_output=True)
                 finished.clear()
             driver = start(path, folder / "log")
             early = rng.random() < 0.2

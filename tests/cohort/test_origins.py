@@ -13,8 +13,9 @@ from click.testing import CliRunner
 from hypothesis import assume, given, strategies as st
 from papermill.cli import papermill
 
-from helpers import batch, cli, grid, layout, stages, volumes
+from helpers import grid, layout, volumes
 from helpers.cohort import examination, origins, phantom, preparation
+from helpers.pipeline import clean, cli, folders, participants, scoring
 from helpers.study import CONTRASTS, TARGET, Study, check_label
 
 SHAPE = (8, 9, 10)
@@ -24,7 +25,7 @@ SHAPE = (8, 9, 10)
 def small(monkeypatch):
     """Simulation and preparation of a few voxels each: here only the files that they write matter."""
     brain = np.ones(SHAPE, bool)
-    monkeypatch.setattr(stages, "person", lambda seed: SimpleNamespace(brain=brain, affine=np.eye(4), seed=seed))
+    monkeypatch.setattr(participants, "person", lambda seed: SimpleNamespace(brain=brain, affine=np.eye(4), seed=seed))
     monkeypatch.setattr(phantom, "render", lambda someone, *_, noise_seed: np.full(SHAPE, someone.seed, np.float32))
     monkeypatch.setattr(grid, "SHAPE", SHAPE)
     monkeypatch.setattr(grid, "AFFINE", np.eye(4))
@@ -54,7 +55,7 @@ def data_set(folder, labels=("01",)):
 def own(tmp_path):
     """A study of one's own whose only subject, 01, was prepared."""
     plan = Study(name="mine", bids_dir=str(data_set(tmp_path / "bids")), subjects=["01"], output_dir=str(tmp_path / "results"))
-    stages.cohort(plan, "01")
+    participants.cohort(plan, "01")
     return plan
 
 
@@ -63,7 +64,7 @@ def simulated(tmp_path):
     """A study of simulated subjects, two of which are there, and the target subject."""
     plan = Study(name="mine", subjects=[1, 2], output_dir=str(tmp_path / "results"))
     for subject in (1, 2, phantom.TARGET_SEED):
-        stages.cohort(plan, subject)
+        participants.cohort(plan, subject)
     return plan
 
 
@@ -105,7 +106,7 @@ def test_no_label_that_is_accepted_has_the_files_of_a_simulated_subject_or_of_a_
 
 def test_labels_that_simulated_subjects_or_targets_have_are_left_out(tmp_path):
     folder = data_set(tmp_path / "bids", ["01", "sim01", "Sim7", "simon", "target", "Target2"])
-    plan, left_out = stages.check_cohort(Study(bids_dir=str(folder), output_dir=str(tmp_path / "results")), voxels=False)
+    plan, left_out = participants.check_cohort(Study(bids_dir=str(folder), output_dir=str(tmp_path / "results")), voxels=False)
     assert set(plan.subjects) == {"01", "simon", "Target2"}
     assert set(left_out) == {"sim01", "Sim7", "target"}
     assert "as files of simulated subjects are named" in left_out["sim01"]
@@ -115,50 +116,50 @@ def test_labels_that_simulated_subjects_or_targets_have_are_left_out(tmp_path):
 
 
 def asked_by_python(plan):
-    stages.cohort(plan, 1)
+    participants.cohort(plan, 1)
 
 
 def asked_at_the_start(plan):
-    stages.check_cohort(plan)
+    participants.check_cohort(plan)
 
 
 def asked_by_a_later_stage(plan):
-    stages.all_scores(plan)
+    scoring.all_scores(plan)
 
 
 @pytest.mark.parametrize("ask", [asked_by_python, asked_at_the_start, asked_by_a_later_stage])
 def test_a_number_is_refused_where_labels_are_meant_and_both_readings_are_named(own, ask):
-    before = content(stages.folder(own))
+    before = content(folders.folder(own))
     with pytest.raises(ValueError) as error:
         ask(Study(name="mine", subjects=[1], output_dir=own.output_dir))
     assert "subject is 1, a simulated subject, but" in (line := one_line(error))
     assert f"holds images of the data set {own.bids_dir}: accepted are labels as text (papermill -r subject 01)" in line
-    assert content(stages.folder(own)) == before
+    assert content(folders.folder(own)) == before
 
 
 def test_the_label_that_a_message_names_is_one_that_is_there(tmp_path):
     plan = Study(bids_dir=str(data_set(tmp_path / "bids", ["p7", "007"])), output_dir=str(tmp_path / "results"))
     for label in ("p7", "007"):
-        stages.cohort(plan, label)
+        participants.cohort(plan, label)
     for number, label in ((7, "007"), (2, "007")):
         with pytest.raises(ValueError, match=rf"papermill -r subject {label}\)"):
-            stages.cohort(Study(subjects=[number], output_dir=plan.output_dir), number)
+            participants.cohort(Study(subjects=[number], output_dir=plan.output_dir), number)
 
 
 def test_the_simulated_target_stands_beside_images_of_ones_own(own):
     plan = Study(name="mine", subjects=[phantom.TARGET_SEED], output_dir=own.output_dir)
-    assert stages.cohort(plan, phantom.TARGET_SEED)["T1w"].name.startswith("sub-sim11_")
-    assert origins.data_set(stages.folder(own)) == own.bids_dir
-    stages.cohort(Study(name="mine", subjects=["01"], output_dir=own.output_dir), "01")
+    assert participants.cohort(plan, phantom.TARGET_SEED)["T1w"].name.startswith("sub-sim11_")
+    assert origins.data_set(folders.folder(own)) == own.bids_dir
+    participants.cohort(Study(name="mine", subjects=["01"], output_dir=own.output_dir), "01")
 
 
 def test_a_study_of_simulated_subjects_does_not_run_in_a_folder_of_ones_own(own, tmp_path, capsys):
     (tmp_path / "mine.toml").write_text(f'subjects = [1]\noutput_dir = "{own.output_dir}"\n')
-    before = content(stages.folder(own))
+    before = content(folders.folder(own))
     for command in (["run"], ["run", "--dry-run"], ["status"]):
         assert cli.main([*command, str(tmp_path / "mine.toml")]) == 2
         assert capsys.readouterr().err.count("subject is 1, a simulated subject") == 1
-    assert content(stages.folder(own)) == before
+    assert content(folders.folder(own)) == before
 
 
 @pytest.mark.parametrize("notebook", ["00_cohort", "01_slice_profiles", "02_degradation", "03_registration"])
@@ -172,7 +173,7 @@ def test_the_default_subject_of_a_notebook_is_refused_in_a_folder_of_ones_own(ow
                 exec("".join(cell["source"]), space)
                 if "parameters" in cell["metadata"].get("tags", []):
                     space.update(name="mine", output_dir=own.output_dir, interactive=False)
-        stages.cohort(space["plan"], space["plan"].subjects[0])
+        participants.cohort(space["plan"], space["plan"].subjects[0])
 
 
 @pytest.mark.parametrize("option, value", [("-p", "subject = 1"), ("-r", 'subject = "01"')])
@@ -194,7 +195,7 @@ def test_a_label_is_refused_where_subjects_are_simulated(simulated, tmp_path):
     bids = str(data_set(tmp_path / "bids"))
     for settings in ({}, {"bids_dir": bids}):
         plan = Study(name="mine", subjects=["01"], output_dir=simulated.output_dir, **settings)
-        for ask in (stages.check_cohort, stages.root if settings else stages.check_cohort, lambda plan: stages.cohort(plan, "01")):
+        for ask in (participants.check_cohort, folders.root if settings else participants.check_cohort, lambda plan: participants.cohort(plan, "01")):
             with pytest.raises(ValueError, match=text) as error:
                 ask(plan)
             assert "papermill -p subject 1" in one_line(error)
@@ -203,15 +204,15 @@ def test_a_label_is_refused_where_subjects_are_simulated(simulated, tmp_path):
 
 def test_a_folder_in_which_only_the_target_was_simulated_takes_images_of_ones_own(tmp_path):
     where = {"name": "mine", "output_dir": str(tmp_path / "results")}
-    stages.cohort(Study(subjects=[phantom.TARGET_SEED], **where), phantom.TARGET_SEED)
+    participants.cohort(Study(subjects=[phantom.TARGET_SEED], **where), phantom.TARGET_SEED)
     plan = Study(bids_dir=str(data_set(tmp_path / "bids")), **where)
-    assert stages.cohort(plan, "01")["T1w"].is_file()
+    assert participants.cohort(plan, "01")["T1w"].is_file()
     assert origins.data_set(tmp_path / "results") == plan.bids_dir
 
 
 def test_a_label_without_a_data_set_is_refused(tmp_path):
     with pytest.raises(ValueError, match="subject is '01', a label, and bids_dir is empty"):
-        stages.acquired(Study(subjects=["01"], output_dir=str(tmp_path)), "01")
+        participants.acquired(Study(subjects=["01"], output_dir=str(tmp_path)), "01")
 
 
 # ---------------------------------------------------------------- folders that an earlier version wrote
@@ -220,11 +221,11 @@ def test_a_label_without_a_data_set_is_refused(tmp_path):
 def test_a_person_whom_an_earlier_version_replaced_by_the_simulated_brain_is_recognised(own, tmp_path, capsys):
     results = tmp_path / "results"
     simulated = Study(subjects=[1], output_dir=str(tmp_path / "other"))
-    stages.cohort(simulated, 1)
+    participants.cohort(simulated, 1)
     shutil.copytree(tmp_path / "other" / "sub-sim01", results / "sub-sim01")
     as_an_earlier_version(results)
     later = Study(name="mine", subjects=["01"], output_dir=own.output_dir)
-    for ask in (stages.check_cohort, lambda plan: stages.cohort(plan, "01")):
+    for ask in (participants.check_cohort, lambda plan: participants.cohort(plan, "01")):
         for plan in (own, later):
             with pytest.raises(ValueError, match="sub-01 holds a simulated brain instead of the image of the data set") as error:
                 ask(plan)
@@ -234,21 +235,21 @@ def test_a_person_whom_an_earlier_version_replaced_by_the_simulated_brain_is_rec
     assert capsys.readouterr().err.count("holds a simulated brain instead of") == 1
     # What it advises helps.
     shutil.rmtree(results / "sub-01")
-    paths = stages.cohort(own, "01")
+    paths = participants.cohort(own, "01")
     assert volumes.read_sidecar(paths["T1w"])["Note"] == origins.OWN_DATA
-    stages.check_cohort(own)
+    participants.check_cohort(own)
 
 
 def test_the_label_that_the_target_subject_had_is_recognised_too(tmp_path):
     results = tmp_path / "results"
     plan = Study(bids_dir=str(data_set(tmp_path / "bids", ["01", "11"])), output_dir=str(results))
-    stages.cohort(plan, "01")
-    stages.cohort(plan, phantom.TARGET_SEED)
+    participants.cohort(plan, "01")
+    participants.cohort(plan, phantom.TARGET_SEED)
     as_an_earlier_version(results, phantom.TARGET_SEED)
     with pytest.raises(ValueError, match="sub-11 holds a simulated brain instead of"):
-        stages.check_cohort(plan)
+        participants.check_cohort(plan)
     others = Study(bids_dir=plan.bids_dir, subjects=["01"], output_dir=plan.output_dir)
-    assert stages.check_cohort(others)[0].subjects == ("01",)
+    assert participants.check_cohort(others)[0].subjects == ("01",)
     assert origins.earlier_version(results)[0].startswith(f"{results}: sub-11: simulated by an earlier version")
 
 
@@ -258,13 +259,13 @@ def test_simulated_subjects_of_an_earlier_version_are_named_and_the_study_goes_o
     for number in (1, 2):
         as_an_earlier_version(results, number)
     with pytest.raises(ValueError, match="subject is '01', a label of a data set, but .* holds simulated subjects, sub-01"):
-        stages.cohort(Study(subjects=["01"], output_dir=simulated.output_dir), "01")
+        participants.cohort(Study(subjects=["01"], output_dir=simulated.output_dir), "01")
     (tmp_path / "mine.toml").write_text(f'subjects = [1, 2]\noutput_dir = "{simulated.output_dir}"\n')
     assert cli.main(["status", str(tmp_path / "mine.toml")]) == 0
     assert capsys.readouterr().out.count("sub-01, sub-02: simulated by an earlier version") == 1
     # What it advises helps.
-    assert set(batch.results(simulated).files) > set((results / "sub-01").rglob("*.nii.gz"))
-    batch.clean(simulated)
+    assert set(clean.results(simulated).files) > set((results / "sub-01").rglob("*.nii.gz"))
+    clean.clean(simulated)
     assert origins.earlier_version(results) == []
 
 

@@ -5,9 +5,10 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from helpers import grid, registration, stages, volumes
+from helpers import grid, registration, volumes
 from helpers.acquisition import degradation
 from helpers.cohort import examination, phantom, preparation
+from helpers.pipeline import participants
 from helpers.study import CONTRASTS, ORIENTATIONS, RESOLUTIONS, Resolution, Study
 
 AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
@@ -15,7 +16,7 @@ AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
 
 @pytest.fixture(scope="module")
 def cohort(results_dir):
-    paths = stages.cohort(Study(subjects=[1], output_dir=str(results_dir)), 1)
+    paths = participants.cohort(Study(subjects=[1], output_dir=str(results_dir)), 1)
     return {contrast: volumes.read(path) for contrast, path in paths.items()}
 
 

@@ -1,127 +1,20 @@
-"""What of a study is done: a record for each executed notebook, a log of what happened when, a lock against a second run.
-
-A record vouches for an execution as long as the notebook, its parameters, the modules behind it and every file
-that it read or wrote are what they were. Sizes and modification times are compared; where a time differs, the content is.
-Records and log lie in the study's ``report`` folder. They hold times, so they are no part of its results.
-"""
+"""A study's log of what happened when, and its lock against a second run."""
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
 from helpers import volumes
 
-#: Modules that decide what runs when and where, and never what comes out. No notebook imports them.
-MACHINERY = ("batch.py", "cli.py", "cluster.py", "ledger.py", "schedule.py")
-
 #: Who runs the study, and what the system locks for them; in the study's report folder.
 LOCKS = ("lock.json", ".lock")
-
-
-def stamp(notebook: Path, parameters: Mapping) -> str:
-    """Hash of a notebook, the parameters it is run with, and all modules that it may import."""
-    package = Path(__file__).parent
-    sources = sorted([*package.rglob("*.py"), *package.rglob("*.cpp")])
-    modules = [path for path in sources if str(path.relative_to(package)) not in MACHINERY]
-    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
-    for path in (notebook, *modules):
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def _path(folder: Path, name: str) -> Path:
-    return folder / "records" / f"{name}.json"
-
-
-def forget(folder: Path, name: str) -> None:
-    """Remove the record of a task: what is about to be done again is not done."""
-    _path(folder, name).unlink(missing_ok=True)
-
-
-def record(folder: Path, name: str, version: str, paths: Iterable[str | Path]) -> None:
-    """Write down that a task is done, under its `stamp`, and how the files that it depends on look now."""
-    files = {str(path): _look(str(path)) for path in sorted(map(str, set(paths)))}
-    volumes.write_bytes(_path(folder, name), json.dumps({"stamp": version, "files": files}, indent=0).encode())
-
-
-def _look(path: str) -> list | None:
-    """Size, modification time in ns and SHA-256 of a file; None if there is none."""
-    facts = volumes.look(path)
-    if facts is None:
-        return None
-    # A volume's sidecar knows its hash: no need to read hundreds of megabytes.
-    sidecar = {} if path.endswith(".json") else volumes.read_sidecar(path) or {}
-    known = sidecar.get("ContentSha256") if sidecar.get("ContentBytes") == facts[0] else None
-    return [*facts, known or _sha256(path)]
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def done(folder: Path, name: str, version: str, repair: bool = False) -> bool:
-    """Whether a task is done: it has a record under this stamp, and its files are what they were.
-
-    Parameters
-    ----------
-    folder : Path
-        The study's report folder.
-    name : str
-        The task.
-    version : str
-        What `stamp` gives for it now.
-    repair : bool
-        Remove the sidecar of a file of the study whose content is no longer the one that the sidecar vouches for, so that the
-        notebook makes it again, and keep the new times of a file that was written again with the same content.
-    """
-    try:
-        written = json.loads(_path(folder, name).read_text())
-        if written["stamp"] != version:
-            return False
-        files = dict(written["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    same, touched = True, False
-    for path, known in files.items():
-        try:
-            facts = os.stat(path)
-        except OSError:
-            facts = None
-        if facts is None or known is None:
-            same &= facts is known is None
-        elif [facts.st_size, facts.st_mtime_ns] != known[:2]:
-            content = _sha256(path)
-            if content == known[2]:
-                files[path], touched = [facts.st_size, facts.st_mtime_ns, content], True
-                continue
-            same = False
-            sidecar = volumes.read_sidecar(path) or {}
-            # What lies elsewhere, such as a data set of one's own, is not the study's to mend.
-            if repair and is_ours(folder, path) and not path.endswith(".json") and sidecar.get("ContentSha256", content) != content:
-                volumes.sidecar_path(path).unlink(missing_ok=True)
-    if same and touched and repair:
-        volumes.write_bytes(_path(folder, name), json.dumps({"stamp": version, "files": files}, indent=0).encode())
-    return same
-
-
-def is_ours(folder: Path, path: str) -> bool:
-    """Whether a file lies in the folder of the study whose report folder is given."""
-    return Path(path).is_relative_to(folder.absolute().parent)
-
-
-def read_trace(path: Path) -> tuple[dict[str, list | None], set[str]]:
-    """The files that a notebook read or wrote, each as it was at first (`volumes.look`), and those that it wrote."""
-    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {file: facts for file, _, facts in reversed(entries)}, {file for file, written, _ in entries if written}
 
 
 def log(folder: Path, **event) -> None:

@@ -13,14 +13,15 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from helpers import batch, cli, ledger, stages, volumes
-from helpers.batch import Task
-from helpers.cluster import Cluster
+from helpers import volumes
+from helpers.pipeline import cache, clean, cli, execution, folders, graph, log, run, status
+from helpers.pipeline.cluster import Cluster
+from helpers.pipeline.graph import Task
 from helpers.study import EXPERIMENTS, Study
 
 
 def test_the_demo_executes_every_notebook_of_the_method_after_what_it_needs():
-    wanted = batch.tasks(Study(subjects=[1, 2], slice_step=1))
+    wanted = graph.tasks(Study(subjects=[1, 2], slice_step=1))
     names = [task.name for task in wanted]
     assert len(set(names)) == len(names)
     for number, task in enumerate(wanted):
@@ -30,21 +31,21 @@ def test_the_demo_executes_every_notebook_of_the_method_after_what_it_needs():
         for subject in (1, 2):
             assert f"04_harmonization_sub-sim{subject:02d}_exp-{experiment}" in names
     assert {task.notebook.stem[:2] for task in wanted} == {"00", "01", "02", "03", "04", "05"}
-    batch.check_parameters(wanted)
+    graph.check_parameters(wanted)
 
 
 def test_studies_beside_it_are_the_business_of_the_analysis_alone():
-    wanted = batch.tasks(Study(planes=["other-coronal"], ladder=["other-rigid"]))
-    batch.check_parameters(wanted)
+    wanted = graph.tasks(Study(planes=["other-coronal"], ladder=["other-rigid"]))
+    graph.check_parameters(wanted)
     told = {task.name: (task.parameters["planes"], task.parameters["ladder"]) for task in wanted if {"planes", "ladder"} & set(task.parameters)}
     assert told == {"05_analysis": (["other-coronal"], ["other-rigid"])}
 
 
 def test_a_parameter_that_the_notebook_does_not_know_is_refused():
-    (task,) = [each for each in batch.tasks(Study()) if each.name == "05_analysis"]
+    (task,) = [each for each in graph.tasks(Study()) if each.name == "05_analysis"]
     bad = Task(task.name, task.notebook, {**task.parameters, "experimnt": 3})
     with pytest.raises(ValueError, match=r"05_analysis.ipynb: parameter experimnt=3 is unknown: accepted are name, subjects"):
-        batch.check_parameters([bad])
+        graph.check_parameters([bad])
 
 
 TEN = tuple(range(1, 11))
@@ -73,7 +74,7 @@ def test_a_failing_notebook_stops_only_those_that_need_it(tmp_path):
         Task("after-fails", good, {"x": 4}, ("fails",)),
         Task("after-that", good, {}, ("after-fails", "first")),
     ]
-    results = batch.execute_all(wanted, tmp_path / "report", Cluster(workers=2))
+    results = run.execute_all(wanted, tmp_path / "report", Cluster(workers=2))
     assert {name: each.error for name, each in results.items()} == {"first": None, "after-first": None, "fails": "failed with 2"}
     assert "<html" in (tmp_path / "report" / "fails.html").read_text()
     assert (tmp_path / "report" / "after-first.ipynb").is_file()
@@ -85,23 +86,23 @@ def test_where_there_is_no_room_nothing_more_is_begun_and_what_was_done_is_told(
     good = notebook(tmp_path / "good.ipynb", "x: int = 0", "print(x + 1)")
     full = notebook(tmp_path / "full.ipynb", "x: int = 0", f"raise OSError({number}, 'No room', 'x.nii.gz')")
     wanted = [Task("first", good, {"x": 1}), Task("full", full, {}, ("first",)), Task("later", good, {"x": 2}, ("first",), ("full",))]
-    results = batch.execute_all(wanted, tmp_path / "report", Cluster(workers=1))
+    results = run.execute_all(wanted, tmp_path / "report", Cluster(workers=1))
     assert {name: each.error for name, each in results.items()} == {"first": None, "full": f"OSError: [Errno {number}] No room: 'x.nii.gz'"}
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_log_for_which_there_is_no_room_takes_nothing_with_it(tmp_path, monkeypatch):
     good = notebook(tmp_path / "good.ipynb", "x: int = 0", "print(x + 1)")
-    log = ledger.log
+    written = log.log
 
     def full(folder, **event):
         if event["event"] == "done":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "log.jsonl"))
-        log(folder, **event)
+        written(folder, **event)
 
-    monkeypatch.setattr(ledger, "log", full)
+    monkeypatch.setattr(log, "log", full)
     wanted = [Task("first", good, {"x": 1}), Task("later", good, {"x": 2}, ("first",))]
-    results = batch.execute_all(wanted, tmp_path / "report", Cluster(workers=1))
+    results = run.execute_all(wanted, tmp_path / "report", Cluster(workers=1))
     assert {name: each.error for name, each in results.items()} == {"first": None}
 
 
@@ -112,7 +113,7 @@ def test_a_kernel_takes_no_port_from_another_where_paths_of_sockets_are_short_en
         where.mkdir(exist_ok=True)
         monkeypatch.setattr(tempfile, "tempdir", str(where))
         asks = notebook(tmp_path / "asks.ipynb", "x: int = 0", "from ipykernel import get_connection_info", "print(get_connection_info())")
-        result = batch.execute(Task("asks", asks, {}), tmp_path / "report")
+        result = execution.execute(Task("asks", asks, {}), tmp_path / "report")
         assert result.error is None
         text = "".join(output.text for cell in nbformat.read(tmp_path / "report" / "asks.ipynb", 4).cells for output in cell.outputs)
         assert json.loads(text)["transport"] == transport
@@ -121,7 +122,7 @@ def test_a_kernel_takes_no_port_from_another_where_paths_of_sockets_are_short_en
 
 def test_a_kernel_that_has_done_its_work_is_not_interrupted(tmp_path):
     interrupts = f"get_ipython().kernel.saved_sigint_handler = lambda *_: open({str(tmp_path / 'interrupted')!r}, 'w')"
-    result = batch.execute(Task("quiet", notebook(tmp_path / "quiet.ipynb", "x: int = 0", interrupts), {}), tmp_path / "report")
+    result = execution.execute(Task("quiet", notebook(tmp_path / "quiet.ipynb", "x: int = 0", interrupts), {}), tmp_path / "report")
     assert result.error is None
     assert not (tmp_path / "interrupted").exists()
 
@@ -192,7 +193,7 @@ def finished(tmp_path):
 def finish(tmp_path, subjects):
     """As many files as the study has, all of them recorded as done: small files in place of volumes."""
     plan = Study(name="finished", subjects=subjects, output_dir=str(tmp_path / "results"), slice_step=1)
-    stages.root(plan)
+    folders.root(plan)
     report = tmp_path / "results" / "report"
     everything = []
 
@@ -208,7 +209,7 @@ def finish(tmp_path, subjects):
         everything.extend(made)
         return made
 
-    for task in batch.tasks(plan):
+    for task in graph.tasks(plan):
         for suffix in (".ipynb", ".html"):
             (report / task.name).with_suffix(suffix).parent.mkdir(parents=True, exist_ok=True)
             (report / (task.name + suffix)).write_text("executed")
@@ -218,8 +219,8 @@ def finish(tmp_path, subjects):
         else:
             files = [*make(task.name, task.notebook.stem, 3 * max(task.images, 1)), *everything[-250:]]
         files += [report / f"{task.name}.ipynb", report / f"{task.name}.html"]
-        ledger.record(report, task.name, ledger.stamp(task.notebook, task.parameters), files)
-        ledger.log(report, event="done", task=task.name, seconds=60.0, images=99)
+        cache.record_notebook(report, task.name, task.key, files)
+        log.log(report, event="done", task=task.name, seconds=60.0, images=99)
     row = "1,1a,5||1.5,6.5,T1w,harmonized,brain,20.0\n1,1a,3||0,3.0,T1w,harmonized,brain,22.0\n"
     (tmp_path / "results" / "tables").mkdir()
     header = "subject,experiment,resolution,separation_mm,contrast,arm,region,psnr_db\n"
@@ -233,7 +234,7 @@ def test_a_finished_study_of_ten_subjects_is_found_done_within_ten_seconds(tmp_p
     plan, study, everything = finish(tmp_path, TEN)
     assert len(everything) > 10_000
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-m", "helpers.cli", "run", str(study)], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "helpers.pipeline.cli", "run", str(study)], capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert "Everything was done already" in done.stdout
     # Of the processor, so that a busy machine fails no test.
@@ -245,12 +246,12 @@ def test_status_and_dry_run_count_what_is_done_and_estimate_the_rest_and_change_
     (volume,) = [path for path in everything if path.parent.name == "04_harmonization_sub-sim02_exp-6" and path.name.endswith("_0.nii.gz")]
     volume.unlink()
     before = sorted(volume.parents[1].rglob("*"))
-    states = batch.status(plan).set_index("task")
+    states = status.status(plan).set_index("task")
     assert set(states[states.state == "missing"].index) == {"04_harmonization_sub-sim02_exp-6", "05_analysis"}
     # The log says that each took a minute; without it, it would be the rough costs.
     assert states.expected_s["05_analysis"] == pytest.approx(60)
     assert states.expected_s["00_cohort_target"] == 0
-    assert batch.expected_hours(plan, states.reset_index(), 4) * 3600 == pytest.approx(states.expected_s.sum())  # one after the other
+    assert status.expected_hours(plan, states.reset_index(), 4) * 3600 == pytest.approx(states.expected_s.sum())  # one after the other
     for command in (["status", str(study)], ["run", "--dry-run", str(study)]):
         assert cli.main(command) == 0
         said = capsys.readouterr().out
@@ -269,45 +270,45 @@ def test_an_untouched_study_has_no_folder_after_status_and_dry_run(tmp_path, cap
 
 def test_what_failed_is_told_with_its_error_until_it_is_done(finished, capsys):
     plan, study, _ = finished
-    report = stages.folder(plan) / "report"
+    report = folders.folder(plan) / "report"
     name = "02_degradation_sub-sim02"
-    ledger.forget(report, name)
-    ledger.log(report, event="failed", task=name, seconds=3.0, images=0, error="ValueError: <so>")
+    cache.forget_notebook(report, name)
+    log.log(report, event="failed", task=name, seconds=3.0, images=0, error="ValueError: <so>")
     assert cli.main(["status", str(study)]) == 0
     assert f"failed: {name}: ValueError: <so>" in capsys.readouterr().out
-    page = report.page(plan, batch.status(plan), report, {"Left out": ["sub-3: <no>"], "Warnings": []})
+    page = report.page(plan, status.status(plan), report, {"Left out": ["sub-3: <no>"], "Warnings": []})
     assert "<li>sub-3: &lt;no&gt;</li>" in page
     assert "Warnings" not in page
     row = f'<td><a href="{name}.html">{name}</a></td><td>failed</td><td class="time">0:03</td><td>ValueError: &lt;so&gt;</td>'
     assert f'<tr class="failed">{row}</tr>' in page
-    assert page.count('class="done"') == len(batch.tasks(plan)) - 1
+    assert page.count('class="done"') == len(graph.tasks(plan)) - 1
 
 
 def test_what_runs_now_is_running_as_long_as_its_run_lives(finished):
     plan, _, _ = finished
-    report = stages.folder(plan) / "report"
-    ledger.log(report, event="run")
-    ledger.log(report, event="started", task="05_analysis")
-    with ledger.locked(report):
-        assert batch.status(plan).set_index("task").state["05_analysis"] == "running"
-    assert batch.status(plan).set_index("task").state["05_analysis"] == "done"
+    report = folders.folder(plan) / "report"
+    log.log(report, event="run")
+    log.log(report, event="started", task="05_analysis")
+    with log.locked(report):
+        assert status.status(plan).set_index("task").state["05_analysis"] == "running"
+    assert status.status(plan).set_index("task").state["05_analysis"] == "done"
 
 
 def test_only_takes_what_it_needs_along():
-    wanted = batch.tasks(Study(subjects=[1, 2], slice_step=1))
-    names = [task.name for task in batch.choose(wanted, ["04*sub-sim02*exp-3"])]
+    wanted = graph.tasks(Study(subjects=[1, 2], slice_step=1))
+    names = [task.name for task in graph.choose(wanted, ["04*sub-sim02*exp-3"])]
     made = ["00_cohort_sub-sim02", "02_degradation_sub-sim02", "03_registration_sub-sim02", "04_harmonization_sub-sim02_exp-3D"]
     assert names == ["00_cohort_target", *made, "04_harmonization_sub-sim02_exp-3"]
-    assert [task.name for task in batch.choose(wanted, ["01*", "00*sub-sim01"])] == ["00_cohort_sub-sim01", "01_slice_profiles"]
+    assert [task.name for task in graph.choose(wanted, ["01*", "00*sub-sim01"])] == ["00_cohort_sub-sim01", "01_slice_profiles"]
     with pytest.raises(ValueError, match=r"--only is '4\*', which matches no task: accepted are patterns of names such as"):
-        batch.choose(wanted, ["4*"])
+        graph.choose(wanted, ["4*"])
 
 
 def test_where_notebooks_are_short_several_things_go_through_one_execution():
-    wanted = batch.tasks(Study(subjects=TEN, resolutions=["3||0", "4||0", "5||1.5"], slice_step=23, compiled=True))
-    batch.check_parameters(wanted)
+    wanted = graph.tasks(Study(subjects=TEN, resolutions=["3||0", "4||0", "5||1.5"], slice_step=23, compiled=True))
+    graph.check_parameters(wanted)
     assert len(wanted) < 25
-    whole = batch.tasks(Study(subjects=TEN, slice_step=1, reconstruction=["axial", "coronal", "sagittal"], transform="rigid"))
+    whole = graph.tasks(Study(subjects=TEN, slice_step=1, reconstruction=["axial", "coronal", "sagittal"], transform="rigid"))
     assert sum(task.notebook.stem == "04_harmonization" for task in whole) == 10 * 9
     assert not any({"other_subjects", "other_experiments"} & set(task.parameters) for task in whole)
     for number, task in enumerate(wanted):
@@ -321,13 +322,13 @@ def test_where_notebooks_are_short_several_things_go_through_one_execution():
 
 
 def test_images_of_ones_own_are_prepared_subject_by_subject_so_that_an_unfit_one_takes_nobody_along(tmp_path):
-    wanted = batch.tasks(Study(bids_dir=str(tmp_path), subjects=["01", "02"], resolutions=["5||1.5"], slice_step=23))
+    wanted = graph.tasks(Study(bids_dir=str(tmp_path), subjects=["01", "02"], resolutions=["5||1.5"], slice_step=23))
     assert not any("other_subjects" in task.parameters for task in wanted)
 
 
 @pytest.mark.parametrize("number, size", [(10, 6), (10, 5), (7, 3), (3, 1), (2, 0), (1, 4)])
 def test_groups_are_as_few_and_as_equal_as_can_be(number, size):
-    groups = batch._groups(list(range(number)), size)
+    groups = graph._groups(list(range(number)), size)
     assert sum(groups, []) == list(range(number))
     assert len(groups) == -(-number // max(size, 1))
     assert max(map(len, groups)) - min(map(len, groups)) <= 1
@@ -335,7 +336,7 @@ def test_groups_are_as_few_and_as_equal_as_can_be(number, size):
 
 def test_a_disk_that_is_plainly_too_small_is_refused_before_anything_starts(tmp_path, monkeypatch, capsys):
     (tmp_path / "big.toml").write_text(f'output_dir = "{tmp_path / "results"}"\nsubjects = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]\nslice_step = 1\n')
-    monkeypatch.setattr(batch, "free_mb", lambda folder: 3000.0)
+    monkeypatch.setattr(run, "free_mb", lambda folder: 3000.0)
     assert cli.main(["run", str(tmp_path / "big.toml")]) == 2
     error = capsys.readouterr().err
     assert re.search(r"the study needs about 2\d\.\d GB more, and 3\.0 GB are free", error)
@@ -345,7 +346,7 @@ def test_a_disk_that_is_plainly_too_small_is_refused_before_anything_starts(tmp_
 
 def test_clean_holds_the_study_until_all_is_gone(finished, tmp_path, monkeypatch):
     plan, _, _ = finished
-    report, unlink = stages.folder(plan) / "report", Path.unlink
+    report, unlink = folders.folder(plan) / "report", Path.unlink
     (report / "lock.json").write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": 1.0}))  # of a run that was killed
 
     tried = []
@@ -353,18 +354,18 @@ def test_clean_holds_the_study_until_all_is_gone(finished, tmp_path, monkeypatch
     def watched(path, missing_ok=False):
         if path.suffix == ".html":
             tried.append(path)
-            with pytest.raises(RuntimeError, match="this study is being run"), ledger.locked(report):
+            with pytest.raises(RuntimeError, match="this study is being run"), log.locked(report):
                 pass
         unlink(path, missing_ok)
 
     monkeypatch.setattr(Path, "unlink", watched)
-    batch.clean(plan)
-    assert len(tried) == len(batch.tasks(plan)) and not report.exists()
+    clean.clean(plan)
+    assert len(tried) == len(graph.tasks(plan)) and not report.exists()
 
 
 def test_clean_removes_what_the_study_wrote_and_nothing_else(finished, tmp_path, monkeypatch, capsys):
     plan, study, everything = finished
-    results = stages.folder(plan)
+    results = folders.folder(plan)
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").write_text("x")
     (results / "sub-01").mkdir()
@@ -378,7 +379,7 @@ def test_clean_removes_what_the_study_wrote_and_nothing_else(finished, tmp_path,
     assert cli.main(["clean", str(study)]) == 0
     assert "Nothing was removed" in capsys.readouterr().out
     assert (results / "report" / "log.jsonl").exists()
-    with ledger.locked(results / "report"):
+    with log.locked(results / "report"):
         assert cli.main(["clean", "--yes", str(study)]) == 2
         assert "is being run by process" in capsys.readouterr().err
     assert cli.main(["clean", "--yes", str(study)]) == 0
@@ -400,7 +401,7 @@ def test_clean_keeps_off_a_folder_that_this_study_did_not_write(tmp_path, capsys
 
 def test_a_scaling_is_bounded_by_workers_and_critical_path():
     plan = Study(subjects=TEN)
-    table = batch.scaling(plan, {task.name: task.cost_s for task in batch.tasks(plan)}, [1, 2, 4, 64])
+    table = status.scaling(plan, {task.name: task.cost_s for task in graph.tasks(plan)}, [1, 2, 4, 64])
     # Sums of some hundred times, in another order each: their last digits differ.
     assert table.speed_up[0] == pytest.approx(1)
     assert (table.speed_up <= table.bound + 1e-9).all()

@@ -1,0 +1,129 @@
+"""One notebook executed by papermill, in a kernel of its own."""
+
+import functools
+import logging
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers import volumes
+from helpers.pipeline import cache, graph
+
+#: Characters of a path that systems accept for a socket: 103 on macOS, less the number of the socket.
+_LONGEST_SOCKET = 100
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What became of one execution: the error's last line or None, how long it took, how many images it wrote."""
+
+    error: str | None
+    seconds: float = 0
+    images: int = 0
+
+
+def execute(task: graph.Task, folder: Path, threads: int = 1) -> Execution:
+    """Execute one notebook, keep it and its HTML page in `folder`, and record it as done unless it failed."""
+    # ITK takes one thread whatever is said here: its sums depend on their number (helpers.registration).
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+    os.environ.update(dict.fromkeys(names, str(threads)), ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS="1")
+    # glibc hands freed arrays back to the system, and every new one comes as page faults: a fifth of the time of a simulated subject.
+    os.environ.update({"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)})
+    started = time.monotonic()
+    executed = folder / f"{task.name}.ipynb"
+    page = executed.with_suffix(".html")
+    with tempfile.TemporaryDirectory(prefix="resolution-matters-") as scratch:
+        trace = Path(scratch) / "files"
+        trace.touch()
+        try:
+            executed.parent.mkdir(parents=True, exist_ok=True)
+            cache.forget_notebook(folder, task.name)
+            for old in (executed, page):
+                old.unlink(missing_ok=True)
+            key = task.key
+            error = _papermill(task, executed, trace)
+            files, written = cache.read_trace(trace)
+            if executed.exists():
+                _render(executed, page)
+            # Should the notebook have changed meanwhile, or an image that is not the study's, nobody knows which the kernel had.
+            given = {path: facts for path, facts in files.items() if path not in written and not cache.is_ours(folder, path)}
+            same = task.key == key and all(volumes.look(path) == given[path] for path in given)
+            if error is None and same:
+                cache.record_notebook(folder, task.name, key, {*files, str(executed), str(page)})
+        except Exception as failure:  # A kernel that died, a full disk: the study goes on, and says so.
+            error, written = last_line(f"{type(failure).__name__}: {failure}"), ()
+    return Execution(error, round(time.monotonic() - started, 3), sum(path.endswith(".nii.gz") for path in written))
+
+
+def _sockets(folder: Path) -> dict[str, str]:
+    """How worker and kernel talk: through files in a folder of this task's own.
+
+    A port that is free when it is chosen may be another worker's by the time the kernel opens it: then the notebook would fail.
+    """
+    name = str(folder / "kernel")
+    return {"transport": "ipc", "ip": name} if len(name) < _LONGEST_SOCKET else {}
+
+
+@functools.cache
+def _kernel_manager() -> type:
+    from jupyter_client.manager import AsyncKernelManager
+
+    class KernelManager(AsyncKernelManager):
+        """Asks a kernel to end, and no more: the interrupt that Jupyter sends before, a kernel may report as an error."""
+
+        async def _async_interrupt_kernel(self):
+            if not self.shutting_down:
+                await super()._async_interrupt_kernel()
+
+    return KernelManager
+
+
+def _papermill(task: graph.Task, executed: Path, trace: Path) -> str | None:
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    os.environ[volumes.TRACE] = str(trace)
+    # Not where it will be kept: papermill writes it again after every cell, and not at once.
+    draft = trace.with_name(executed.name)
+    try:
+        papermill.execute_notebook(
+            str(task.notebook),
+            str(draft),
+            task.parameters,
+            progress_bar=False,
+            kernel_name="python3",
+            cwd=str(executed.parent),
+            # A kernel says at every start what it listens on; the progress bar is what should be seen.
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],
+            config=Config(KernelManager=_sockets(trace.parent)),
+            kernel_manager_class=_kernel_manager(),
+        )
+    except PapermillExecutionError as failure:
+        return last_line(f"{failure.ename}: {failure.evalue}")
+    finally:
+        del os.environ[volumes.TRACE]
+        if draft.exists():
+            volumes.write_bytes(executed, draft.read_bytes())
+    return None
+
+
+@functools.cache
+def _exporter():
+    from nbconvert import HTMLExporter
+
+    return HTMLExporter(template_name="lab")  # kept, with the templates that it compiles
+
+
+def _render(executed: Path, page: Path) -> None:
+    import nbformat
+
+    text, _ = _exporter().from_notebook_node(nbformat.read(executed, as_version=4))
+    volumes.write_bytes(page, text.encode())
+
+
+def last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1]

@@ -1,0 +1,71 @@
+"""The folder of a study: its place, its description as a BIDS derivative, its figures and the tables beside them."""
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from helpers import layout, volumes
+from helpers.cohort import origins
+from helpers.pipeline import cache
+from helpers.study import Study
+
+
+def folder(plan: Study) -> Path:
+    """Where the study's results are, or will be."""
+    return Path(plan.output_dir) if plan.output_dir else layout.DERIVATIVES / plan.name
+
+
+def title(plan: Study) -> str:
+    """What the folder of the results calls itself."""
+    return f"resolution-matters: {plan.name}"
+
+
+def root(plan: Study) -> Path:
+    """Folder of the study's results, made and described as a BIDS derivative."""
+    results = folder(plan)
+    path = results / "dataset_description.json"
+    # Notebooks after the first know nothing of the data set from which the images came: its description stays.
+    if not path.exists() or (plan.bids_dir and origins.data_set(results) != plan.bids_dir):
+        if plan.bids_dir:
+            origins.check(results, plan.subjects[0])
+        ours, *others = cache.software()
+        description = {
+            "Name": title(plan),
+            "BIDSVersion": "1.10.0",
+            "DatasetType": "derivative",
+            "GeneratedBy": [{**ours, "Description": origins.describe(plan.subjects[0])}, *others],
+        }
+        if plan.bids_dir:
+            # Relative, as it would be shared: BIDS takes it from this folder.
+            description["DatasetLinks"] = {"source": os.path.relpath(plan.bids_dir, results)}
+            description["SourceDatasets"] = [{"URL": os.path.relpath(plan.bids_dir, results)}]
+        # Names without a slash: to the validator a pattern with one is not that of a folder.
+        volumes.write_bytes(results / ".bidsignore", b"tables\nreport\nfigures\nencodings\n")
+        volumes.write_bytes(path, json.dumps(description, indent=2).encode() + b"\n")
+    return results
+
+
+def figures_folder(plan: Study) -> Path:
+    """Where the study's figures are, or will be: beside its other results."""
+    return folder(plan) / "figures"
+
+
+def save_tables(plan: Study, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Write tables beside the figures, such as those on which the verdicts rest: whoever has them can check one by the other."""
+    for name, table in tables.items():
+        volumes.write_bytes(figures_folder(plan) / f"{name}.csv", table.to_csv(index=False, float_format="%.6g").encode())
+
+
+def save_figure(plan: Study, name: int | str, fig, drawn: pd.DataFrame) -> Path:
+    """Write a figure, the paper's by its number, ours by a name, as PNG and PDF beside the CSV of what was drawn; return the PNG's path."""
+    stem = figures_folder(plan) / f"figure_{name}"
+    for suffix, facts in ((".png", {}), (".pdf", {"CreationDate": None})):  # Without a date: same figure, same bytes.
+        buffer = io.BytesIO()
+        fig.savefig(buffer, format=suffix[1:], dpi=200, metadata=facts)
+        volumes.write_bytes(stem.with_suffix(suffix), buffer.getvalue())
+    volumes.write_bytes(stem.with_suffix(".csv"), drawn.to_csv(index=False, float_format="%.6g").encode())
+    return stem.with_suffix(".png")

@@ -1,0 +1,316 @@
+"""A study as a graph: which notebooks are executed with which parameters, what each waits for and is expected to cost."""
+
+import fnmatch
+import heapq
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers import layout
+from helpers.cohort import phantom
+from helpers.pipeline import cache, participants
+from helpers.study import GROUND_TRUTH, TARGET, Study
+
+#: The stages (`cache.STAGES`) whose results a notebook makes or shows: it is executed again when one of them changes.
+STAGES = {
+    "00": ("cohort", "preparation"),
+    "01": ("degradation",),
+    "02": ("degradation",),
+    "03": ("registration",),
+    "04": ("harmonization", "scores"),
+    "05": ("scores", "analysis"),
+}
+
+#: Seconds that a notebook took alone on a core (EPYC, Zen 4) until a study has measured its own: fixed part, and for each
+#: image that it makes. Harmonizing depends on how much of a volume is wanted, registering on the transform.
+COST_S = {"00": (9, 3), "01": (6, 0), "02": (7, 0.25), "03": (20, 0.2), "04": (7, 0.5), "05": (20, 0)}
+_WHOLE_VOLUME_S = 0.5  # more for a registered volume that is written whole
+_ESTIMATED_TRANSFORM_S = 6.5
+_ENCODING_S = 0.9  # of a source in a preview
+_PLANE_S = {False: 40, True: 16}  # of a whole plane of three targets; compiled or not
+_FUSED_S = 22  # by the network; the median takes a second
+_PREPARATION_S = 110  # of one's own images of a subject: examined, registered to MNI, skull-stripped
+
+#: Megabytes of an image, as measured; fused and registered volumes hold noise and hardly shrink.
+_COHORT_MB, _STACK_MB, _REGISTERED_MB, _HARMONIZED_MB, _REPORT_MB = 3.5, 2.75, 13, 5.3, 1.2
+
+#: Where a notebook takes little longer than its start, it does more than one thing. So many seconds at most are put together: of
+#: subjects in the first notebooks, and of experiments of one subject in a preview, which then encodes each source once.
+_TOGETHER_S, _EXPERIMENTS_TOGETHER_S = 60, 300
+
+
+@dataclass(frozen=True)
+class Task:
+    """One execution of one notebook.
+
+    Parameters
+    ----------
+    name : str
+        Unique in the study, and the stem of the executed notebook's file.
+    notebook : Path
+        What is executed.
+    parameters : dict
+        For papermill; plain literals.
+    needs : tuple of str
+        Names of the tasks whose files it reads.
+    images : int
+        How many images it makes.
+    cost_s, size_mb : float
+        Rough duration and size of its results, for the estimates.
+    """
+
+    name: str
+    notebook: Path
+    parameters: dict
+    needs: tuple[str, ...] = ()
+    images: int = 0
+    cost_s: float = 10
+    size_mb: float = _REPORT_MB
+
+    @property
+    def key(self) -> str:
+        """`helpers.pipeline.cache.notebook_key` of this execution, as things stand."""
+        return cache.notebook_key(self.notebook, self.parameters, STAGES.get(self.notebook.name[:2], ()))
+
+
+def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
+    """The notebook executions that make up a study, in an order in which each comes after its needs.
+
+    Parameters
+    ----------
+    plan : Study
+        With its subjects named one by one, as `helpers.pipeline.participants.check_cohort` leaves them.
+    unfit : iterable of int or of str
+        Subjects whose images could not be prepared: that is tried again, and the study is done with the others.
+    """
+    made, fit = [], [subject for subject in plan.subjects if subject not in set(unfit)]
+
+    def add(notebook, who, parameters, needs=(), images=0, mb=0.0, more_s=0.0):
+        fixed, each = COST_S[notebook[:2]]
+        name = "_".join((notebook, *who))
+        path = layout.NOTEBOOKS / f"{notebook}.ipynb"
+        made.append(Task(name, path, parameters, tuple(needs), images, fixed + each * images + more_s, _REPORT_MB + mb))
+        return name
+
+    # What becomes of one's own images is the business of the first notebook.
+    own = {key: plan.literals()[key] for key in ("bids_dir", "select", "brain")}
+    # What other studies have to do with it, of the last.
+    beside = {key: plan.literals()[key] for key in ("planes", "ladder")}
+    shared = {key: value for key, value in plan.literals().items() if key not in ("subjects", *own, *beside)}
+    prepared_s = _PREPARATION_S if plan.bids_dir else 0
+    source = {**own, "seed": plan.seed} if plan.bids_dir else {}
+    common = {key: shared[key] for key in ("name", "output_dir", "dropped")}
+    acquired = {**common, **{key: shared[key] for key in ("experiments", "resolutions")}}
+    preview = {key: shared[key] for key in ("reconstruction", "slice_step")}
+    whole = plan.slice_step == 1
+    levels, given = len(plan.resolutions), len(plan.given)
+    images = len(plan.acquisitions()) * levels
+    # Per stack.
+    sliced_only = plan.transform == "known" and not whole
+    back_s = (0 if sliced_only else _WHOLE_VOLUME_S) + (0 if plan.transform == "known" else _ESTIMATED_TRANSFORM_S)
+    back_mb = _REGISTERED_MB / (plan.slice_step if sliced_only else 1)
+    # Per resolution, or ground truth: three images harmonized.
+    harmonized_s = len(plan.reconstruction) * _PLANE_S[plan.compiled] / plan.slice_step + (3 * _FUSED_S if plan.fusion and whole else 0)
+    harmonized_mb = 3 * _HARMONIZED_MB / plan.slice_step
+    encoding_s = 0 if whole else _ENCODING_S
+    target = []
+    if not plan.targets:
+        target = [add("00_cohort", ["target"], {**common, "subject": phantom.TARGET_SEED}, images=3, mb=3 * _COHORT_MB)]
+    elif aims := participants.acquired(plan, TARGET):  # Given as numbers, targets have no images to be made.
+        settings = {**common, "subject": TARGET, "targets": shared["targets"], "seed": plan.seed}
+        target = [add("00_cohort", ["target"], settings, images=len(aims), mb=len(aims) * _COHORT_MB, more_s=_PREPARATION_S)]
+    def harmonize(subject, experiment, rows, encodings, needs, others=()):
+        who = [layout.name(subject), *([] if others else [f"exp-{experiment}"])]
+        settings = {key: value for key, value in shared.items() if key != "experiments"} | {"subject": subject, "experiment": experiment}
+        settings |= {"other_experiments": list(others)} if others else {}
+        number = sum(rows.values())
+        more_s = number * harmonized_s + encodings * encoding_s
+        return add("04_harmonization", who, settings, needs, number, number * harmonized_mb, more_s)
+
+    # What is simulated is simulated whole, and never unfit: it can go through the first notebooks together with its neighbours.
+    high, last = given if plan.bids_dir else 3, []
+    longest_s = max(COST_S["00"][1] * high, COST_S["02"][1] * images, (COST_S["03"][1] + back_s) * images)
+    for group in _groups(plan.subjects, 1 if plan.bids_dir else int(_TOGETHER_S / longest_s)):
+        who, number = [_range(group)], len(group) * images
+        people = {"subject": group[0], **({"other_subjects": group[1:]} if group[1:] else {})}
+        settings = {**common, **source, **people}
+        start = add("00_cohort", who, settings, images=len(group) * high, mb=len(group) * high * _COHORT_MB, more_s=prepared_s)
+        if group[0] not in fit:
+            continue
+        if group[0] == fit[0]:
+            add("01_slice_profiles", [], {**common, "subject": fit[0], "interactive": False}, [start])
+        settings = {**acquired, **people, "interactive": False}
+        stacks = add("02_degradation", who, settings, [start], images=number, mb=number * _STACK_MB)
+        settings = {**acquired, **people, **preview, "transform": plan.transform, "seed": plan.seed}
+        back = add("03_registration", who, settings, [stacks], images=number, mb=number * back_mb, more_s=number * back_s)
+        for subject in group:
+            # Two ground truths; each resolution of each experiment.
+            rows = {GROUND_TRUTH: 2, **dict.fromkeys(plan.experiments, levels)}
+            in_one_s = sum(rows.values()) * (COST_S["04"][1] + harmonized_s) + (given + images) * encoding_s
+            if not whole and in_one_s <= _EXPERIMENTS_TOGETHER_S:
+                first, *others = plan.experiments
+                last.append(harmonize(subject, first, rows, given + images, [back, *target], [GROUND_TRUTH, *others]))
+                continue
+            truth = harmonize(subject, GROUND_TRUTH, {GROUND_TRUTH: 2}, given, [back, *target])
+            for row in plan.experiments:
+                cut = [orientation != "3D" for orientation in plan.sources(row).values()]
+                encodings = levels * sum(cut) + len(cut) - sum(cut)
+                last.append(harmonize(subject, row, {row: levels}, encodings, [truth]))
+    if fit:
+        add("05_analysis", [], {**shared, **beside, "subjects": fit}, last)
+    return made
+
+
+def _groups(values: Sequence, size: int) -> list[list]:
+    """Neighbours of a sequence in groups of at most `size`, or one by one, which differ by one at most."""
+    number = -(-len(values) // max(size, 1))
+    ends = [round(part * len(values) / number) for part in range(number + 1)]
+    return [list(values[start:end]) for start, end in itertools.pairwise(ends)]
+
+
+def _range(subjects: Sequence[int | str]) -> str:
+    """What the task of some subjects is called after: the first of them and the last."""
+    return "_to_".join(dict.fromkeys((layout.name(subjects[0]), layout.name(subjects[-1]))))
+
+
+def choose(wanted: list[Task], patterns: Iterable[str]) -> list[Task]:
+    """The tasks whose names match one of some shell patterns, such as ``04*sub-sim01*exp-3*``, and what they need.
+
+    Raises
+    ------
+    ValueError
+        If a pattern matches no task.
+    """
+    named, chosen = {task.name: task for task in wanted}, set()
+
+    def take(name):
+        if name not in chosen:
+            chosen.add(name)
+            for need in named[name].needs:
+                take(need)
+
+    for pattern in patterns:
+        found = fnmatch.filter(named, pattern)
+        if not found:
+            some = ", ".join(list(named)[-3:])
+            raise ValueError(f"--only is {pattern!r}, which matches no task: accepted are patterns of names such as {some}")
+        for name in found:
+            take(name)
+    return [task for task in wanted if task.name in chosen]
+
+
+def check_subjects(plan: Study) -> None:
+    """Keep the splits: what the network was trained on, and the subject that defines the target, are not scored.
+
+    Raises
+    ------
+    ValueError
+        Naming the subject and those that are accepted.
+    """
+    for subject in plan.subjects:
+        if isinstance(subject, str):
+            if not plan.bids_dir:
+                raise ValueError(f"subjects has {subject!r}, a label: accepted without bids_dir are numbers, 1 to 10")
+        elif subject == phantom.TARGET_SEED or subject >= phantom.FIRST_TRAINING_SEED:
+            use = "defines the target" if subject == phantom.TARGET_SEED else "is for training"
+            raise ValueError(f"subjects has {subject}, which {use}: accepted are 1 to 10, and 12 to {phantom.FIRST_TRAINING_SEED - 1}")
+
+
+def check_parameters(wanted: list[Task]) -> None:
+    """Refuse parameters that a notebook does not know; papermill itself only warns.
+
+    Raises
+    ------
+    ValueError
+        Naming the notebook, the parameter, its value and what the notebook accepts.
+    """
+    import papermill
+
+    known = {path: papermill.inspect_notebook(str(path)) for path in {task.notebook for task in wanted}}
+    for task in wanted:
+        for parameter, value in task.parameters.items():
+            if parameter not in known[task.notebook]:
+                accepted = ", ".join(known[task.notebook])
+                raise ValueError(f"{task.notebook.name}: parameter {parameter}={value!r} is unknown: accepted are {accepted}")
+
+
+def needs_of(wanted: list[Task]) -> dict[str, tuple[str, ...]]:
+    return {task.name: task.needs for task in wanted}
+
+
+def makespan(needs: Mapping[str, Sequence[str]], seconds: Mapping[str, float], workers: int) -> float:
+    """Seconds until the last task ends, if each free worker takes the first task in order whose needs are met.
+
+    Parameters
+    ----------
+    needs : dict
+        Task -> the tasks that must have ended before; in the order in which they are taken. Needs that are no keys are met.
+    seconds : dict
+        Task -> its duration.
+    workers : int
+        Tasks at a time.
+
+    Examples
+    --------
+    >>> makespan({"a": [], "b": ["a"], "c": ["a"]}, {"a": 1, "b": 2, "c": 3}, workers=2)
+    4.0
+    """
+    order = {task: number for number, task in enumerate(needs)}
+    missing = {task: {need for need in wanted if need in needs} for task, wanted in needs.items()}
+    followers = {task: [] for task in needs}
+    for task, wanted in missing.items():
+        for need in wanted:
+            followers[need].append(task)
+    ready = [order[task] for task, wanted in missing.items() if not wanted]
+    heapq.heapify(ready)
+    names, running, now = list(needs), [], 0.0
+    while ready or running:
+        while ready and len(running) < workers:
+            task = names[heapq.heappop(ready)]
+            heapq.heappush(running, (now + seconds[task], task))
+        now, ended = heapq.heappop(running)
+        for task in followers[ended]:
+            missing[task].discard(ended)
+            if not missing[task]:
+                heapq.heappush(ready, order[task])
+    return float(now)
+
+
+def critical_path(needs: Mapping[str, Sequence[str]], seconds: Mapping[str, float]) -> list[str]:
+    """The chain of tasks that takes longest: with any number of workers a study is not done before it is.
+
+    Tasks are listed after their needs, as in `makespan`.
+
+    Examples
+    --------
+    >>> critical_path({"a": [], "b": ["a"], "c": ["a"]}, {"a": 1, "b": 2, "c": 3})
+    ['a', 'c']
+    """
+    end, before = {}, {}
+    for task, wanted in needs.items():
+        before[task] = max((need for need in wanted if need in end), key=end.get, default=None)
+        end[task] = seconds[task] + end.get(before[task], 0)
+    chain, task = [], max(end, key=end.get, default=None)
+    while task is not None:
+        chain.append(task)
+        task = before[task]
+    return chain[::-1]
+
+
+def urgent_first(needs: Mapping[str, Sequence[str]], seconds: Mapping[str, float]) -> list[str]:
+    """The tasks, first those from which it is longest to the end: what others wait for is not left until last.
+
+    Tasks are listed after their needs, as in `makespan`, and still are in the result.
+
+    Examples
+    --------
+    >>> urgent_first({"a": [], "b": [], "c": ["b"]}, {"a": 2, "b": 1, "c": 2})
+    ['b', 'a', 'c']
+    """
+    after = dict.fromkeys(needs, 0.0)  # task -> seconds from its end to the end of all
+    for task in reversed(list(needs)):
+        for need in needs[task]:
+            if need in after:
+                after[need] = max(after[need], seconds[task] + after[task])
+    return sorted(needs, key=lambda task: -(seconds[task] + after[task]))

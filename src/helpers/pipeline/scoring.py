@@ -1,0 +1,311 @@
+"""The tables of a study: scores, frequencies, attention, registration errors, one CSV each, and those of other studies."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from helpers import grid, layout, volumes
+from helpers.grid import AXIS
+from helpers.pipeline import cache, folders, participants, steps
+from helpers.study import CONTRASTS, EXPERIMENTS, GROUND_TRUTH, ONE_ORIENTATION, Resolution, Study, sources
+
+
+def scores(plan: Study, subject: int | str, experiment: str) -> pd.DataFrame:
+    """Score one experiment at every resolution; one CSV per resolution is kept.
+
+    Arms: ``harmonized`` against the harmonized 3D images, ``input`` (no harmonizer: the registered
+    image against the 3D image), and, for the ground truth itself, ``ceiling`` (two ground truths of
+    different anatomy seeds). Each arm's data range is the maximum of its reference.
+
+    Returns
+    -------
+    DataFrame
+        One row per resolution, contrast, arm and region. A dropped contrast has no source, so no arm ``input``; its orientation is
+        that of Table 1.
+    """
+    resolutions = [None] if experiment == GROUND_TRUTH else plan.resolutions
+    return pd.concat([_scores(plan, subject, experiment, each) for each in resolutions], ignore_index=True)
+
+
+def _scores(plan: Study, subject: int | str, experiment: str, resolution: Resolution | None) -> pd.DataFrame:
+    from helpers.analysis import metrics
+
+    slug = f"_res-{resolution.slug}" if resolution else ""
+    path = folders.root(plan) / "tables" / f"{layout.name(subject)}_exp-{experiment}{slug}_scores.csv"
+    mask, truth = participants.cohort(plan, subject)["mask"], steps.harmonized(plan, subject, GROUND_TRUTH, None)
+    scored = steps.harmonized(plan, subject, experiment, resolution, again=resolution is None)
+    inputs = steps.source_images(plan, subject, experiment, resolution)
+    key = cache.key("scores", [mask, *truth.values(), *scored.values(), *inputs.values()], _how(plan))
+    if not cache.is_done(path, key):
+        brain = steps.visited(plan, *cache.read_volume(mask))[0] > 0
+        rows = []
+        for contrast in CONTRASTS:
+            numbers = metrics.score(cache.read_volume(truth[contrast])[0], volumes.read(scored[contrast])[0], brain, steps.preview_axis(plan))
+            arms = {"harmonized" if resolution else "ceiling": numbers}
+            if resolution and contrast in inputs:
+                arms["input"] = input_scores(plan, subject, contrast, inputs[contrast]).to_dict("records")
+            about = _about(subject, experiment, resolution, contrast)
+            rows += [{**about, "arm": arm, **row, **_how(plan)} for arm, each in arms.items() for row in each]
+        cache.write_table(path, pd.DataFrame(rows), key)
+    return cache.read_table(path)
+
+
+def input_scores(plan: Study, subject: int | str, contrast: str, image: Path) -> pd.DataFrame:
+    """Score a source of HACA3 against the subject's 3D image: what is lost before the harmonizer does anything.
+
+    Several experiments share a source, so each has a table of its own.
+    """
+    from helpers.analysis import metrics
+
+    images = participants.cohort(plan, subject)
+    path = folders.root(plan) / "tables" / "inputs" / (image.name.removesuffix(".nii.gz") + ".csv")
+    seen = {"axis": steps.slice_axis(plan), "slice_step": plan.slice_step}
+    key = cache.key("scores", [image, images[contrast], images["mask"]], seen)
+    if not cache.is_done(path, key):
+        arrays = [steps.visited(plan, *cache.read_volume(each))[0] for each in (images[contrast], image, images["mask"])]
+        cache.write_table(path, pd.DataFrame(metrics.score(arrays[0], arrays[1], arrays[2] > 0, steps.preview_axis(plan))), key)
+    return cache.read_table(path)
+
+
+def frequencies(plan: Study, subject: int | str, experiment: str) -> pd.DataFrame:
+    """What is left of each through-plane frequency in the sources of HACA3 and in what it makes of them; a CSV per resolution is kept.
+
+    The ``input`` arm is compared with the 3D image, the ``harmonized`` arm with the harmonized 3D images, by
+    `helpers.analysis.metrics.fourier_correlation` inside the brain. With ``anatomy="shared"`` an output and its ground truth have the noise of the
+    anatomy code in common, and what they share of it correlates as if it were anatomy, at high frequencies above all.
+    Only stacks have a through-plane direction, so a contrast whose source is 3D has no rows, and neither has one whose direction a
+    preview skips, or one that was dropped.
+
+    Returns
+    -------
+    DataFrame
+        One row per resolution, contrast, arm and frequency.
+    """
+    parts = [_frequencies(plan, subject, experiment, each) for each in plan.resolutions]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _frequencies(plan: Study, subject: int | str, experiment: str, resolution: Resolution) -> pd.DataFrame:
+    from helpers.analysis import metrics
+
+    path = folders.root(plan) / "tables" / f"{layout.name(subject)}_exp-{experiment}_res-{resolution.slug}_frequencies.csv"
+    mask, truth = participants.cohort(plan, subject)["mask"], steps.harmonized(plan, subject, GROUND_TRUTH, None)
+    made, inputs = steps.harmonized(plan, subject, experiment, resolution), steps.source_images(plan, subject, experiment, resolution)
+    key = cache.key("scores", [mask, *truth.values(), *made.values(), *inputs.values()], _how(plan))
+    if not cache.is_done(path, key):
+        window, affine = metrics.brain_window(cache.read_volume(mask)[0] > 0), cache.read_volume(mask)[1]
+        parts = []
+        for contrast, orientation in plan.sources(experiment).items():
+            if orientation == "3D" or (axis := AXIS[orientation]) == steps.preview_axis(plan):
+                continue
+            pairs = {
+                "input": [steps.visited(plan, *each)[0] for each in (cache.read_volume(participants.cohort(plan, subject)[contrast]), volumes.read(inputs[contrast]))],
+                "harmonized": [cache.read_volume(truth[contrast])[0], volumes.read(made[contrast])[0]],
+            }
+            for arm, pair in pairs.items():
+                weight = steps.visited(plan, window, affine)[0]
+                frequency, correlation = metrics.fourier_correlation(*pair, weight, axis, steps.preview_axis(plan))
+                rows = {"arm": arm, "frequency_per_mm": frequency, "correlation": correlation}
+                parts.append(pd.DataFrame({**_about(subject, experiment, resolution, contrast), **rows, **_how(plan)}))
+        columns = [*_about(subject, experiment, resolution, CONTRASTS[0]), "arm", "frequency_per_mm", "correlation", *_how(plan)]
+        cache.write_table(path, pd.concat(parts) if parts else pd.DataFrame(columns=columns), key)
+    return cache.read_table(path)
+
+
+def all_frequencies(plan: Study) -> pd.DataFrame:
+    """`frequencies` of every subject in the experiments with one orientation (1a to 1c); written as ``tables/frequencies.csv``."""
+    experiments = [each for each in plan.experiments if each in ONE_ORIENTATION]
+    parts = [frequencies(plan, subject, experiment) for subject in plan.subjects for experiment in experiments]
+    return _gather(plan, "frequencies", parts)
+
+
+def cutoffs(curves: pd.DataFrame) -> pd.DataFrame:
+    """The frequency at which each curve of `all_frequencies` falls below 0.5: ``cutoff_per_mm``, a row per curve."""
+    from helpers.analysis import metrics
+
+    columns = [column for column in curves.columns if column not in ("frequency_per_mm", "correlation")]
+    if curves.empty:
+        return pd.DataFrame(columns=[*columns, "cutoff_per_mm"])
+    found = curves.groupby(columns, sort=False)[["frequency_per_mm", "correlation"]]
+    rows = [(*names, metrics.cutoff(rows.frequency_per_mm.to_numpy(), rows.correlation.to_numpy())) for names, rows in found]
+    return pd.DataFrame(rows, columns=[*columns, "cutoff_per_mm"])
+
+
+def attention(plan: Study, subject: int | str, experiment: str) -> pd.DataFrame:
+    """How much each source weighed in each harmonized image of one experiment, from the sidecars.
+
+    Returns
+    -------
+    DataFrame
+        One row per resolution, target contrast, reconstruction plane and source contrast: ``weight`` (mean over the slices, by the
+        area of the brain in each) and ``weight_sd`` (over the slices).
+    """
+    rows = []
+    for resolution in [None] if experiment == GROUND_TRUTH else plan.resolutions:
+        for target, path in steps.harmonized(plan, subject, experiment, resolution).items():
+            for plane, weights in volumes.read_sidecar(path)["Attention"].items():
+                for source in plan.given:
+                    about = _about(subject, experiment, resolution, source)
+                    about |= {"target": target, "plane": plane, "source": about.pop("contrast")}
+                    rows.append({**about, "weight": weights[source]["Mean"], "weight_sd": weights[source]["SD"], **_how(plan)})
+    return pd.DataFrame(rows)
+
+
+def all_attention(plan: Study) -> pd.DataFrame:
+    """`attention` of every subject in every experiment and in the ground truth; written as ``tables/attention.csv``."""
+    parts = [attention(plan, subject, experiment) for subject in plan.subjects for experiment in (GROUND_TRUTH, *plan.experiments)]
+    return _gather(plan, "attention", parts)
+
+
+def all_registrations(plan: Study) -> pd.DataFrame:
+    """The registration error of every stack, from the sidecars; written as ``tables/registrations.csv``.
+
+    Returns
+    -------
+    DataFrame
+        One row per subject, contrast, orientation and resolution: ``registration_error_mm``, the mean displacement over the brain.
+    """
+    rows = []
+    for subject in plan.subjects:
+        for contrast, orientation in plan.acquisitions():
+            for resolution in plan.resolutions:
+                sidecar = volumes.read_sidecar(steps.registered(plan, subject, contrast, orientation, resolution))
+                about = {"subject": _called(subject), "contrast": contrast, "orientation": orientation, "resolution": resolution.label}
+                about |= {"separation_mm": resolution.separation_mm, "registration_error_mm": sidecar["RegistrationErrorMm"]}
+                rows.append({**about, "transform": plan.transform, "seed": plan.seed})
+    columns = ["subject", "contrast", "orientation", "resolution", "separation_mm", "registration_error_mm", "transform", "seed"]
+    return _gather(plan, "registrations", [pd.DataFrame(rows, columns=columns)])
+
+
+def other_studies(folders: Iterable[str | Path], table: str = "scores") -> pd.DataFrame:
+    """A table of several studies, one below the other: of a study's `ladder`, or of its `planes`.
+
+    Parameters
+    ----------
+    folders : iterable of str or Path
+        Folders of results, or names of studies in ``data/derivatives``. Each must have been run to its end.
+    table : str
+        ``scores``, ``attention``, ``frequencies`` or ``registrations``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If one of them has no such table.
+    """
+    parts = [cache.read_table(_table_of(folder, table)) for folder in folders]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _table_of(study: str | Path, table: str) -> Path:
+    """A table of another study, which is given by its name or folder; FileNotFoundError if it has none."""
+    path = layout.DERIVATIVES / study / "tables" / f"{table}.csv"  # An absolute path stays what it is.
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such table: accepted are studies that were run to the end")
+    return path
+
+
+def _gather(plan: Study, name: str, parts: list[pd.DataFrame]) -> pd.DataFrame:
+    """Parts of a table that have rows, as one, written beside the study's other tables."""
+    filled = [part for part in parts if len(part)]
+    table = pd.concat(filled or parts[:1], ignore_index=True) if parts else pd.DataFrame()
+    volumes.write_bytes(folders.root(plan) / "tables" / f"{name}.csv", table.to_csv(index=False, float_format="%.6f").encode())
+    return table
+
+
+def _called(subject: int | str) -> int | str:
+    """A subject in tables. A label of digits would be read back as a number."""
+    return layout.name(subject) if isinstance(subject, str) else subject
+
+
+def _about(subject: int | str, experiment: str, resolution: Resolution | None, contrast: str) -> dict:
+    return {
+        "subject": _called(subject),
+        "experiment": experiment,
+        "resolution": resolution.label if resolution else GROUND_TRUTH,
+        "thickness_mm": resolution.thickness_mm if resolution else 1.0,
+        "gap_mm": resolution.gap_mm if resolution else 0.0,
+        "separation_mm": resolution.separation_mm if resolution else 1.0,
+        "contrast": contrast,
+        "orientation": sources(experiment)[contrast],
+    }
+
+
+def _how(plan: Study) -> dict:
+    columns = ("transform", "anatomy", "mask", "slice_step", "seed")
+    # Only where something was dropped, so that tables, and the keys that hold this, stay what they were.
+    dropped = {"dropped": "+".join(plan.dropped)} if plan.dropped else {}
+    return {"reconstruction": "+".join(plan.reconstruction), **{column: getattr(plan, column) for column in columns}, **dropped}
+
+
+def all_scores(plan: Study) -> pd.DataFrame:
+    """The tidy score table of the whole study, made where it is missing; written as ``tables/scores.csv``."""
+    parts = [scores(plan, subject, experiment) for subject in plan.subjects for experiment in (GROUND_TRUTH, *plan.experiments)]
+    return _gather(plan, "scores", parts)
+
+
+def last_scores(plan: Study) -> tuple[str, pd.DataFrame]:
+    """Name and score table of the study beside this one that was the last to run all of Table 1; if none did, of ``figures/ten``."""
+    for path in sorted(folders.root(plan).parent.glob("*/tables/scores.csv"), key=lambda path: path.stat().st_mtime, reverse=True):
+        table = cache.read_table(path)
+        if set(EXPERIMENTS) <= set(table.experiment):
+            return path.parent.parent.name, table
+    return "ten", cache.read_table(layout.FIGURES / "ten" / "scores.csv")
+
+
+def headline(plan: Study) -> str:
+    """The study in a few lines: mean scores inside the brain at its finest and coarsest resolution."""
+    table = cache.read_table(folders.root(plan) / "tables" / "scores.csv")
+    table = table[(table.region == "brain") & (table.arm != "ceiling")]
+    ends = table[table.separation_mm.isin([table.separation_mm.min(), table.separation_mm.max()])]
+    # A 3D image is its own reference: an infinite PSNR has no mean.
+    shown = ends.replace(float("inf"), float("nan")).pivot_table("psnr_db", ["experiment", "contrast"], ["arm", "resolution"])
+    return f"Mean PSNR inside the brain, dB ({table.subject.nunique()} subjects)\n{shown.round(1).to_string(na_rep='')}"
+
+
+def figure_2_panels(plan: Study, subject: int | str, examples: Mapping[str, tuple[str, Resolution | None]]) -> dict[str, np.ndarray]:
+    """The panels of figure 2: a slice of the T1w source and of the harmonized T1w image for each example.
+
+    Parameters
+    ----------
+    examples : dict
+        Label -> (experiment, resolution).
+
+    Returns
+    -------
+    dict
+        Title -> ndarray, 2D, upright, in units of the 95th percentile by which HACA3 scales a volume: that of the
+        subject's 3D image for the originals, that of the target image for the harmonized ones.
+    """
+    scale = {
+        "original": np.percentile(cache.read_volume(participants.cohort(plan, subject)["T1w"])[0], 95),
+        "harmonized": steps.targets(plan)["T1w"].norm,
+    }
+    panels = {"original": {}, "harmonized": {}}
+    for label, (experiment, resolution) in examples.items():
+        source = volumes.read(steps.source_images(plan, subject, experiment, resolution)["T1w"])
+        panels["original"][label] = steps.visited(plan, *source)[0]
+        panels["harmonized"][label] = volumes.read(steps.harmonized(plan, subject, experiment, resolution)["T1w"])[0]
+    middle = panels["original"]["HR"].shape[steps.slice_axis(plan)] // 2
+    return {
+        f"{row}, {label}": grid.upright(volume, plan.reconstruction[0], middle) / scale[row]
+        for row, images in panels.items()
+        for label, volume in images.items()
+    }
+
+
+def check_others(plan: Study) -> None:
+    """See that the studies which this one's analysis takes in were run.
+
+    Raises
+    ------
+    FileNotFoundError
+        Naming the key and the study.
+    """
+    for field in ("planes", "ladder"):
+        for each in getattr(plan, field):
+            try:
+                _table_of(each, "scores")
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{field} has {each!r}: {error}") from None

@@ -1,0 +1,133 @@
+"""Where a study stands, and how long the rest will take."""
+
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from helpers import layout
+from helpers.pipeline import cache, folders, graph, log
+from helpers.study import Study
+
+
+def report_folder(plan: Study) -> Path:
+    return folders.folder(plan) / "report"
+
+
+def expected_s(wanted: list[graph.Task], folder: Path) -> dict[str, float]:
+    """Task -> the seconds that it will take if all of its images are to be made.
+
+    By the study's own log, where it has such executions of the same notebook: the rough costs, times the median of what they
+    were off by. Without, the rough costs.
+    """
+    named = {task.name: task for task in wanted}
+    off = {}
+    for event in log.events(folder):
+        task = named.get(event.get("task"))
+        # One that found its images there says nothing about how long they take.
+        if task and event.get("event") == "done" and event.get("images", 0) >= task.images:
+            off.setdefault(task.notebook, []).append(event["seconds"] / task.cost_s)
+    return {task.name: task.cost_s * statistics.median(off.get(task.notebook, [1])) for task in wanted}
+
+
+def status(plan: Study) -> pd.DataFrame:
+    """Where a study stands. Nothing is changed.
+
+    Parameters
+    ----------
+    plan : Study
+        With its subjects named one by one, as `helpers.pipeline.participants.check_cohort` leaves them.
+
+    Returns
+    -------
+    DataFrame
+        One row per task: ``task``, ``stage`` (its notebook), ``state`` (done, running, failed or missing), ``seconds`` of its
+        last execution (NaN if there was none), ``expected_s`` and ``expected_mb`` of what is yet to be done, ``error``.
+    """
+    folder = report_folder(plan)
+    unfit = ()
+    if plan.bids_dir:
+        first = states(first_tasks(graph.tasks(plan)), folder)
+        unfit = unfit_subjects(plan, set(first.task[first.state == "failed"]))
+    return states(graph.tasks(plan, unfit), folder)
+
+
+def first_tasks(wanted: list[graph.Task]) -> list[graph.Task]:
+    """The tasks that need no other: the cohort and what is aimed at."""
+    return [task for task in wanted if not task.needs]
+
+
+def unfit_subjects(plan: Study, failed: set[str]) -> tuple[int | str, ...]:
+    """The subjects whose images could not be prepared, given the tasks that failed."""
+    return tuple(subject for subject in plan.subjects if f"00_cohort_{layout.name(subject)}" in failed)
+
+
+def states(wanted: list[graph.Task], folder: Path, repair: bool = False) -> pd.DataFrame:
+    running, last = set(), {}
+    for event in log.events(folder):
+        name = event.get("task")
+        if event.get("event") == "run":
+            running = set()
+        elif event.get("event") == "started":
+            running.add(name)
+        elif event.get("event") in ("done", "failed"):
+            running.discard(name)
+            last[name] = event
+    if repair or log.holder(folder) is None:  # Whoever repairs holds the study itself, and has started nothing yet.
+        running = set()
+    cost, rows = expected_s(wanted, folder), []
+    for task in wanted:
+        before = last.get(task.name, {})
+        if task.name in running:
+            state = "running"
+        elif is_done(task, folder, repair):
+            state = "done"
+        else:
+            state = "failed" if before.get("event") == "failed" else "missing"
+        left = state != "done"
+        error = before.get("error", "") if state == "failed" else ""
+        rows.append((task.name, task.notebook.stem, state, before.get("seconds"), left * cost[task.name], left * task.size_mb, error))
+    table = pd.DataFrame(rows, columns=["task", "stage", "state", "seconds", "expected_s", "expected_mb", "error"])
+    return table.astype({"seconds": float})
+
+
+def expected_hours(plan: Study, states: pd.DataFrame, workers: int) -> float:
+    """Hours that the tasks of `states` that are not done will take on some workers."""
+    left = states[states.expected_s > 0]
+    needs = graph.needs_of([task for task in graph.tasks(plan) if task.name in set(left.task)])
+    seconds = dict(zip(left.task, left.expected_s, strict=True))
+    return graph.makespan({name: needs[name] for name in graph.urgent_first(needs, seconds)}, seconds, workers) / 3600
+
+
+def is_done(task: graph.Task, folder: Path, repair: bool = False) -> bool:
+    return cache.notebook_is_done(folder, task.name, task.key, repair)
+
+
+def scaling(plan: Study, seconds: dict[str, float], workers: Iterable[int]) -> pd.DataFrame:
+    """How a study would scale: a simulation of its real graph with given durations, not a measurement.
+
+    Parameters
+    ----------
+    plan : Study
+        Its tasks and what they wait for.
+    seconds : dict
+        Task -> duration.
+    workers : iterable of int
+        Numbers of workers.
+
+    Returns
+    -------
+    DataFrame
+        ``workers``, ``hours``, ``speed_up`` over one worker, ``bound`` (the lesser of the workers and of the total over the
+        critical path: no order of the tasks does better), ``critical_path_h``.
+    """
+    needs = graph.needs_of(graph.tasks(plan))
+    needs = {name: needs[name] for name in graph.urgent_first(needs, seconds)}
+    total = sum(seconds[name] for name in needs)
+    longest = sum(seconds[name] for name in graph.critical_path(needs, seconds))
+    rows = []
+    for number in workers:
+        span = graph.makespan(needs, seconds, number)
+        rows.append((number, span / 3600, total / span, min(number, total / longest), longest / 3600))
+    return pd.DataFrame(rows, columns=["workers", "hours", "speed_up", "bound", "critical_path_h"])

@@ -1,0 +1,289 @@
+"""The steps of a study as files that are computed when they are missing: stacks, registered stacks, harmonized images.
+
+Each function returns paths. Arrays and physics live in the other rooms; this one only connects them.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from helpers import grid, layout, volumes
+from helpers.cohort import phantom
+from helpers.grid import AXIS
+from helpers.pipeline import cache, folders, models, participants
+from helpers.study import CONTRASTS, TARGET, Resolution, Study, sources, subject_seed, visited_slices
+
+
+def degraded(plan: Study, subject: int | str, contrast: str, orientation: str, resolution: Resolution) -> Path:
+    """The 2D acquisition simulated from the subject's high-resolution image."""
+    from helpers.acquisition import degradation, rf_pulse
+
+    source = participants.cohort(plan, subject)[contrast]
+    path = layout.image(folders.root(plan), subject, contrast, desc="degraded", acq=orientation, res=resolution.slug)
+    pulse = rf_pulse.Pulse()
+    parameters = {"orientation": orientation, "resolution": resolution.label, "pulse": dataclasses.asdict(pulse)}
+    key = cache.key("degradation", [source], parameters)
+
+    def work(_):
+        lr_volume, lr_affine = degradation.degrade(*cache.read_volume(source), orientation, resolution, pulse)
+        yield lr_volume, lr_affine, {**_acquisition(orientation, resolution), "SliceProfile": dataclasses.asdict(pulse)}
+
+    cache.compute({contrast: path}, key, [source], work)
+    return path
+
+
+def registered(plan: Study, subject: int | str, contrast: str, orientation: str, resolution: Resolution, transform: str | None = None) -> Path:
+    """The simulated 2D acquisition back on the 1 mm MNI grid.
+
+    The stack is first moved as a patient moves between scans; `transform` (the study's unless given)
+    says whether that motion is undone as it is known, or as ANTs estimates it against the subject's
+    own high-resolution image. The sidecar records the registration error.
+
+    In a preview with the known transform the file holds the visited slices only, as `visited` returns them: the whole volume is
+    sooner computed again from the stack (`registered_volume`) than read, and would take 13 MB.
+    """
+    from helpers import registration
+
+    transform = transform or plan.transform
+    stack, images = degraded(plan, subject, contrast, orientation, resolution), participants.cohort(plan, subject)
+    inputs = [stack, images[contrast], images["mask"]]
+    path = layout.image(folders.root(plan), subject, contrast, desc=f"registered{transform.capitalize()}", acq=orientation, res=resolution.slug)
+    parameters = {"transform": transform, "seed": plan.seed}
+    if some := _holds_slices(plan, transform):
+        parameters |= {"plane": plan.reconstruction[0], "slice_step": plan.slice_step}
+    key = cache.key("registration", inputs, parameters)
+
+    def work(_):
+        brain, affine = cache.read_volume(images["mask"])
+        true = registration.motion(plan.seed, subject, contrast, orientation)
+        if transform == "known":
+            estimated = true
+        else:
+            lr_volume, lr_affine = volumes.read(stack)
+            fixed, _ = cache.read_volume(images[contrast])
+            moved = registration.move(lr_affine, true)
+            estimated = registration.estimate(lr_volume, moved, fixed, affine, brain > 0, kind=transform, seed=plan.seed)
+        facts = {
+            **_acquisition(orientation, resolution),
+            "Transform": transform,
+            "RegistrationErrorMm": round(registration.error_mm(estimated, true, brain > 0, affine), 6),
+        }
+        whole = _resampled(stack, true, estimated)
+        if some:
+            yield *visited(plan, whole, affine), {**facts, "WholeVolumeSha256": hashlib.sha256(whole).hexdigest()}
+        else:
+            yield whole, affine, facts
+
+    cache.compute({contrast: path}, key, inputs, work)
+    return path
+
+
+def registered_volume(
+    plan: Study, subject: int | str, contrast: str, orientation: str, resolution: Resolution, transform: str | None = None
+) -> np.ndarray:
+    """The whole volume of `registered`, even where its file holds some slices only: shape (192, 224, 192), float32."""
+    from helpers import registration
+
+    transform = transform or plan.transform
+    if not _holds_slices(plan, transform):
+        return cache.read_volume(registered(plan, subject, contrast, orientation, resolution, transform))[0]
+    true = registration.motion(plan.seed, subject, contrast, orientation)
+    return _resampled(degraded(plan, subject, contrast, orientation, resolution), true, true)
+
+
+def _holds_slices(plan: Study, transform: str) -> bool:
+    """Whether files of registered stacks hold the visited slices only. What ANTs estimated is not computed again."""
+    return plan.slice_step > 1 and transform == "known"
+
+
+def _resampled(stack: Path, true: np.ndarray, estimated: np.ndarray) -> np.ndarray:
+    """A stack that lies as the `true` motion says, on the MNI grid by the `estimated` one."""
+    from helpers import registration
+
+    lr_volume, lr_affine = volumes.read(stack)
+    return registration.resample(lr_volume, registration.move(lr_affine, true), grid.SHAPE, grid.AFFINE, estimated)
+
+
+def source_images(plan: Study, subject: int | str, experiment: str, resolution: Resolution | None) -> dict[str, Path]:
+    """Contrast -> path of the image that HACA3 gets for it in an experiment of Table 1; nothing for a dropped contrast."""
+    return {
+        contrast: participants.cohort(plan, subject)[contrast] if orientation == "3D" else registered(plan, subject, contrast, orientation, resolution)
+        for contrast, orientation in plan.sources(experiment).items()
+    }
+
+
+def harmonized(plan: Study, subject: int | str, experiment: str, resolution: Resolution | None, again: bool = False) -> dict[str, Path]:
+    """The three harmonized images of one experiment at one resolution.
+
+    Parameters
+    ----------
+    experiment : str
+        A key of Table 1, or ``"3D"`` for the ground truth (then `resolution` is None).
+    again : bool
+        Sample the anatomy with another seed: two ground truths give the self-noise ceiling.
+
+    Returns
+    -------
+    dict
+        Target contrast -> path. A preview holds the visited slices only, with the affine that says so.
+    """
+    inputs = source_images(plan, subject, experiment, resolution)
+    aims = target_images(plan)
+    desc, res = "harmonizedAgain" if again else "harmonized", resolution.slug if resolution else None
+    paths = {contrast: layout.image(folders.root(plan), subject, contrast, desc=desc, rec=experiment, res=res) for contrast in CONTRASTS}
+    settings = {
+        "orientations": list(plan.reconstruction),
+        "anatomy": plan.anatomy,
+        "mask": plan.mask,
+        # One noise field per subject, the same for its ground truth and for every arm.
+        "seed": int(np.random.SeedSequence([plan.seed, subject_seed(subject), int(again)]).generate_state(1)[0]),
+        "slice_step": plan.slice_step,
+    }
+    weights = [models.checkpoint_hash(path) for path in models.checkpoints(plan)]
+    parents = [*inputs.values(), *aims.values()]
+    numbers = {contrast: list(each) for contrast, each in plan.targets if not isinstance(each, str)}
+    parameters = {"settings": settings, "models": weights, "how": models.network_options(plan)}
+    key = cache.key("harmonization", parents, {**parameters, **({"targets": numbers} if numbers else {})})
+
+    def work(missing):
+        shared = [contrast for contrast, orientation in sources(experiment).items() if orientation == "3D" and resolution]
+        images = {
+            contrast: _encoding(plan, subject, contrast, orientation, resolution, contrast in shared)
+            for contrast, orientation in plan.sources(experiment).items()
+        }
+        results = models.harmonizer(plan).harmonize(images, {contrast: targets(plan)[contrast] for contrast in missing}, **settings, details=True)
+        details = results["details"]
+
+        def attention(target: str) -> dict:
+            # Mean and spread over the slices, each with the weight of the brain that it shows: nearly empty ones say little.
+            summary = {}
+            for plane, weights in details.attention[target].items():
+                known = np.isfinite(weights).all(axis=1)
+                stack = np.moveaxis(details.unfused[target][plane], AXIS[plane], 0)
+                shown = np.count_nonzero(stack[known], axis=(1, 2))
+                mean = np.average(weights[known], axis=0, weights=shown)
+                sd = np.sqrt(np.average((weights[known] - mean) ** 2, axis=0, weights=shown))
+                found = zip(details.sources, mean.astype(float).round(6), sd.astype(float).round(6), strict=True)
+                summary[plane] = {source: {"Mean": m, "SD": d} for source, m, d in found}
+            return summary
+
+        device, options = models.harmonizer(plan).device, models.network_options(plan)
+        facts = {
+            "Experiment": experiment,
+            "SourceOrientations": plan.sources(experiment),
+            "Transform": plan.transform,
+            **({"Targets": numbers} if numbers else {}),
+            "Harmonization": {
+                **settings, **options, "compiled": options["compiled"] and device == "cpu", "device": device,
+                "weights": weights, "weights_file": Path(plan.weights).name,
+            },
+            **(_resolution(resolution) if resolution else {}),
+        }
+        for contrast in missing:
+            volume, affine = visited(plan, results[contrast], grid.AFFINE)
+            yield volume, affine, {**facts, "Attention": attention(contrast)}
+
+    cache.compute(paths, key, parents, work)
+    return paths
+
+
+def target_images(plan: Study) -> dict[str, Path]:
+    """Contrast -> path of the image that says how harmonized images look; a contrast given by theta and eta has none."""
+    if not plan.targets:
+        return {contrast: participants.cohort(plan, phantom.TARGET_SEED)[contrast] for contrast in CONTRASTS}
+    given = [contrast for contrast, each in plan.targets if isinstance(each, str)]
+    return {contrast: participants.cohort(plan, TARGET)[contrast] for contrast in given}
+
+
+def visited(plan: Study, volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The slices of an MNI volume that the study harmonizes and scores: all, or a preview's. What holds them alone stays as it is."""
+    axis = slice_axis(plan)
+    indices = visited_slices(grid.SHAPE[axis], plan.slice_step)
+    if volume.shape[axis] == len(indices):
+        return volume, affine
+    affine = affine.copy()
+    affine[:3, 3] += affine[:3, axis] * indices.start
+    affine[:3, axis] *= indices.step
+    some = np.moveaxis(np.moveaxis(volume, axis, 0)[indices.start :: indices.step], 0, axis)
+    return np.ascontiguousarray(some), affine  # what `take` gives, without its index for every voxel
+
+
+def slice_axis(plan: Study) -> int:
+    """Array axis across the slices of the study's (first) reconstruction plane on HACA3's MNI grid."""
+    return AXIS[plan.reconstruction[0]]
+
+
+def preview_axis(plan: Study) -> int | None:
+    """`slice_axis` if the study visits only some slices along it, None if it takes whole volumes."""
+    return slice_axis(plan) if plan.slice_step > 1 else None
+
+
+def _acquisition(orientation: str, resolution: Resolution) -> dict:
+    return {"MRAcquisitionType": "2D", "Orientation": orientation, **_resolution(resolution)}
+
+
+def _resolution(resolution: Resolution) -> dict:
+    return {
+        "SliceThickness": resolution.thickness_mm,
+        "SpacingBetweenSlices": resolution.separation_mm,
+        "Resolution": f"simulated 2D slices of {resolution.thickness_mm:g} mm with gaps of {resolution.gap_mm:g} mm",
+    }
+
+
+@functools.cache
+def targets(plan: Study) -> dict:
+    """What defines the target contrasts: theta, eta and intensity scale of the target subject's images, or of those given."""
+    from helpers import haca3
+
+    images = target_images(plan)
+    given = {contrast: each for contrast, each in plan.targets if not isinstance(each, str)}
+    aims = {contrast: haca3.Target(np.float32(each[:2]), np.float32(each[2:4]), each[4]) for contrast, each in given.items()}
+    path = folders.root(plan) / "encodings" / "targets.npz"
+    parameters = {"model": models.checkpoint_hash(models.checkpoints(plan)[0]), **models.network_options(plan)}
+    key = cache.key("harmonization", images.values(), parameters)
+    if not cache.is_done(path, key):
+        found = {contrast: models.harmonizer(plan).target(volumes.read(image)[0]) for contrast, image in images.items()}
+        arrays = {f"{contrast} {name}": value for contrast, target in found.items() for name, value in vars(target).items()}
+        cache.write_arrays(path, arrays, key)
+    arrays = cache.read_arrays(path)
+    for contrast in images:
+        aims[contrast] = haca3.Target(arrays[f"{contrast} theta"], arrays[f"{contrast} eta"], float(arrays[f"{contrast} norm"]))
+    return {contrast: aims[contrast] for contrast in CONTRASTS}
+
+
+def _encoding(plan: Study, subject: int | str, contrast: str, orientation: str, resolution: Resolution | None, shared: bool):
+    """A source as HACA3 takes it: of a preview encoded once, as long as this process remembers it.
+
+    A whole volume in three planes takes 0.5 GB of memory: there only a 3D image that is `shared` by the resolutions of an experiment
+    stays encoded.
+    """
+    if orientation == "3D":
+        resolution, path = None, participants.cohort(plan, subject)[contrast]
+    else:
+        path = registered(plan, subject, contrast, orientation, resolution)
+    source = (plan, subject, contrast, orientation, resolution, cache.content_hash(path))
+    if plan.slice_step > 1:
+        return _encoded_slices(*source)
+    return _encoded(*source) if shared else source_volume(*source)
+
+
+def source_volume(plan: Study, subject: int | str, contrast: str, orientation: str, resolution: Resolution | None, version: str) -> np.ndarray:
+    """A source as a whole volume. The `version` of its file is there for those who remember what was made of it."""
+    if orientation == "3D":
+        return cache.read_volume(participants.cohort(plan, subject)[contrast])[0]
+    return registered_volume(plan, subject, contrast, orientation, resolution)
+
+
+@functools.lru_cache(maxsize=21)
+def _encoded_slices(plan: Study, *source):
+    # 21: the three 3D images and the nine stacks of each of two resolutions, 1 MB a slice. Who goes through Table 1 resolution by
+    # resolution encodes each source once.
+    return models.harmonizer(plan).encode(source_volume(plan, *source), plan.reconstruction, plan.slice_step)
+
+
+@functools.lru_cache(maxsize=1)
+def _encoded(plan: Study, *source):
+    return models.harmonizer(plan).encode(source_volume(plan, *source), plan.reconstruction)

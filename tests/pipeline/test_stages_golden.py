@@ -1,0 +1,136 @@
+"""What each stage computed when its version was last raised, on small inputs: a change that nobody raised the version for fails here.
+
+Meant to change it was? Raise the version in `helpers.pipeline.cache.STAGES`, then ``python tests/pipeline/test_stages_golden.py``
+writes the golden numbers anew.
+"""
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from helpers import grid, layout, registration, study
+from helpers.acquisition import degradation
+from helpers.analysis import claims, metrics
+from helpers.cohort import examination, phantom, preparation
+from helpers.pipeline import cache, models, steps
+from helpers.study import Resolution
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "stages.json"
+#: Of a fingerprint, relative to the size of the array: processors differ in the last bits, and labels that are all but undecided may flip.
+TOLERANCE = 2e-3
+
+
+def fingerprint(array) -> list[float]:
+    """Root mean square, and three sums with fixed random weights, in units of what such a sum has by chance."""
+    flat = np.nan_to_num(np.asarray(array, np.float64).ravel())  # what a preview does not know is NaN
+    weights = np.random.default_rng(0).standard_normal((3, flat.size))
+    size = np.sqrt(np.mean(flat**2))
+    return [float(size), *(float(total) for total in weights @ flat / (max(size, 1e-30) * np.sqrt(flat.size)))]
+
+
+def blob(seed: int, shape=(40, 44, 38)) -> np.ndarray:
+    """A smooth random object in an empty field: something to cut, to move and to score."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal(shape), 2.0)
+    inside = sum(((np.arange(n) - n / 2) / (0.4 * n)).reshape([-1 if axis == a else 1 for a in range(3)]) ** 2 for axis, n in enumerate(shape)) < 1
+    return ((noise / noise.std() + 3).clip(0) * inside).astype(np.float32)
+
+
+@functools.cache
+def person():
+    return phantom.subject(12)
+
+
+def cohort():
+    """A subject's tissues and its three images, every other scanner of the study's."""
+    images = [phantom.render(person(), phantom.scanner(f"study-{n + 1}"), contrast, 5) for n, contrast in enumerate(study.CONTRASTS)]
+    return [person().brain, *images]
+
+
+def prepared():
+    """The parts of the preparation that take seconds: what is examined, biased, found to be brain, and seen as a person."""
+    image = phantom.render(person(), phantom.scanner("study-1"), "T1w", 5)
+    sharp = examination.sharpness(image, grid.AFFINE)
+    small = image[40:150:2, 40:180:2, 30:150:2]
+    starts = preparation.starts(image, grid.AFFINE)
+    return [sharp.thickness_mm, preparation.correct_bias(small, np.diag([2.0, 2, 2, 1])), np.array(starts), preparation.portrait(image)]
+
+
+def degraded():
+    volume, affine = blob(1), np.diag([-1.0, -1.0, 1.0, 1.0])
+    pairs = (("axial", Resolution(3, 0)), ("sagittal", Resolution(5, 1.5)), ("coronal", Resolution(4, 1.2)))
+    return [part for pair in pairs for part in degradation.degrade(volume, affine, *pair)]
+
+
+def registered():
+    volume, affine = blob(2), np.diag([-1.0, -1.0, 1.0, 1.0])
+    motion = registration.motion(0, 1, "T1w", "axial")
+    stack = degradation.degrade(volume, affine, "axial", Resolution(3, 0))
+    moved = registration.move(stack[1], motion)
+    estimated = registration.estimate(stack[0], moved, volume, affine, volume > 0, kind="rigid", seed=0)
+    # ANTs' steps end where they end: what it estimates is worth a tenth of a millimetre.
+    error = registration.error_mm(estimated, motion, volume > 0, affine)
+    return [motion, registration.resample(stack[0], moved, volume.shape, affine, motion), np.round(error, 0)]
+
+
+def harmonized():
+    """Slices of a subject's images, as a preview harmonizes them, what the attention weighed, and a target's description."""
+    plan = study.Study(slice_step=89)
+    network = models.harmonizer(plan)
+    images = {c: phantom.render(person(), phantom.scanner("study-1"), c, 5) for c in study.CONTRASTS}
+    target = network.target(phantom.render(person(), phantom.scanner("target"), "T1w", 6))
+    result = network.harmonize(images, {"T1w": target}, orientations=("axial",), slice_step=89, seed=3, mask="union", details=True)
+    slices, _ = steps.visited(plan, result["T1w"], grid.AFFINE)
+    weights = result["details"].attention["T1w"]["axial"]
+    return [target.theta, target.eta, target.norm, slices, weights[np.isfinite(weights)]]
+
+
+def scores():
+    truth, made = blob(3), blob(3) + 0.1 * blob(4)
+    rows = [[value for value in row.values() if isinstance(value, float)] for row in metrics.score(truth, made, truth > 0, None)]
+    preview = [[value for value in row.values() if isinstance(value, float)] for row in metrics.score(truth, made, truth > 0, 2)]
+    curve = metrics.fourier_correlation(truth, made, metrics.brain_window(truth > 0), 0, None)
+    return [rows, preview, *curve, metrics.cutoff(*curve)]
+
+
+def verdicts():
+    """Numbers behind the verdicts of the ten subjects."""
+    given, comparisons = claims.verdicts(cache.read_table(layout.FIGURES / "ten" / "scores.csv"))
+    columns = [np.nan_to_num(comparisons[name].to_numpy(float), posinf=0) for name in comparisons.select_dtypes("number")]
+    return [*columns, [list(given.verdict).count(word) for word in sorted(set(given.verdict))]]
+
+
+COMPUTE = {
+    "cohort": cohort,
+    "preparation": prepared,
+    "degradation": degraded,
+    "registration": registered,
+    "harmonization": harmonized,
+    "scores": scores,
+    "analysis": verdicts,
+}
+
+
+def numbers(stage: str) -> list[list[float]]:
+    return [fingerprint(part) for part in COMPUTE[stage]()]
+
+
+def test_every_stage_has_golden_numbers():
+    assert set(COMPUTE) == set(cache.STAGES) == set(json.loads(GOLDEN.read_text()))
+
+
+@pytest.mark.parametrize("stage", COMPUTE)
+def test_a_stage_computes_what_its_version_computed(stage):
+    golden = json.loads(GOLDEN.read_text())[stage]
+    anew = "python tests/pipeline/test_stages_golden.py writes the golden numbers anew"
+    assert golden["version"] == cache.STAGES[stage].version, anew
+    for now, then in zip(numbers(stage), golden["numbers"], strict=True):
+        assert now == pytest.approx(then, rel=TOLERANCE, abs=TOLERANCE), f"raise the version of the stage {stage}: {anew}"
+
+
+if __name__ == "__main__":
+    content = {stage: {"version": cache.STAGES[stage].version, "numbers": numbers(stage)} for stage in COMPUTE}
+    GOLDEN.write_text(json.dumps(content, indent=1) + "\n")
