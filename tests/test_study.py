@@ -3,6 +3,7 @@ import re
 import pytest
 from hypothesis import given, strategies as st
 
+from helpers import layout
 from helpers.pipeline.cluster import Cluster
 from helpers.study import (
     CONTRASTS,
@@ -300,3 +301,108 @@ def test_a_study_file_that_is_no_utf_8_says_so(tmp_path):
     (tmp_path / "mine.toml").write_bytes('name = "x"'.encode("utf-16"))
     with pytest.raises(ValueError, match="mine.toml: not TOML: byte 1 is no UTF-8: accepted is a file saved as UTF-8"):
         Study.from_toml(tmp_path / "mine.toml")
+
+
+# Study files that build on others
+
+EIGHT_RESOLUTIONS = tuple(resolution.label for resolution in RESOLUTIONS)
+TEN = {"subjects": range(1, 11), "resolutions": EIGHT_RESOLUTIONS, "slice_step": 23}
+WHOLE = {
+    "reconstruction": ("axial", "coronal", "sagittal"),
+    "slice_step": 1,
+    "fusion": "data/models/fusion-small.pt",
+}
+LADDER = {**TEN, "resolutions": ("5||1.5",)}
+SHIPPED_STUDIES = {
+    "demo": {**TEN, "resolutions": ("3||0", "4||0", "5||1.5")},
+    "ten": {**TEN, "planes": ("ten-coronal", "ten-sagittal")},
+    "ten-coronal": {**TEN, "reconstruction": ("coronal",)},
+    "ten-sagittal": {**TEN, "reconstruction": ("sagittal",)},
+    "ten-union": {**TEN, "experiments": ("1a", "3", "5"), "mask": "union"},
+    "ten-argmax": {
+        **TEN,
+        "subjects": range(1, 5),
+        "experiments": ("1a", "1b"),
+        "reconstruction": ("coronal",),
+        "anatomy": "argmax",
+    },
+    "ladder": {**LADDER, "ladder": ("ladder-rigid", "ladder-affine")},
+    "ladder-rigid": {**LADDER, "transform": "rigid"},
+    "ladder-affine": {**LADDER, "transform": "affine"},
+    "paper": {**TEN, **WHOLE, "transform": "rigid"},
+    "slurm": {**TEN, **WHOLE, "transform": "rigid", "name": "paper"},
+    "whole": {
+        **WHOLE,
+        "subjects": (1, 2),
+        "experiments": ("1a", "1b", "1c", "2", "3", "4"),
+        "resolutions": ("5||1.5",),
+    },
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED_STUDIES)
+def test_a_shipped_study_is_what_it_says(name):
+    expected = {"name": name, **SHIPPED_STUDIES[name]}
+    expected["subjects"] = tuple(expected["subjects"])
+    assert Study.from_toml(layout.ROOT / "studies" / f"{name}.toml") == Study(**expected)
+
+
+def test_every_shipped_study_is_tested():
+    assert {path.stem for path in (layout.ROOT / "studies").glob("*.toml")} == set(SHIPPED_STUDIES)
+
+
+def write_files(folder, **texts):
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.toml").write_text(text)
+
+
+def test_a_study_file_changes_what_it_says_of_the_file_that_it_extends(tmp_path):
+    write_files(tmp_path, a='seed = 3\nsubjects = [2]\nselect = {T1w = "run-1"}\n')
+    write_files(tmp_path, **{"sub/b": 'extends = "../a.toml"\nsubjects = [4, 5]\n'})
+    write_files(tmp_path, c='extends = "sub/b.toml"\nslice_step = 7\nselect = {T2w = "run-2"}\n')
+    plan = Study.from_toml(tmp_path / "c.toml")
+    # A table is replaced whole, as any value.
+    assert plan == Study(name="c", seed=3, subjects=[4, 5], slice_step=7, select={"T2w": "run-2"})
+
+
+def test_a_study_that_extends_another_does_not_write_into_its_folder_unless_it_says_so(tmp_path):
+    write_files(tmp_path, a=f'name = "first"\noutput_dir = "{tmp_path / "results"}"\n', b='extends = "a.toml"\n')
+    plan = Study.from_toml(tmp_path / "b.toml")
+    assert (plan.name, plan.output_dir) == ("b", "")
+
+
+def test_a_study_file_has_the_cluster_of_the_file_that_it_extends_or_its_own(tmp_path):
+    write_files(tmp_path, a='[cluster]\nkind = "slurm"\njobs = 7\n', b='extends = "a.toml"\n')
+    write_files(tmp_path, c='extends = "b.toml"\n[cluster]\nworkers = 3\n')
+    assert Cluster.from_toml(tmp_path / "b.toml") == Cluster(kind="slurm", jobs=7)
+    assert Cluster.from_toml(tmp_path / "c.toml") == Cluster(workers=3)
+
+
+@pytest.mark.parametrize(
+    "texts, message",
+    [
+        ({"a": 'extends = "b.toml"'}, "{0}/b.toml: no such study file (extends in {0}/a.toml)"),
+        ({"a": 'extends = "a.toml"'}, "{0}/a.toml: builds on itself (extends in {0}/a.toml): accepted is"),
+        (
+            {"a": 'extends = "b.toml"', "b": 'extends = "./a.toml"'},
+            "{0}/a.toml: builds on itself (extends in {0}/b.toml): accepted is",
+        ),
+        ({"a": "extends = 3"}, "{0}/a.toml: extends is 3: accepted is the path of another study file"),
+        ({"a": 'extends = ""'}, "{0}/a.toml: extends is '': accepted is the path"),
+        ({"a": 'extends = "$NOWHERE/b.toml"'}, "{0}/a.toml: extends: path is '$NOWHERE/b.toml': there is no variable"),
+        ({"a": 'extends = "b.toml"', "b": "seed = ["}, "{0}/b.toml: not TOML"),
+        ({"a": 'extends = "b.toml"', "b": "sed = 1"}, "{0}/b.toml: unknown key 'sed': did you mean seed?"),
+        ({"a": 'extends = "b.toml"', "b": "seed = -1"}, "{0}/b.toml: seed is -1: accepted are"),
+        ({"a": 'extends = "b.toml"\nseed = -1', "b": ""}, "{0}/a.toml: seed is -1: accepted are"),
+    ],
+)
+def test_a_study_file_that_cannot_be_extended_is_refused_in_one_line_that_names_the_file(
+    texts, message, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("NOWHERE", raising=False)
+    write_files(tmp_path, **texts)
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        Study.from_toml(tmp_path / "a.toml")
+    assert str(error.value).replace("/./", "/").startswith(message.format(tmp_path))
+    assert "\n" not in str(error.value)

@@ -300,26 +300,47 @@ def subject_seed(subject: int | str) -> int:
     return 2**32 + zlib.crc32(subject.encode()) if isinstance(subject, str) else subject
 
 
-def read_toml(path: str | Path) -> dict:
-    """The content of a study file.
+def read_toml(path: str | Path) -> list[tuple[Path, dict]]:
+    """A study file and the files that it builds on (``extends = "ten.toml"``, relative to the file that says so).
+
+    Returns
+    -------
+    list of (Path, dict)
+        File and content, without ``extends``; the file that builds on no other first, `path` last.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is not TOML.
+        If one is not TOML, or builds on itself.
     """
+    files, extended_by = [], ""
     path = expand_path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such study file")
-    try:
-        # TOML wants UTF-8; some editors put a byte order mark before it.
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not TOML: byte {error.start + 1} is no UTF-8: accepted is a file saved as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path}: not TOML ({error})") from None
+    while True:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such study file{extended_by}")
+        if any(path.samefile(file) for file, _ in files):
+            raise ValueError(f"{path}: builds on itself{extended_by}: accepted is a chain of files that has an end")
+        try:
+            # TOML wants UTF-8; some editors put a byte order mark before it.
+            values = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            accepted = "accepted is a file saved as UTF-8"
+            raise ValueError(f"{path}: not TOML: byte {error.start + 1} is no UTF-8: {accepted}") from None
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{path}: not TOML ({error})") from None
+        files.insert(0, (path, values))
+        if "extends" not in values:
+            return files
+        base = values.pop("extends")
+        if not isinstance(base, str) or not base.strip():
+            raise ValueError(f"{path}: extends is {base!r}: accepted is the path of another study file")
+        extended_by = f" (extends in {path})"
+        try:
+            path = path.parent / expand_path(base)
+        except ValueError as error:
+            raise ValueError(f"{path}: extends: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -500,6 +521,9 @@ class Study:
     def from_toml(cls, path: str | Path) -> "Study":
         """Read a study file, whole, before anything starts.
 
+        A file that builds on another (``extends``) takes over its values, but not its `name` and `output_dir`: two studies do not
+        write into one folder unless both files say so. Unless given, the name is that of the file.
+
         Raises
         ------
         FileNotFoundError
@@ -507,15 +531,19 @@ class Study:
         ValueError
             If it is not TOML, has an unknown key (the nearest known one is named) or a bad value.
         """
-        path, values = expand_path(path), read_toml(path)
         known = [field.name for field in fields(cls)]
-        # Where it is computed is for `helpers.pipeline.cluster` to read: it does not decide what is computed.
-        check_keys(str(path), values, [*known, "cluster"])
-        values.pop("cluster", None)
-        try:
-            return cls(**{"name": path.stem, **values})
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: {error}") from None
+        inherited = {}
+        for file, values in read_toml(path):
+            # Where it is computed is for `helpers.pipeline.cluster` to read: it does not decide what is computed.
+            check_keys(str(file), values, [*known, "extends", "cluster"])
+            values = inherited | {key: value for key, value in values.items() if key != "cluster"}
+            try:
+                # Every file of the chain must be a study of its own, so an error names the file that has it.
+                study = cls(**{"name": file.stem, **values})
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{file}: {error}") from None
+            inherited = {key: value for key, value in values.items() if key not in ("name", "output_dir")}
+        return study
 
     def literals(self) -> dict:
         """The study as plain lists, strings and numbers: what a notebook's parameters cell can hold."""

@@ -160,19 +160,24 @@ class Cluster:
     def from_toml(cls, path: str | Path) -> "Cluster":
         """Read the ``[cluster]`` table of a study file, which `Study.from_toml` has found readable; none is ``local``.
 
+        Without a table of its own a file has that of the file that it extends.
+
         Raises
         ------
         ValueError
             If it has an unknown key (the nearest known one is named) or a bad value.
         """
-        table = read_toml(path).get("cluster", {})
+        tables = [(file, values["cluster"]) for file, values in read_toml(path) if "cluster" in values]
+        if not tables:
+            return cls()
+        file, table = tables[-1]
         if not isinstance(table, dict):
-            raise ValueError(f"{path}: cluster is {table!r}: accepted is a table, [cluster]")
-        check_keys(f"{path}: [cluster]", table, [field.name for field in fields(cls)])
+            raise ValueError(f"{file}: cluster is {table!r}: accepted is a table, [cluster]")
+        check_keys(f"{file}: [cluster]", table, [field.name for field in fields(cls)])
         try:
             return cls(**table)
         except ValueError as error:
-            raise ValueError(f"{path}: [cluster]: {error}") from None
+            raise ValueError(f"{file}: [cluster]: {error}") from None
 
     def size(self) -> int:
         """Notebooks at a time."""
