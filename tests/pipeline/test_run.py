@@ -270,13 +270,13 @@ def test_an_untouched_study_has_no_folder_after_status_and_dry_run(tmp_path, cap
 
 def test_what_failed_is_told_with_its_error_until_it_is_done(finished, capsys):
     plan, study, _ = finished
-    report = folders.folder(plan) / "report"
+    folder = folders.folder(plan) / "report"
     name = "02_degradation_sub-sim02"
-    cache.forget_notebook(report, name)
-    log.log(report, event="failed", task=name, seconds=3.0, images=0, error="ValueError: <so>")
+    cache.forget_notebook(folder, name)
+    log.log(folder, event="failed", task=name, seconds=3.0, images=0, error="ValueError: <so>")
     assert cli.main(["status", str(study)]) == 0
     assert f"failed: {name}: ValueError: <so>" in capsys.readouterr().out
-    page = report.page(plan, status.status(plan), report, {"Left out": ["sub-3: <no>"], "Warnings": []})
+    page = report.page(plan, status.status(plan), folder, {"Left out": ["sub-3: <no>"], "Warnings": []})
     assert "<li>sub-3: &lt;no&gt;</li>" in page
     assert "Warnings" not in page
     row = f'<td><a href="{name}.html">{name}</a></td><td>failed</td><td class="time">0:03</td><td>ValueError: &lt;so&gt;</td>'

@@ -12,7 +12,7 @@ import pytest
 
 from helpers import layout, volumes
 from helpers.analysis import claims
-from helpers.pipeline import folders, models, participants, scoring, steps
+from helpers.pipeline import cache, folders, models, participants, scoring, steps
 from helpers.study import CONTRASTS, GROUND_TRUTH, ORIENTATIONS, Resolution, Study
 
 AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
@@ -254,6 +254,41 @@ def test_studies_of_a_ladder_are_put_one_below_the_other_and_a_missing_one_is_na
     assert scoring.other_studies([]).empty
     with pytest.raises(FileNotFoundError, match="nowhere/tables/scores.csv: no such table"):
         scoring.other_studies([tmp_path / "nowhere"])
+
+
+# What each kind of file belongs to: the stage that computes it, whose version and libraries its key holds.
+STAGE_OF = {"desc-preproc": "cohort", "desc-brain": "cohort", "desc-degraded": "degradation", "desc-registered": "registration",
+            "desc-harmonized": "harmonization", "_scores.csv": "scores", "tables/inputs": "scores", "_frequencies.csv": "scores"}  # fmt: skip
+
+
+def keys_of(plan, monkeypatch):
+    """File -> the key that it is asked for under, of everything that the scores and frequencies of 1a rest on. Nothing is computed."""
+    keys = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "is_done", lambda path, key: bool(keys.setdefault(path, key)))
+        scoring.scores(plan, 1, "1a")
+        scoring.frequencies(plan, 1, "1a")
+    return keys
+
+
+@pytest.mark.parametrize(
+    "raised, libraries",
+    [(stage, ()) for stage in ("cohort", "preparation", "degradation", "registration", "harmonization", "scores", "analysis")]
+    + [((), (name,)) for name in ("antspyx", "torch", "sigpy", "scipy", "numpy", "scikit-image", "nibabel", "dask")],
+)
+def test_a_raised_version_and_another_library_run_exactly_what_depends_on_them(scored, plan, monkeypatch, raised, libraries):
+    scoring.frequencies(plan, 1, "1a")
+    before = keys_of(plan, monkeypatch)
+    if raised:
+        stage = cache.STAGES[raised]
+        monkeypatch.setitem(cache.STAGES, raised, dataclasses.replace(stage, version=stage.version + 1))
+    monkeypatch.setattr(cache, "library_version", lambda name, known=cache.library_version: "0" if name in libraries else known(name))
+    after = keys_of(plan, monkeypatch)
+    changed = {path for path in before if before[path] != after[path]}
+    expected = {stage for stage in cache.STAGES if stage == raised or set(cache.STAGES[stage].libraries) & set(libraries)}
+    stages = {path: next(stage for part, stage in STAGE_OF.items() if part in str(path)) for path in before}
+    assert set(stages.values()) == {"cohort", "degradation", "registration", "harmonization", "scores"}
+    assert changed == {path for path, stage in stages.items() if stage in expected}
 
 
 def test_what_is_done_is_not_done_again(plan):
