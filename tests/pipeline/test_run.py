@@ -14,7 +14,7 @@ import nbformat
 import pytest
 
 from helpers import volumes
-from helpers.pipeline import cache, clean, cli, execution, folders, graph, log, run, status
+from helpers.pipeline import cache, clean, cli, execution, folders, graph, log, report, run, status
 from helpers.pipeline.cluster import Cluster
 from helpers.pipeline.graph import Task
 from helpers.study import EXPERIMENTS, Study

@@ -122,7 +122,11 @@ def test_every_stage_has_golden_numbers():
     assert set(COMPUTE) == set(cache.STAGES) == set(json.loads(GOLDEN.read_text()))
 
 
-@pytest.mark.parametrize("stage", COMPUTE)
+#: A subject takes ten seconds to simulate, and as long to be examined.
+SLOW = ("cohort", "preparation")
+
+
+@pytest.mark.parametrize("stage", [pytest.param(stage, marks=[pytest.mark.slow] * (stage in SLOW)) for stage in COMPUTE])
 def test_a_stage_computes_what_its_version_computed(stage):
     golden = json.loads(GOLDEN.read_text())[stage]
     anew = "python tests/pipeline/test_stages_golden.py writes the golden numbers anew"
