@@ -44,19 +44,23 @@ def person():
     return phantom.subject(12)
 
 
+@functools.cache
+def image(contrast, scanner="study-1", noise_seed=5):
+    return phantom.render(person(), phantom.scanner(scanner), contrast, noise_seed)
+
+
 def cohort():
     """A subject's tissues and its three images, every other scanner of the study's."""
-    images = [phantom.render(person(), phantom.scanner(f"study-{n + 1}"), contrast, 5) for n, contrast in enumerate(study.CONTRASTS)]
-    return [person().brain, *images]
+    return [person().brain, *(image(contrast, f"study-{n + 1}") for n, contrast in enumerate(study.CONTRASTS))]
 
 
 def prepared():
     """The parts of the preparation that take seconds: what is examined, biased, found to be brain, and seen as a person."""
-    image = phantom.render(person(), phantom.scanner("study-1"), "T1w", 5)
-    sharp = examination.sharpness(image, grid.AFFINE)
-    small = image[40:150:2, 40:180:2, 30:150:2]
-    starts = preparation.starts(image, grid.AFFINE)
-    return [sharp.thickness_mm, preparation.correct_bias(small, np.diag([2.0, 2, 2, 1])), np.array(starts), preparation.portrait(image)]
+    t1 = image("T1w")
+    sharp = examination.sharpness(t1, grid.AFFINE)
+    small = t1[40:150:2, 40:180:2, 30:150:2]
+    starts = preparation.starts(t1, grid.AFFINE)
+    return [sharp.thickness_mm, preparation.correct_bias(small, np.diag([2.0, 2, 2, 1])), np.array(starts), preparation.portrait(t1)]
 
 
 def degraded():
@@ -80,8 +84,8 @@ def harmonized():
     """Slices of a subject's images, as a preview harmonizes them, what the attention weighed, and a target's description."""
     plan = study.Study(slice_step=89)
     network = models.harmonizer(plan)
-    images = {c: phantom.render(person(), phantom.scanner("study-1"), c, 5) for c in study.CONTRASTS}
-    target = network.target(phantom.render(person(), phantom.scanner("target"), "T1w", 6))
+    images = {contrast: image(contrast) for contrast in study.CONTRASTS}
+    target = network.target(image("T1w", "target", 6))
     result = network.harmonize(images, {"T1w": target}, orientations=("axial",), slice_step=89, seed=3, mask="union", details=True)
     slices, _ = steps.visited(plan, result["T1w"], grid.AFFINE)
     weights = result["details"].attention["T1w"]["axial"]
