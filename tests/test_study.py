@@ -264,6 +264,12 @@ def test_a_path_is_read_as_people_write_it(home, text):
     assert Study(**plan.literals()) == plan
 
 
+def test_a_path_that_was_pasted_with_quotes_or_as_an_address_of_a_file_is_that_path(home):
+    folder = home / "my data"
+    for text in (f"'{folder}'", f'"{folder}/"', folder.as_uri(), "file://" + str(folder), '"~/my data"'):
+        assert Study(bids_dir=text).bids_dir == str(folder)
+
+
 def test_weights_stay_relative_to_the_repository_and_names_of_studies_are_names(home):
     plan = Study(weights="~/my data/w.pt", fusion="data/models/fusion-small.pt", ladder=["ladder-rigid", "~/my data"])
     assert plan.weights == str(home / "my data" / "w.pt")

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import tomllib
+import urllib.parse
 import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
@@ -195,7 +196,7 @@ def visited_slices(n: int, step: int) -> range:
 
 
 def expand_path(path: str | Path) -> Path:
-    """A path as people write it: ``~`` and ``$VARIABLES`` are replaced, spaces around it and slashes behind it dropped.
+    """A path as people write or paste it: ``~`` and ``$VARIABLES`` are replaced; spaces, quotes, slashes behind it and ``file://`` dropped.
 
     Relative paths stay relative. A file or folder that is called so, dollars and all, is taken as it is.
 
@@ -210,6 +211,10 @@ def expand_path(path: str | Path) -> Path:
     'data/anatomy'
     """
     text = str(path).strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        text = text[1:-1].strip()
+    # What file managers copy; spaces are written as %20 there.
+    text = urllib.parse.unquote(text.removeprefix("file://")) if text.startswith("file:///") else text
     if "$" in text and Path(text).exists():
         return Path(text)
     expanded = os.path.expanduser(os.path.expandvars(text))
