@@ -71,25 +71,32 @@ def test_the_parameters_are_annotated_literals_with_a_comment_each(notebook):
 
 
 # Small parameters: one subject, one or two resolutions, one plane.
+SMALL_STUDY = {"name": "small", "experiments": ["3"], "resolutions": ["5||1.5"]}
 SMALL = {
-    "00_cohort": {"name": "small"},
-    "01_slice_profiles": {"name": "small", "interactive": False},
-    "02_degradation": {"name": "small", "interactive": False, "experiments": ["3"], "resolutions": ["5||1.5"]},
-    "03_registration": {"name": "small", "experiments": ["3"], "resolutions": ["5||1.5"]},
-    "04_harmonization": {"name": "small", "experiment": 3, "resolutions": ["5||1.5"], "slice_step": 37},
-    "05_analysis": {"name": "small", "subjects": [1], "experiments": ["3"], "resolutions": ["5||1.5"], "slice_step": 37},
+    "00_cohort": {"changes": {"name": "small"}},
+    "01_slice_profiles": {"changes": {"name": "small"}, "interactive": False},
+    "02_degradation": {"changes": SMALL_STUDY, "interactive": False},
+    "03_registration": {"changes": SMALL_STUDY},
+    "04_harmonization": {"experiment": 3, "changes": {**SMALL_STUDY, "slice_step": 37}},
+    "05_analysis": {"changes": {**SMALL_STUDY, "subjects": [1], "slice_step": 37}},
     "06_protocol_survey": {"name": "small"},
     "07_lab_meeting": {"name": "small", "subjects": [1], "interactive": False},
     "a1_train_harmonizer": {"subjects": 2, "slices": 8, "steps": 12, "eta_steps": 4, "fusion_steps": 0, "slice_step": 60},
 }
 
 
+def into(folder, parameters, known):
+    """Parameters by which a notebook writes into a folder."""
+    if "changes" in known:
+        return {**parameters, "changes": {**parameters.get("changes", {}), "output_dir": str(folder)}}
+    return {**parameters, "output_dir" if "output_dir" in known else "folder": str(folder)}
+
+
 @pytest.mark.parametrize("stem", [pytest.param(stem, marks=pytest.mark.slow) if stem.startswith("a") else stem for stem in SMALL])
 def test_it_runs_under_papermill_from_another_folder(stem, results_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     known = papermill.inspect_notebook(str(layout.NOTEBOOKS / f"{stem}.ipynb"))
-    folder = "output_dir" if "output_dir" in known else "folder"
-    parameters = {**SMALL[stem], folder: str(results_dir)}
+    parameters = into(results_dir, SMALL[stem], known)
     assert set(parameters) <= set(known)
     executed = papermill.execute_notebook(
         str(layout.NOTEBOOKS / f"{stem}.ipynb"), str(tmp_path / "out.ipynb"), parameters, progress_bar=False, cwd=str(tmp_path)
@@ -110,28 +117,28 @@ def test_the_analysis_wrote_its_figures_beside_their_data(results_dir):
     "stem, parameter, value, message",
     [
         ("04_harmonization", "experiment", "1d", "ValueError: experiment is '1d': accepted are 1a"),
-        ("04_harmonization", "resolutions", ["5|1"], "ValueError: resolution '5|1' is unknown"),
+        ("04_harmonization", "changes", {"resolutions": ["5|1"]}, "ValueError: resolution '5|1' is unknown"),
+        ("05_analysis", "changes", {"anatmy": "argmax"}, "ValueError: changes: unknown key 'anatmy': did you mean anatomy?"),
+        ("00_cohort", "study", "studies/dmo.toml", "studies/dmo.toml: no such study file"),
         ("02_degradation", "contrast", "PDw", "ValueError: contrast is 'PDw': accepted are T1w, T2w, FLAIR"),
         ("03_registration", "orientation", "oblique", "ValueError: orientation is 'oblique': accepted are axial"),
         ("06_protocol_survey", "measure", "psnr", "ValueError: measure is 'psnr': accepted are psnr_db, ssim"),
     ],
 )
 def test_a_bad_parameter_stops_it_at_once_and_is_named(stem, parameter, value, message, tmp_path):
+    path = str(layout.NOTEBOOKS / f"{stem}.ipynb")
+    parameters = into(tmp_path / "results", {parameter: value}, papermill.inspect_notebook(path))
     with pytest.raises(PapermillExecutionError) as error:
-        papermill.execute_notebook(
-            str(layout.NOTEBOOKS / f"{stem}.ipynb"),
-            str(tmp_path / "out.ipynb"),
-            {parameter: value, "output_dir": str(tmp_path / "results")},
-            progress_bar=False,
-        )
+        papermill.execute_notebook(path, str(tmp_path / "out.ipynb"), parameters, progress_bar=False)
     assert message in f"{error.value.ename}: {error.value.evalue}"
     assert not (tmp_path / "results").exists()
 
 
 def test_harmonization_shows_a_dropped_contrast_as_a_target_alone(results_dir, tmp_path):
-    small = {**SMALL["04_harmonization"], "dropped": ["T2w"], "output_dir": str(results_dir)}
     path = str(layout.NOTEBOOKS / "04_harmonization.ipynb")
-    executed = papermill.execute_notebook(path, str(tmp_path / "out.ipynb"), small, progress_bar=False, cwd=str(tmp_path))
+    parameters = into(results_dir, SMALL["04_harmonization"], papermill.inspect_notebook(path))
+    parameters["changes"]["dropped"] = ["T2w"]
+    executed = papermill.execute_notebook(path, str(tmp_path / "out.ipynb"), parameters, progress_bar=False, cwd=str(tmp_path))
     tables = [output["data"]["text/plain"] for cell in code_cells(executed) for output in cell.outputs if "text/plain" in output.get("data", {})]
     assert "{'T1w': '3D', 'FLAIR': 'axial'}" in tables
     (scores,) = [each for each in tables if "input" in each]
@@ -141,7 +148,7 @@ def test_harmonization_shows_a_dropped_contrast_as_a_target_alone(results_dir, t
 
 def test_papermill_by_hand_takes_the_experiment_as_a_number(results_dir, tmp_path):
     command = [sys.executable, "-m", "papermill", str(layout.NOTEBOOKS / "04_harmonization.ipynb"), "out.ipynb", "-p", "experiment", "3"]
-    command += ["-p", "name", "small", "-p", "output_dir", str(results_dir), "-y", "{resolutions: ['5||1.5'], slice_step: 37}"]
+    command += ["-y", f"{{changes: {{name: small, output_dir: '{results_dir}', resolutions: ['5||1.5'], slice_step: 37}}}}"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     executed = json.loads((tmp_path / "out.ipynb").read_text())
     assert all(cell["metadata"]["papermill"]["exception"] in (False, None) for cell in executed["cells"])

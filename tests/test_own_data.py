@@ -189,7 +189,7 @@ def test_a_subject_whose_images_turn_out_unfit_is_left_out_and_the_study_goes_on
     assert {task.name for task in second} & {"01_slice_profiles", "04_harmonization_sub-02"}
     assert not [task for task in second if "sub-01" in task.name]
     (analysis,) = [task for task in second if task.name == "05_analysis"]
-    assert analysis.parameters["subjects"] == ["02"]
+    assert analysis.parameters["changes"]["subjects"] == ["02"]
     graph.check_parameters(second)
     assert outcome.failed == {"00_cohort_sub-01": "ValueError: clipped"}
     assert outcome.skipped == []
@@ -328,7 +328,7 @@ def test_every_notebook_of_a_study_that_drops_a_contrast_knows_it(tmp_path):
     plan = Study(bids_dir=str(tmp_path), subjects=["p1"], dropped=["FLAIR"])
     wanted = graph.tasks(plan)
     graph.check_parameters(wanted)
-    assert all(task.parameters["dropped"] == ["FLAIR"] for task in wanted)
+    assert all(task.parameters["changes"]["dropped"] == ["FLAIR"] for task in wanted)
     images = {task.name: task.images for task in wanted}
     # Three orientations of two contrasts at eight resolutions.
     assert (images["00_cohort_sub-p1"], images["02_degradation_sub-p1"], images["03_registration_sub-p1"]) == (2, 48, 48)

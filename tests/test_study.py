@@ -412,3 +412,48 @@ def test_a_study_file_that_cannot_be_extended_is_refused_in_one_line_that_names_
         Study.from_toml(tmp_path / "a.toml")
     assert str(error.value).replace("/./", "/").startswith(message.format(tmp_path))
     assert "\n" not in str(error.value)
+
+
+# The study of a notebook's parameters
+
+
+def test_a_notebook_has_the_study_of_its_file_with_some_changes(home):
+    demo = Study.from_toml(layout.ROOT / "studies" / "demo.toml")
+    # From any folder.
+    assert Study.from_parameters("studies/demo.toml", {}) == demo
+    (home / "mine.toml").write_text('extends = "base.toml"\nseed = 3\n')
+    (home / "base.toml").write_text('slice_step = 7\n')
+    plan = Study.from_parameters("~/mine.toml", {"anatomy": "argmax", "seed": 4}, subjects=[2])
+    assert plan == Study(name="mine", slice_step=7, seed=4, anatomy="argmax", subjects=[2])
+
+
+def test_without_a_file_a_notebook_has_the_defaults_with_some_changes():
+    assert Study.from_parameters("", {}) == Study()
+    assert Study.from_parameters("", {"seed": 2}, subjects=["01"]) == Study(seed=2, subjects=["01"])
+
+
+def test_a_change_of_the_variant_changes_the_mask_that_the_file_does_not_say(tmp_path):
+    (tmp_path / "mine.toml").write_text("")
+    assert Study.from_parameters(str(tmp_path / "mine.toml"), {"variant": "haca3plus"}).mask == "union"
+
+
+@pytest.mark.parametrize(
+    "study, changes, message",
+    [
+        ("studies/dmo.toml", {}, "{0}/studies/dmo.toml: no such study file"),
+        (3, {}, "study is 3: accepted is the path of a study file"),
+        ("$NOWHERE/x.toml", {}, "study: path is '$NOWHERE/x.toml': there is no variable $NOWHERE"),
+        ("", "anatomy", "changes is 'anatomy': accepted are fields and their values (papermill -y "),
+        ("", {"anatmy": "argmax"}, "changes: unknown key 'anatmy': did you mean anatomy?"),
+        ("", {3: "argmax"}, "changes: unknown key '3': accepted are name, experiments"),
+        ("", {"subjects": [1]}, "changes: unknown key 'subjects': accepted are name, experiments"),
+        ("", {"anatomy": "sampled"}, "anatomy is 'sampled': accepted are shared, independent, argmax"),
+        ("studies/demo.toml", {"reconstruction": ["axial", "coronal"]}, "slice_step is 23 with reconstruction in 2 planes"),
+    ],
+)
+def test_bad_parameters_of_a_notebook_are_refused_in_one_line(study, changes, message, monkeypatch):
+    monkeypatch.delenv("NOWHERE", raising=False)
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        Study.from_parameters(study, changes, subjects=[1])
+    assert str(error.value).startswith(message.format(layout.ROOT))
+    assert "\n" not in str(error.value)

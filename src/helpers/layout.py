@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from helpers.study import CONTRASTS, DROPPABLE, ENTITIES
+from helpers.study import CONTRASTS, DROPPABLE, ENTITIES, REPOSITORY
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = REPOSITORY
 ANATOMY = ROOT / "data" / "anatomy"
 MODELS = ROOT / "data" / "models"
 DERIVATIVES = ROOT / "data" / "derivatives"

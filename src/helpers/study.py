@@ -11,10 +11,13 @@ import re
 import tomllib
 import urllib.parse
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from pathlib import Path
+
+#: Where relative paths of weights start, and those of study files in a notebook.
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 CONTRASTS = ("T1w", "T2w", "FLAIR")
 #: What HACA3 can do without. Not T1w: it is what is registered to MNI, and what the brain is found in.
@@ -536,19 +539,51 @@ class Study:
         ValueError
             If it is not TOML, has an unknown key (the nearest known one is named) or a bad value.
         """
+        return cls(**cls._read(path))
+
+    @classmethod
+    def from_parameters(cls, study: str, changes: Mapping, **own) -> "Study":
+        """The study that a notebook's parameters name.
+
+        Parameters
+        ----------
+        study : str
+            Path of a study file (relative: to the repository), or empty for the default of every field.
+        changes : dict
+            Field -> value, where the study differs from the file.
+        own
+            Fields for which the notebook has parameters of its own, such as `subjects`: not to be changed otherwise.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            As `from_toml`, and if `changes` has an unknown field or a bad value.
+        """
+        if not isinstance(study, str):
+            raise ValueError(f"study is {study!r}: accepted is the path of a study file")
+        if not isinstance(changes, Mapping):
+            accepted = "accepted are fields and their values (papermill -y '{changes: {anatomy: argmax}}')"
+            raise ValueError(f"changes is {changes!r}: {accepted}")
+        check_keys("changes", map(str, changes), [field.name for field in fields(cls) if field.name not in own])
+        # What the file says, not what became of it: another variant has another mask, unless the file says which.
+        values = cls._read(REPOSITORY / _path("study", study)) if study else {}
+        return cls(**{**values, **changes, **own})
+
+    @classmethod
+    def _read(cls, path: str | Path) -> dict:
+        """The values of a study file and of those that it extends, once each of these files has proved to be a study."""
         known = [field.name for field in fields(cls)]
         inherited = {}
         for file, values in read_toml(path):
             # Where it is computed is for `helpers.pipeline.cluster` to read: it does not decide what is computed.
             check_keys(str(file), values, [*known, "extends", "cluster"])
-            values = inherited | {key: value for key, value in values.items() if key != "cluster"}
+            values = {"name": file.stem} | inherited | {key: value for key, value in values.items() if key != "cluster"}
             try:
-                # Every file of the chain must be a study of its own, so an error names the file that has it.
-                study = cls(**{"name": file.stem, **values})
+                cls(**values)  # So an error names the file that has it.
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{file}: {error}") from None
             inherited = {key: value for key, value in values.items() if key not in ("name", "output_dir")}
-        return study
+        return values
 
     def literals(self) -> dict:
         """The study as plain lists, strings and numbers: what a notebook's parameters cell can hold."""

@@ -172,7 +172,7 @@ def test_the_default_subject_of_a_notebook_is_refused_in_a_folder_of_ones_own(ow
             if cell["cell_type"] == "code":
                 exec("".join(cell["source"]), space)
                 if "parameters" in cell["metadata"].get("tags", []):
-                    space.update(name="mine", output_dir=own.output_dir, interactive=False)
+                    space.update(changes={"name": "mine", "output_dir": own.output_dir}, interactive=False)
         participants.cohort(space["plan"], space["plan"].subjects[0])
 
 

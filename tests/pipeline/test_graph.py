@@ -1,8 +1,80 @@
-"""Scheduling: bounds that any schedule keeps, on random graphs."""
+"""What each notebook is told of a study, and scheduling: bounds that any schedule keeps, on random graphs."""
 
+import pytest
 from hypothesis import given, strategies as st
 
 from helpers.pipeline import graph
+from helpers.study import CONTRASTS, Study
+
+SIMULATED = {"subjects": (1, 2)}
+OWN = {"bids_dir": "/data/mine", "subjects": ("01", "02")}
+TARGETS = {contrast: f"/data/{contrast}.nii.gz" for contrast in CONTRASTS}
+NUMBERS = {contrast: {"theta": [0, 1], "eta": [1, 2], "norm": 3} for contrast in CONTRASTS}
+
+ALL = "00 target 01 02 03 04 05"
+#: Field -> another value, and the notebooks that are run again with it; the target subject's is called so.
+DEPENDS_ON = {
+    "name": ("x", ALL),
+    "output_dir": ("/data/x", ALL),
+    "dropped": (["FLAIR"], ALL),
+    "experiments": (["1a", "2"], "02 03 04 05"),
+    "resolutions": (["3||0"], "02 03 04 05"),
+    "transform": ("rigid", "03 04 05"),
+    "reconstruction": (["coronal"], "03 04 05"),
+    "slice_step": (7, "03 04 05"),
+    "seed": (4, "00 03 04 05"),
+    "anatomy": ("argmax", "04 05"),
+    "mask": ("union", "04 05"),
+    "weights": ("x.pt", "04 05"),
+    "fusion": ("x.pt", "04 05"),
+    "variant": ("haca3plus", "04 05"),
+    "precision": ("bfloat16", "04 05"),
+    "compiled": (False, "04 05"),
+    "targets": (NUMBERS, "target 04 05"),
+    "planes": (["x"], "05"),
+    "ladder": (["x"], "05"),
+    "select": ({"T1w": "run-1"}, "00"),
+    "brain": ("keep", "00"),
+    "subjects": (("01", "03"), "00 02 03 04 05"),
+    "bids_dir": ("/data/x", "00"),
+}
+
+
+def keys(**fields):
+    return {task.name: task.key for task in graph.tasks(Study(**fields))}
+
+
+@pytest.mark.parametrize("field", DEPENDS_ON)
+def test_a_notebook_is_run_again_for_a_field_that_it_depends_on_and_for_no_other(field):
+    value, expected = DEPENDS_ON[field]
+    before, after = keys(**OWN), keys(**{**OWN, field: value})
+    changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
+    assert {"target" if name.endswith("target") else name[:2] for name in changed} == set(expected.split())
+
+
+def test_every_field_of_a_study_is_tested():
+    assert set(DEPENDS_ON) == set(Study().literals())
+
+
+def test_the_seed_is_that_of_preparations_and_simulated_subjects_need_none():
+    def notebooks(one, other):
+        return {name[3:] for name in one if name[:2] == "00" and one[name] != other[name]}
+
+    assert notebooks(keys(**SIMULATED), keys(**SIMULATED, seed=4)) == set()
+    given = {**OWN, "targets": TARGETS}
+    assert notebooks(keys(**given), keys(**given, seed=4)) == {"cohort_target", "cohort_sub-01", "cohort_sub-02"}
+
+
+@pytest.mark.parametrize("fields", [SIMULATED, {**OWN, "targets": TARGETS}], ids=["simulated", "own"])
+def test_a_notebook_has_the_study_of_its_task_without_a_file(fields):
+    plan = Study(**fields, anatomy="argmax", resolutions=["7||0.7"], slice_step=7)
+    for task in graph.tasks(plan):
+        parameters, stem = task.parameters, task.notebook.stem
+        assert parameters["study"] == ""
+        own = {} if stem == "05_analysis" else {"subjects": [parameters["subject"]]}
+        same = Study.from_parameters("", parameters["changes"], **own)
+        for field in parameters["changes"]:
+            assert getattr(same, field) == getattr(plan, field)
 
 
 @st.composite

@@ -37,14 +37,15 @@ def test_the_demo_executes_every_notebook_of_the_method_after_what_it_needs():
 def test_studies_beside_it_are_the_business_of_the_analysis_alone():
     wanted = graph.tasks(Study(planes=["other-coronal"], ladder=["other-rigid"]))
     graph.check_parameters(wanted)
-    told = {task.name: (task.parameters["planes"], task.parameters["ladder"]) for task in wanted if {"planes", "ladder"} & set(task.parameters)}
+    changes = {task.name: task.parameters["changes"] for task in wanted}
+    told = {name: (fields["planes"], fields["ladder"]) for name, fields in changes.items() if {"planes", "ladder"} & set(fields)}
     assert told == {"05_analysis": (["other-coronal"], ["other-rigid"])}
 
 
 def test_a_parameter_that_the_notebook_does_not_know_is_refused():
     (task,) = [each for each in graph.tasks(Study()) if each.name == "05_analysis"]
     bad = Task(task.name, task.notebook, {**task.parameters, "experimnt": 3})
-    with pytest.raises(ValueError, match=r"05_analysis.ipynb: parameter experimnt=3 is unknown: accepted are name, subjects"):
+    with pytest.raises(ValueError, match=r"05_analysis.ipynb: parameter experimnt=3 is unknown: accepted are study, changes"):
         graph.check_parameters([bad])
 
 

@@ -93,16 +93,22 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
         made.append(Task(name, path, parameters, tuple(needs), images, fixed + each * images + more_s, _REPORT_MB + mb))
         return name
 
-    # What becomes of one's own images is the business of the first notebook.
-    own = {key: plan.literals()[key] for key in ("bids_dir", "select", "brain")}
-    # What other studies have to do with it, of the last.
-    beside = {key: plan.literals()[key] for key in ("planes", "ladder")}
-    shared = {key: value for key, value in plan.literals().items() if key not in ("subjects", *own, *beside)}
+    literals = {**plan.literals(), "subjects": fit}
+
+    def parameters(fields, **others):
+        # Not the study file: a study may be made in Python, and a file may change while the study runs. And only the fields that
+        # the notebook's results depend on: its parameters are part of its key, so another `anatomy` does not run 02 again.
+        return {"study": "", "changes": {field: literals[field] for field in fields}, **others}
+
+    common = ("name", "output_dir", "dropped")
+    # What becomes of one's own images is the business of the first notebook,
+    prepared = (*common, "bids_dir", "select", "brain", "seed") if plan.bids_dir else common
+    acquired = (*common, "experiments", "resolutions")
+    registered = (*acquired, "transform", "reconstruction", "slice_step", "seed")
+    # what other studies have to do with it, that of the last.
+    analysed = tuple(field for field in literals if field not in ("bids_dir", "select", "brain"))
+    harmonized = tuple(field for field in analysed if field not in ("subjects", "experiments", "planes", "ladder"))
     prepared_s = _PREPARATION_S if plan.bids_dir else 0
-    source = {**own, "seed": plan.seed} if plan.bids_dir else {}
-    common = {key: shared[key] for key in ("name", "output_dir", "dropped")}
-    acquired = {**common, **{key: shared[key] for key in ("experiments", "resolutions")}}
-    preview = {key: shared[key] for key in ("reconstruction", "slice_step")}
     whole = plan.slice_step == 1
     levels, given = len(plan.resolutions), len(plan.given)
     images = len(plan.acquisitions()) * levels
@@ -116,13 +122,13 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
     encoding_s = 0 if whole else _ENCODING_S
     target = []
     if not plan.targets:
-        target = [add("00_cohort", ["target"], {**common, "subject": phantom.TARGET_SEED}, images=3, mb=3 * _COHORT_MB)]
+        target = [add("00_cohort", ["target"], parameters(common, subject=phantom.TARGET_SEED), images=3, mb=3 * _COHORT_MB)]
     elif aims := participants.acquired(plan, TARGET):  # Given as numbers, targets have no images to be made.
-        settings = {**common, "subject": TARGET, "targets": shared["targets"], "seed": plan.seed}
+        settings = parameters((*common, "targets", "seed"), subject=TARGET)
         target = [add("00_cohort", ["target"], settings, images=len(aims), mb=len(aims) * _COHORT_MB, more_s=_PREPARATION_S)]
     def harmonize(subject, experiment, rows, encodings, needs, others=()):
         who = [layout.name(subject), *([] if others else [f"exp-{experiment}"])]
-        settings = {key: value for key, value in shared.items() if key != "experiments"} | {"subject": subject, "experiment": experiment}
+        settings = parameters(harmonized, subject=subject, experiment=experiment)
         settings |= {"other_experiments": list(others)} if others else {}
         number = sum(rows.values())
         more_s = number * harmonized_s + encodings * encoding_s
@@ -134,15 +140,15 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
     for group in _groups(plan.subjects, 1 if plan.bids_dir else int(_TOGETHER_S / longest_s)):
         who, number = [_range(group)], len(group) * images
         people = {"subject": group[0], **({"other_subjects": group[1:]} if group[1:] else {})}
-        settings = {**common, **source, **people}
+        settings = parameters(prepared, **people)
         start = add("00_cohort", who, settings, images=len(group) * high, mb=len(group) * high * _COHORT_MB, more_s=prepared_s)
         if group[0] not in fit:
             continue
         if group[0] == fit[0]:
-            add("01_slice_profiles", [], {**common, "subject": fit[0], "interactive": False}, [start])
-        settings = {**acquired, **people, "interactive": False}
+            add("01_slice_profiles", [], parameters(common, subject=fit[0], interactive=False), [start])
+        settings = parameters(acquired, **people, interactive=False)
         stacks = add("02_degradation", who, settings, [start], images=number, mb=number * _STACK_MB)
-        settings = {**acquired, **people, **preview, "transform": plan.transform, "seed": plan.seed}
+        settings = parameters(registered, **people)
         back = add("03_registration", who, settings, [stacks], images=number, mb=number * back_mb, more_s=number * back_s)
         for subject in group:
             # Two ground truths; each resolution of each experiment.
@@ -158,7 +164,7 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
                 encodings = levels * sum(cut) + len(cut) - sum(cut)
                 last.append(harmonize(subject, row, {row: levels}, encodings, [truth]))
     if fit:
-        add("05_analysis", [], {**shared, **beside, "subjects": fit}, last)
+        add("05_analysis", [], parameters(analysed), last)
     return made
 
 
