@@ -131,6 +131,7 @@ def curve(x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: str, at: float):
     fig, ax = plt.subplots(figsize=(6, 2.6), layout="constrained")
     ax.plot(x, y, color=drawing.BLUE, lw=2)
     ax.axvline(at, color=drawing.VERMILLION, ls=":", lw=1.6)
+    ax.set_ylim(bottom=min(0, np.min(y)))  # a share is seen as one only from zero on
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     return fig, ax
