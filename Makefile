@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 STUDY ?= studies/demo.toml
 
-.PHONY: help demo study results figures test test-slow bench lab app handout
+.PHONY: help demo study results figures lint test test-slow bench lab app handout
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -35,11 +35,14 @@ figures:  ## for maintainers: copy what the README shows, of results that are co
 	cp data/derivatives/ten/figures/* figures/ten/
 	for file in data/derivatives/demo/figures/scaling.*; do [ ! -e "$$file" ] || cp "$$file" figures/; done
 
+lint: $(STAMP)  ## ruff's rules and format, as before a commit (`pre-commit install` runs them there)
+	$(BIN)/pre-commit run --all-files
+
 test: $(STAMP)  ## the tests, the slow ones apart
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP)  ## the slow tests
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n auto --dist loadfile --no-loadscope-reorder
 
 bench: $(STAMP)  ## speed as ratios, measured in one process
 	$(BIN)/python tests/bench.py

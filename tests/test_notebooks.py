@@ -134,6 +134,7 @@ def test_a_bad_parameter_stops_it_at_once_and_is_named(stem, parameter, value, m
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_harmonization_shows_a_dropped_contrast_as_a_target_alone(results_dir, tmp_path):
     path = str(layout.NOTEBOOKS / "04_harmonization.ipynb")
     parameters = into(results_dir, SMALL["04_harmonization"], papermill.inspect_notebook(path))
@@ -146,6 +147,7 @@ def test_harmonization_shows_a_dropped_contrast_as_a_target_alone(results_dir, t
     assert scores.count("input") == 2
 
 
+@pytest.mark.slow
 def test_papermill_by_hand_takes_the_experiment_as_a_number(results_dir, tmp_path):
     command = [sys.executable, "-m", "papermill", str(layout.NOTEBOOKS / "04_harmonization.ipynb"), "out.ipynb", "-p", "experiment", "3"]
     command += ["-y", f"{{changes: {{name: small, output_dir: '{results_dir}', resolutions: ['5||1.5'], slice_step: 37}}}}"]

@@ -288,6 +288,7 @@ def true_at_the_edge(experiment, contrast):
     return as_the_paper_says(experiment, contrast) + (1.0 if experiment == "6" else 0.0)
 
 
+@pytest.mark.slow
 def test_of_the_whole_family_something_true_is_seldom_contradicted():
     _, against = simulate(11, 500, true_at_the_edge, rise=0.05, cutoff=0.02, ladder=1)
     # C6 and C11 speak of variances, which are equal here, so that they are not true.

@@ -127,6 +127,7 @@ def test_a_draw_says_how_severely_its_sources_are_degraded_and_spares_one(group)
     assert any(e.severity.any() for e in examples)
 
 
+@pytest.mark.slow
 def test_eta_learns_how_severe_a_degradation_is(group):
     eta = training.fresh(0, 2, 2)["eta_encoder"]
     after = training.teach_severity(eta, [group], 40, seed=0)
@@ -143,6 +144,7 @@ def test_patches_of_one_place_agree_more_than_others_where_the_codes_do():
     assert same < different
 
 
+@pytest.mark.slow
 def test_the_fusion_net_starts_near_the_mean_and_gets_better():
     rng = np.random.default_rng(0)
     truth = np.zeros((48, 48, 48), np.float32)
