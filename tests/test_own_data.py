@@ -312,7 +312,7 @@ def test_a_data_set_without_flair_is_harmonized_without_it_to_all_three_contrast
     ):
         paths = steps.harmonized(plan, "p1", experiment, resolution)
         seed = volumes.read_sidecar(paths["T1w"])["Harmonization"]["seed"]
-        by_hand = models.harmonizer(plan).harmonize(given, steps.targets(plan), seed=seed, slice_step=plan.slice_step)
+        by_hand = models.harmonizer(plan).harmonize(given, steps.targets(plan), seed=seed, slice_step=plan.slice_step).images
         for contrast in CONTRASTS:
             expected = by_hand[contrast][:, :, list(visited_slices(192, plan.slice_step))]
             np.testing.assert_allclose(volumes.read(paths[contrast])[0], expected, atol=1e-5 * expected.max())

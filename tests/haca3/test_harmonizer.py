@@ -281,10 +281,10 @@ def test_harmonize_computes_what_the_definition_says(small, heads, sources):
         decoded = net["decoder"](torch.cat([beta, q[:, :2, :, None].expand(1, 2, 224, 224)], dim=1))
         expected = (decoded * (slices[0] > 1e-6))[0, 0].numpy() * target.norm
     # rows of a coronal slice run against z, columns along x
-    np.testing.assert_allclose(result["FLAIR"][:, y, ::-1], expected.T[16:208, 16:208], atol=1e-4 * target.norm)
-    np.testing.assert_allclose(result["details"].attention["FLAIR"]["coronal"][y], weights[0], atol=1e-6)
-    np.testing.assert_allclose(result["details"].theta["T2w"]["coronal"][y], keys[1, :2, 0, 0], atol=1e-6)
-    np.testing.assert_allclose(result["details"].eta["T2w"]["coronal"][y], keys[1, 2:, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(result.images["FLAIR"][:, y, ::-1], expected.T[16:208, 16:208], atol=1e-4 * target.norm)
+    np.testing.assert_allclose(result.attention["FLAIR"]["coronal"][y], weights[0], atol=1e-6)
+    np.testing.assert_allclose(result.theta["T2w"]["coronal"][y], keys[1, :2, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(result.eta["T2w"]["coronal"][y], keys[1, 2:, 0, 0], atol=1e-6)
     assert expected.max() > 0
 
 
@@ -301,10 +301,10 @@ def test_slices_may_go_through_the_networks_together(small, small_file, sources,
     batched = haca3.load(small_file, device="cpu", compiled=False)
     monkeypatch.setattr(batched, "_batches", lambda ks: [ks[i : i + 3] for i in range(0, len(ks), 3)])
     many = batched.harmonize(sources, target, slice_step=24, details=True)
-    assert differing(one["T1w"], many["T1w"], 1e-3 * target["T1w"].norm) < 1e-3  # a label within rounding may flip
+    assert differing(one.images["T1w"], many.images["T1w"], 1e-3 * target["T1w"].norm) < 1e-3  # a label within rounding may flip
     for name in sources:
-        np.testing.assert_allclose(one["details"].theta[name]["axial"], many["details"].theta[name]["axial"], atol=1e-3)
-    np.testing.assert_allclose(one["details"].attention["T1w"]["axial"], many["details"].attention["T1w"]["axial"], atol=1e-3)
+        np.testing.assert_allclose(one.theta[name]["axial"], many.theta[name]["axial"], atol=1e-3)
+    np.testing.assert_allclose(one.attention["T1w"]["axial"], many.attention["T1w"]["axial"], atol=1e-3)
 
 
 @pytest.fixture
@@ -375,7 +375,7 @@ def test_compiled_networks_give_the_same_image_to_rounding(program, small, small
         expected, ours = (np.concatenate(encodings[name].arrays()["logits"]) for encodings in (plain, fast))
         assert metrics.psnr(expected, ours, float(np.ptp(expected))) > 100, name
     # From the same logits: where two are equal within rounding, another label would make another image.
-    expected, ours = (model.harmonize(plain, target, anatomy="argmax", slice_step=64)["T1w"] for model in (small, quick))
+    expected, ours = (model.harmonize(plain, target, anatomy="argmax", slice_step=64).images["T1w"] for model in (small, quick))
     np.testing.assert_array_equal(np.isnan(expected), np.isnan(ours))
     shown = np.nan_to_num(expected) > 0
     assert 10 * np.log10(expected[shown].max() ** 2 / np.mean((expected - ours)[shown] ** 2)) > 100
@@ -457,9 +457,9 @@ def test_codes_targets_and_images_have_the_same_bytes_on_any_number_of_threads(s
     def everything():
         target = model.target(heads["T2w"])
         codes = model.encode(heads["T1w"], ["axial"], 60).arrays()
-        images = model.harmonize(sources, {"T2w": target}, slice_step=60, details=True)
+        whole = model.harmonize(sources, {"T2w": target}, slice_step=60, details=True)
         one = model.harmonize_slice({"T1w": plane}, {"T2w": target}, "axial", 110)
-        return [target.theta, target.eta, codes["logits"], codes["key"], images["T2w"], images["details"].attention["T2w"]["axial"], one["T2w"]]
+        return [target.theta, target.eta, codes["logits"], codes["key"], whole.images["T2w"], whole.attention["T2w"]["axial"], one["T2w"]]
 
     assert len(set(on_threads(everything))) == 1
 
@@ -479,12 +479,12 @@ def test_torch_has_its_threads_again_after_an_error():
 @pytest.mark.skipif(not (torch.cuda.is_available() or torch.backends.mps.is_available()), reason="encodings on a GPU: none here that torch can use")
 def test_a_gpu_takes_encodings_that_were_stored(small, small_file, heads, target):
     options = dict(slice_step=64, anatomy="argmax")
-    expected = small.harmonize(heads, target, **options)["T1w"]
+    expected = small.harmonize(heads, target, **options).images["T1w"]
     gpu = haca3.load(small_file)
     assert gpu.device != "cpu"
     stored = {name: haca3.Encoding.from_arrays(gpu.encode(volume, slice_step=64).arrays()) for name, volume in heads.items()}
     for sources in (heads, stored):
-        assert differing(expected, gpu.harmonize(sources, target, **options)["T1w"], 1e-3 * target["T1w"].norm) < 1e-2
+        assert differing(expected, gpu.harmonize(sources, target, **options).images["T1w"], 1e-3 * target["T1w"].norm) < 1e-2
 
 
 def test_bfloat16_is_coarser_but_says_the_same(small, small_file, sources):
@@ -530,10 +530,10 @@ def test_haca3plus_takes_a_pixel_from_the_sources_that_show_it(small_file, heads
     left, right = heads["T1w"].copy(), heads["T2w"].copy()
     left[96:], right[:96] = 0, 0
     options = dict(slice_step=191, anatomy="argmax")  # slice 95
-    both = plus.harmonize({"T1w": left, "T2w": right}, target, **options)["T1w"][:, :, 95]
-    alone = plus.harmonize({"T1w": left}, target, **options)["T1w"][:, :, 95]
+    both = plus.harmonize({"T1w": left, "T2w": right}, target, **options).images["T1w"][:, :, 95]
+    alone = plus.harmonize({"T1w": left}, target, **options).images["T1w"][:, :, 95]
     assert (both[96:] > 0).any() and not (alone[96:] > 0).any()  # the union of the masks is its default
-    first = plus.harmonize({"T1w": left, "T2w": right}, target, **options, mask="first")["T1w"][:, :, 95]
+    first = plus.harmonize({"T1w": left, "T2w": right}, target, **options, mask="first").images["T1w"][:, :, 95]
     np.testing.assert_array_equal(first[:96], both[:96])
     assert not (first[96:] > 0).any()
 
@@ -542,8 +542,8 @@ def test_the_scale_of_an_image_does_not_matter_and_the_output_has_that_of_the_ta
     scaled = small.target(8 * heads["T1w"])
     np.testing.assert_allclose(scaled.theta, target["T1w"].theta, atol=1e-5)
     assert scaled.norm == pytest.approx(8 * target["T1w"].norm)
-    once = small.harmonize(sources, target, anatomy="argmax", slice_step=180)["T1w"]
-    eight = small.harmonize(sources | {"T1w": 8 * heads["T1w"]}, {"T1w": scaled}, anatomy="argmax", slice_step=180)["T1w"]
+    once = small.harmonize(sources, target, anatomy="argmax", slice_step=180).images["T1w"]
+    eight = small.harmonize(sources | {"T1w": 8 * heads["T1w"]}, {"T1w": scaled}, anatomy="argmax", slice_step=180).images["T1w"]
     assert (once[:, :, 90] > 0).any()
     # Labels whose margin is within rounding may flip; few do.
     assert differing(8 * once, eight, 1e-2 * 8 * target["T1w"].norm) < 1e-3
@@ -553,12 +553,12 @@ def test_the_same_seed_gives_the_same_bytes_whatever_threads_steps_and_encodings
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = small.harmonize(sources, target, slice_step=36)["T1w"]
+        one = small.harmonize(sources, target, slice_step=36).images["T1w"]
         torch.set_num_threads(2)
-        two = small.harmonize(sources, target, slice_step=36)["T1w"]
-        coarse = small.harmonize(sources, target, slice_step=180)["T1w"]  # slice 90, where the other step comes by too
+        two = small.harmonize(sources, target, slice_step=36).images["T1w"]
+        coarse = small.harmonize(sources, target, slice_step=180).images["T1w"]  # slice 90, where the other step comes by too
         encoded = sources | {"T1w": small.encode(heads["T1w"], ["axial"], 36)}
-        again = small.harmonize(encoded, target, slice_step=36)["T1w"]
+        again = small.harmonize(encoded, target, slice_step=36).images["T1w"]
     finally:
         torch.set_num_threads(before)
     assert encoded["T1w"].slices.keys() == {("axial", 16 + 18 + 36 * i) for i in range(5)}
@@ -578,7 +578,7 @@ def test_an_encoding_comes_back_from_its_arrays_and_serves_only_the_slices_that_
     assert all(logits is None for _, logits, _ in haca3.Encoding.from_arrays(encoding.arrays()).slices.values())
     for anatomy in study.ANATOMIES:
         options = dict(orientations=["coronal"], slice_step=100, anatomy=anatomy)
-        a, b = (small.harmonize({"FLAIR": source}, target, **options)["T1w"] for source in (heads["FLAIR"], again))
+        a, b = (small.harmonize({"FLAIR": source}, target, **options).images["T1w"] for source in (heads["FLAIR"], again))
         np.testing.assert_array_equal(a, b)
         assert np.nanmax(a) > 0
     with pytest.raises(ValueError, match="source FLAIR is encoded without coronal slice 10"):
@@ -587,7 +587,7 @@ def test_an_encoding_comes_back_from_its_arrays_and_serves_only_the_slices_that_
 
 def test_another_seed_gives_another_image_and_argmax_has_no_seed(small, sources, target):
     def run(**options):
-        return small.harmonize(sources, target, slice_step=180, **options)["T1w"]
+        return small.harmonize(sources, target, slice_step=180, **options).images["T1w"]
 
     assert not np.array_equal(run(seed=1), run(seed=2), equal_nan=True)
     np.testing.assert_array_equal(run(seed=1, anatomy="argmax"), run(seed=2, anatomy="argmax"))
@@ -598,7 +598,7 @@ def test_independent_noise_differs_by_target_and_sources_and_shared_noise_does_n
     both = {"T1w": target["T1w"], "T2w": target["T1w"]}
 
     def run(sources, anatomy):
-        return small.harmonize(sources, both, slice_step=180, anatomy=anatomy)
+        return small.harmonize(sources, both, slice_step=180, anatomy=anatomy).images
 
     shared, independent = run(sources, "shared"), run(sources, "independent")
     np.testing.assert_array_equal(shared["T1w"], shared["T2w"])
@@ -624,7 +624,7 @@ def test_the_noise_is_gumbel_distributed_and_another_one_in_every_slice_and_plan
 
 
 def test_a_preview_is_nan_where_it_did_not_look_and_zero_outside_the_mask(small, sources, target):
-    result = small.harmonize(sources, target, slice_step=11)["T1w"]
+    result = small.harmonize(sources, target, slice_step=11).images["T1w"]
     looked = np.flatnonzero(np.isfinite(result).all(axis=(0, 1)))
     np.testing.assert_array_equal(looked, np.arange(5, 192, 11))
     assert np.isnan(np.delete(result, looked, axis=2)).all()
@@ -636,7 +636,7 @@ def test_a_preview_is_nan_where_it_did_not_look_and_zero_outside_the_mask(small,
 @pytest.mark.parametrize("mask", ["first", "union", "intersection"])
 def test_the_mask_is_the_foreground_of_the_sources_that_it_names(small, sources, target, mask):
     # z 60..129 is in T1w and T2w, 70..139 in FLAIR; the steps look at 62, 87, 112 and 137.
-    result = small.harmonize(sources, target, mask=mask, slice_step=25, anatomy="argmax")["T1w"]
+    result = small.harmonize(sources, target, mask=mask, slice_step=25, anatomy="argmax").images["T1w"]
     occupied = {z for z in range(12, 192, 25) if result[:, :, z].any()}
     assert occupied == {"first": {62, 87, 112}, "union": {62, 87, 112, 137}, "intersection": {87, 112}}[mask]
     foregrounds = [source.volume[16:208, :, 16:208] > 0 for source in sources.values()]
@@ -646,8 +646,8 @@ def test_the_mask_is_the_foreground_of_the_sources_that_it_names(small, sources,
 
 def test_one_source_is_enough_and_takes_all_the_attention(small, sources, target):
     result = small.harmonize({"FLAIR": sources["FLAIR"]}, target, slice_step=90, details=True)
-    attention = result["details"].attention["T1w"]["axial"]
-    assert result["details"].sources == ("FLAIR",) and attention.shape == (192, 1)
+    attention = result.attention["T1w"]["axial"]
+    assert result.sources == ("FLAIR",) and attention.shape == (192, 1)
     assert attention[135] == 1 and np.isnan(attention[0]).all()
 
 
@@ -659,10 +659,10 @@ def test_three_orientations_without_a_fusion_net_give_the_median_in_the_scale_of
         thin[name].volume[core] = source.volume[core]
     options = dict(orientations=("axial", "sagittal", "coronal"), anatomy="argmax", details=True)
     result = small.harmonize(thin, target, **options)
-    parts = result["details"].unfused["T1w"]
+    parts = result.unfused["T1w"]
     stack = [np.clip(p / (np.percentile(p, 95) + 1e-5), 0, 5) for p in parts.values()]
-    np.testing.assert_allclose(result["T1w"], np.median(stack, axis=0) * target["T1w"].norm, rtol=1e-5)
-    assert set(parts) == {"axial", "sagittal", "coronal"} and result["T1w"].any()
+    np.testing.assert_allclose(result.images["T1w"], np.median(stack, axis=0) * target["T1w"].norm, rtol=1e-5)
+    assert set(parts) == {"axial", "sagittal", "coronal"} and result.images["T1w"].any()
 
 
 class Mix(torch.nn.Module):
@@ -848,8 +848,8 @@ THICK = haca3.Acquisition("sagittal", study.Resolution(5, 1.5))
 @pytest.mark.parametrize("geometry", [None, "3D", "stacks"])
 def test_sources_that_are_sliced_alike_are_fused_as_without_geometry(small, sources, target, geometry):
     alike = {None: None, "3D": dict.fromkeys(sources), "stacks": dict.fromkeys(sources, THICK)}[geometry]
-    plain = small.harmonize(sources, target, slice_step=180)["T1w"]
-    np.testing.assert_array_equal(small.harmonize(sources, target, slice_step=180, geometry=alike)["T1w"], plain)
+    plain = small.harmonize(sources, target, slice_step=180).images["T1w"]
+    np.testing.assert_array_equal(small.harmonize(sources, target, slice_step=180, geometry=alike).images["T1w"], plain)
 
 
 @pytest.mark.parametrize("variant", ["haca3", "haca3plus"])

@@ -91,7 +91,7 @@ def head():
 def test_a_slice_is_harmonized_as_it_is_in_a_volume(model, head):
     images, _ = head
     targets = {"T1w": model.target(images["T2w"]), "FLAIR": model.target(images["FLAIR"])}
-    whole = model.harmonize(images, targets, orientations=("coronal",), slice_step=21, seed=5)
+    whole = model.harmonize(images, targets, orientations=("coronal",), slice_step=21, seed=5).images
     sources = {c: np.where(harmonizer.foreground(n), n, 0).take(94, 1) for c, n in ((c, harmonizer.normalise(i)[0]) for c, i in images.items())}
     one = model.harmonize_slice(sources, targets, "coronal", 94, seed=5)
     for contrast in targets:

@@ -87,8 +87,8 @@ def harmonized():
     images = {contrast: image(contrast) for contrast in study.CONTRASTS}
     target = network.target(image("T1w", "target", 6))
     result = network.harmonize(images, {"T1w": target}, orientations=("axial",), slice_step=89, seed=3, mask="union", details=True)
-    slices, _ = steps.visited(plan, result["T1w"], grid.AFFINE)
-    weights = result["details"].attention["T1w"]["axial"]
+    slices, _ = steps.visited(plan, result.images["T1w"], grid.AFFINE)
+    weights = result.attention["T1w"]["axial"]
     return [target.theta, target.eta, target.norm, slices, weights[np.isfinite(weights)]]
 
 

@@ -36,7 +36,7 @@ class Identity:
         own = np.eye(len(images))
         attention = {name: {plane: np.tile(own[number], (images[name].shape[AXIS[plane]], 1)) for plane in orientations} for number, name in enumerate(images)}
         unfused = {name: dict.fromkeys(orientations, image) for name, image in images.items()}
-        return {**images, "details": SimpleNamespace(sources=tuple(images), attention=attention, unfused=unfused)}
+        return SimpleNamespace(images=dict(images), sources=tuple(images), attention=attention, unfused=unfused)
 
 
 class Imputing(Identity):
@@ -44,7 +44,7 @@ class Imputing(Identity):
 
     def harmonize(self, images, targets, **settings):
         result = super().harmonize(images, targets, **settings)
-        for each in (result, result["details"].attention, result["details"].unfused):
+        for each in (result.images, result.attention, result.unfused):
             each |= {name: each["T1w"] for name in targets if name not in images}
         return result
 
@@ -194,7 +194,7 @@ def test_weights_of_attention_are_means_over_slices_by_the_area_of_the_brain(pla
     class Uneven(Identity):
         def harmonize(self, images, targets, **settings):
             result = super().harmonize(images, targets, **settings)
-            for stack in result["details"].attention.values():
+            for stack in result.attention.values():
                 # One source before slice 96 of the axis, another after; nothing was computed at the rim.
                 stack["axial"][:] = np.nan
                 stack["axial"][40:96], stack["axial"][96:150] = (1, 0, 0), (0, 0, 1)
@@ -425,7 +425,7 @@ def test_a_whole_volume_in_three_planes_fused_nears_the_exact_truth(results_dir)
     target = volumes.read(participants.cohort(plan, phantom.TARGET_SEED)["T1w"])[0]
     harmonizer = haca3.load(layout.ROOT / plan.weights)
     result = harmonizer.harmonize(sources, {"T1w": target}, orientations=ORIENTATIONS, details=True)
-    image, planes = result["T1w"], result["details"].unfused["T1w"]
+    image, planes = result.images["T1w"], result.unfused["T1w"]
     assert image.shape == (192, 224, 192)
     assert np.isfinite(image).all()
     scaled = np.stack([plane / np.percentile(plane, 95) for plane in planes.values()])

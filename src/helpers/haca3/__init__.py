@@ -1,6 +1,6 @@
 """HACA3 (Zuo et al. 2023): harmonize MR images with `load` and `Harmonizer.harmonize`."""
 
-from helpers.haca3.harmonizer import Details, Encoding, Harmonizer, Target, load
+from helpers.haca3.harmonizer import Encoding, Harmonized, Harmonizer, Target, load
 from helpers.haca3.resolution import Acquisition
 
-__all__ = ["Acquisition", "Details", "Encoding", "Harmonizer", "Target", "load"]
+__all__ = ["Acquisition", "Encoding", "Harmonized", "Harmonizer", "Target", "load"]

@@ -140,11 +140,13 @@ class Encoding:
 
 
 @dataclass(frozen=True)
-class Details:
-    """What `Harmonizer.harmonize` found out on its way; slices that were not computed are NaN.
+class Harmonized:
+    """The result of `Harmonizer.harmonize`; slices that were not computed are NaN.
 
     Attributes
     ----------
+    images : dict of str to ndarray, shape (192, 224, 192), float32
+        Target contrast -> image in the units of its target; 0 outside the mask.
     sources : tuple of str
         Contrasts in the order of the last axis of `attention`.
     targets : dict of str to Target
@@ -155,14 +157,19 @@ class Details:
         Target contrast -> orientation -> weight of each source; a slice's number is its index on the output's axis.
     theta, eta : dict of str to dict of str to ndarray, shape (slices, 2)
         Source contrast -> orientation -> what describes that slice.
+
+    Notes
+    -----
+    All but the images are None unless ``details=True``.
     """
 
-    sources: tuple
-    targets: dict
-    unfused: dict
-    attention: dict
-    theta: dict
-    eta: dict
+    images: dict
+    sources: tuple | None = None
+    targets: dict | None = None
+    unfused: dict | None = None
+    attention: dict | None = None
+    theta: dict | None = None
+    eta: dict | None = None
 
 
 # ---------------------------------------------------------------- preprocessing
@@ -386,7 +393,7 @@ class Harmonizer:
         slice_step: int = 1,
         geometry: Mapping[str, resolution.Acquisition | None] | None = None,
         details: bool = False,
-    ) -> dict:
+    ) -> Harmonized:
         """Give the anatomy of the sources the contrast of each target.
 
         Parameters
@@ -413,12 +420,11 @@ class Harmonizer:
             Contrast of each source -> how its slices were acquired, None for a 3D image: what one source lacks by its geometry,
             the others fill in (`helpers.haca3.resolution`). Without it, and where all are alike, the attention decides alone.
         details : bool
-            Add the key ``"details"``: a `Details`.
+            Keep what was found on the way: volumes before fusion, attention, theta and eta.
 
         Returns
         -------
-        dict of str to ndarray, shape (192, 224, 192), float32
-            Target contrast -> image in the units of its target; 0 outside the mask.
+        Harmonized
 
         Raises
         ------
@@ -458,17 +464,18 @@ class Harmonizer:
         elsewhere = np.nan if slice_step > 1 else 0
         parts = {o: self._reconstruct(o, sources, targets, mask, runs, seed, ks[o], elsewhere, acquisitions) for o in orientations}
         unfused = {name: {o: parts[o][0][name] for o in orientations} for name in targets}
-        result = {name: self._fuse(unfused[name], target.norm) for name, target in targets.items()}
-        if details:
-            result["details"] = Details(
-                sources=tuple(sources),
-                targets=targets,
-                unfused=unfused,
-                attention={name: {o: parts[o][1][name] for o in orientations} for name in targets},
-                theta={name: {o: parts[o][2][name][:, :2] for o in orientations} for name in sources},
-                eta={name: {o: parts[o][2][name][:, 2:] for o in orientations} for name in sources},
-            )
-        return result
+        images = {name: self._fuse(unfused[name], target.norm) for name, target in targets.items()}
+        if not details:
+            return Harmonized(images)
+        return Harmonized(
+            images,
+            sources=tuple(sources),
+            targets=targets,
+            unfused=unfused,
+            attention={name: {o: parts[o][1][name] for o in orientations} for name in targets},
+            theta={name: {o: parts[o][2][name][:, :2] for o in orientations} for name in sources},
+            eta={name: {o: parts[o][2][name][:, 2:] for o in orientations} for name in sources},
+        )
 
     @_exact
     def harmonize_slice(

@@ -154,19 +154,18 @@ def harmonized(plan: Study, subject: int | str, experiment: str, resolution: Res
             contrast: _encoding(plan, subject, contrast, orientation, resolution, contrast in shared)
             for contrast, orientation in plan.sources(experiment).items()
         }
-        results = models.harmonizer(plan).harmonize(images, {contrast: targets(plan)[contrast] for contrast in missing}, **settings, details=True)
-        details = results["details"]
+        result = models.harmonizer(plan).harmonize(images, {contrast: targets(plan)[contrast] for contrast in missing}, **settings, details=True)
 
         def attention(target: str) -> dict:
             # Mean and spread over the slices, each with the weight of the brain that it shows: nearly empty ones say little.
             summary = {}
-            for plane, weights in details.attention[target].items():
+            for plane, weights in result.attention[target].items():
                 known = np.isfinite(weights).all(axis=1)
-                stack = np.moveaxis(details.unfused[target][plane], AXIS[plane], 0)
+                stack = np.moveaxis(result.unfused[target][plane], AXIS[plane], 0)
                 shown = np.count_nonzero(stack[known], axis=(1, 2))
                 mean = np.average(weights[known], axis=0, weights=shown)
                 sd = np.sqrt(np.average((weights[known] - mean) ** 2, axis=0, weights=shown))
-                found = zip(details.sources, mean.astype(float).round(6), sd.astype(float).round(6), strict=True)
+                found = zip(result.sources, mean.astype(float).round(6), sd.astype(float).round(6), strict=True)
                 summary[plane] = {source: {"Mean": m, "SD": d} for source, m, d in found}
             return summary
 
@@ -183,7 +182,7 @@ def harmonized(plan: Study, subject: int | str, experiment: str, resolution: Res
             **(_resolution(resolution) if resolution else {}),
         }
         for contrast in missing:
-            volume, affine = visited(plan, results[contrast], grid.AFFINE)
+            volume, affine = visited(plan, result.images[contrast], grid.AFFINE)
             yield volume, affine, {**facts, "Attention": attention(contrast)}
 
     cache.compute(paths, key, parents, work)
