@@ -17,6 +17,7 @@ from helpers import grid, haca3, study
 from helpers.analysis import metrics
 from helpers.haca3 import checkpoint, harmonizer, networks
 from helpers.haca3.fast import threads, winograd
+from helpers.haca3.fast.slabs import Slabs
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SHAPES = json.loads((GOLDEN / "haca3_shapes.json").read_text())
@@ -180,10 +181,8 @@ def test_the_eta_convolution_as_a_matrix_product_is_that_convolution(published_w
 def test_the_fusion_net_gives_in_slabs_what_it_gives_at_once(published_width, planes):
     x = torch.rand((1, 3, planes, 12, 10), generator=torch.Generator().manual_seed(planes))
     net = published_width.networks["fusion_net"]
-    with torch.enable_grad():
-        whole = net(x)
     with torch.inference_mode():
-        slabs = net(x)
+        whole, slabs = net(x), Slabs(net)(x)
     assert slabs.shape == whole.shape
     np.testing.assert_allclose(slabs, whole, atol=1e-5)
 
@@ -284,7 +283,7 @@ def test_harmonize_computes_what_the_definition_says(small, heads, sources):
     np.testing.assert_allclose(result.images["FLAIR"][:, y, ::-1], expected.T[16:208, 16:208], atol=1e-4 * target.norm)
     np.testing.assert_allclose(result.attention["FLAIR"]["coronal"][y], weights[0], atol=1e-6)
     np.testing.assert_allclose(result.theta["T2w"]["coronal"][y], keys[1, :2, 0, 0], atol=1e-6)
-    np.testing.assert_allclose(result.eta["T2w"]["coronal"][y], keys[1, 2:, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(result.eta["T2w"]["coronal"][y], keys[1, 2:, 0, 0], atol=3e-5)  # sums of 65 000 products, in another order
     assert expected.max() > 0
 
 
@@ -386,7 +385,8 @@ def test_without_a_compiler_the_networks_run_as_they_are_and_one_line_says_so_on
     monkeypatch.setattr(winograd.compiler, "library", lambda source: (None, "there is no C++ compiler here"))
     for _ in range(2):
         model = haca3.load(small_file, device="cpu")
-        assert not model.compiled and model._run["decoder"] is model.networks["decoder"]
+        assert not model.compiled
+        assert not any(isinstance(module, winograd.Convolution) for module in model._run["decoder"].modules())
     output = capsys.readouterr()
     assert output.out.count("\n") == 1 and output.out.endswith(": there is no C++ compiler here\n") and not output.err
 
@@ -438,7 +438,7 @@ def test_the_fusion_net_gives_the_same_bytes_on_any_number_of_threads(published_
 
     def fuse():
         with torch.inference_mode():
-            return [published_width.networks["fusion_net"](x).numpy()]
+            return [Slabs(published_width.networks["fusion_net"])(x).numpy()]
 
     assert len(set(on_threads(fuse))) == 1
 

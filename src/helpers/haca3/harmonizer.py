@@ -32,6 +32,7 @@ Each of its quirks, and what is done about it here:
   default for the scale of an output is a guess.
 """
 
+import copy
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -45,9 +46,11 @@ from torch import Tensor, nn
 from helpers import study, volumes
 from helpers.grid import AXIS, SHAPE
 from helpers.haca3 import checkpoint, resolution
-from helpers.haca3.fast import winograd
+from helpers.haca3.fast import memory, winograd
+from helpers.haca3.fast.layers import most_probable, quicken
+from helpers.haca3.fast.slabs import Slabs
 from helpers.haca3.fast.threads import side_by_side
-from helpers.haca3.networks import SLICE, keep_freed_memory, labels_to_beta, most_probable
+from helpers.haca3.networks import SLICE, FusionNet, labels_to_beta
 
 _FOREGROUND = {"haca3": 1e-6, "haca3plus": 1e-2}  # variant -> intensity above which a pixel is foreground of a source
 
@@ -327,13 +330,15 @@ class Harmonizer:
     def __init__(
         self, networks: dict[str, nn.Module], device: str = "cpu", variant: str = "haca3", precision: str = "float32", compiled: bool = True
     ):
-        keep_freed_memory()
+        memory.keep_freed_memory()
         self.variant, self.device = study.check("variant", variant, study.VARIANTS), _device(device)
         self.precision = study.check("precision", precision, study.PRECISIONS)
         self.networks = {name: network.to(self.device).eval() for name, network in networks.items()}
         self.compiled = compiled and self.device == "cpu" and precision == "float32" and winograd.library() is not None
-        quick = winograd.accelerated if self.compiled else lambda network: network
+        quick = winograd.accelerated if self.compiled else lambda network: quicken(copy.deepcopy(network))
         self._run = self.networks | {name: quick(self.networks[name]) for name in _LARGE if name in networks}
+        if isinstance(networks.get("fusion_net"), FusionNet):
+            self._run["fusion_net"] = Slabs(self.networks["fusion_net"])
         self._empty = None  # code of an all-zero slice
 
     @_exact
@@ -711,7 +716,7 @@ class Harmonizer:
         if "fusion_net" not in self.networks:
             return np.median([normalise(volume)[0] for volume in unfused.values()], axis=0).astype(np.float32) * np.float32(norm)
         x = torch.from_numpy(fusion_input(unfused))[None].to(self.device)
-        y = self.networks["fusion_net"](x.contiguous(memory_format=torch.channels_last_3d))[0, 0]
+        y = self._run["fusion_net"](x.contiguous(memory_format=torch.channels_last_3d))[0, 0]
         return np.ascontiguousarray(y.cpu().numpy().transpose(2, 1, 0)[_CROP]) * np.float32(norm)
 
 

@@ -4,62 +4,23 @@ Zuo et al., *HACA3: a unified approach for multi-site MR image harmonization*, C
 Imaging and Graphics 109:102285 (2023), and its program (github.com/lianruizuo/haca3, commit 1041760,
 Apache-2.0). Written anew from the definition of the layers; a state dict of the published program loads
 unchanged. All convolutions have a bias and zero padding; instance norm has neither affine parameters nor
-running statistics, so training and evaluation compute the same.
+running statistics, so training and evaluation compute the same. What makes them quick stands in
+`helpers.haca3.fast` and takes the place of layers from outside.
 """
-
-import contextlib
-import ctypes
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.haca3.fast.threads import side_by_side
-
 BETA_DIM = 5  #: labels of the anatomy code
 THETA_DIM = 2  #: numbers that describe a contrast
 ETA_DIM = 2  #: numbers that describe the artifacts
 SLICE = 224  #: rows and columns of a slice
-FUSION_SLAB = 16  #: planes that the fusion net finishes at a time
 INFERENCE_TEMPERATURE = 5.0  #: of the attention's softmax; the published training uses 10
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep what it frees, up to 512 MB; elsewhere nothing happens.
-
-    Every layer allocates and frees some MB. Handed back to the system each time, they come back as page faults, which
-    took 40 % of an inference (measured).
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        for option, value in ((-8, 1), (-3, 32 * 2**20), (-1, 512 * 2**20)):  # arenas, mmap threshold, trim threshold
-            libc.mallopt(option, value)
 
 
 def _norm_relu(channels: int) -> list[nn.Module]:
     return [nn.InstanceNorm2d(channels), nn.LeakyReLU(0.1, inplace=True)]
-
-
-def max_pool(x: Tensor) -> Tensor:
-    """Maximum of each 2x2 block, (B, C, H, W) -> (B, C, H/2, W/2).
-
-    The same numbers as `F.max_pool2d`, which also looks for where the maximum was and takes ten times as long for it.
-    """
-    rows = torch.maximum(x[..., ::2, :], x[..., 1::2, :])
-    return torch.maximum(rows[..., ::2], rows[..., 1::2])
-
-
-def most_probable(logits: Tensor) -> Tensor:
-    """Label of the largest logit, (B, C, H, W) -> (B, H, W), the first one where several are equal.
-
-    The same as `logits.argmax(1)`, which is slow where the labels are not the last axis.
-    """
-    best, label = logits[:, 0], torch.zeros_like(logits[:, 0], dtype=torch.int64)
-    for number in range(1, logits.shape[1]):
-        label = torch.where(logits[:, number] > best, number, label)
-        best = torch.maximum(best, logits[:, number])
-    return label
 
 
 class ConvBlock(nn.Module):
@@ -104,6 +65,7 @@ class UNet(nn.Module):
         super().__init__()
         widths = [base * 2**level for level in range(4)]
         self.in_conv = nn.Conv2d(in_channels, base, 3, padding=1)
+        self.pool = nn.MaxPool2d(2)
         self.down_convs = nn.ModuleList(ConvBlock(c, 2 * c) for c in widths)
         self.bottleneck_conv = ConvBlock(16 * base, 32 * base)
         self.up_samples = nn.ModuleList(Upsample(4 * c, 2 * c) for c in widths)  # index 0 is the finest level here too
@@ -120,7 +82,7 @@ class UNet(nn.Module):
         for down in self.down_convs:
             x = down(x)
             skips.append(x)
-            x = max_pool(x)
+            x = self.pool(x)
         x = self.bottleneck_conv(x)
         for level in (3, 2, 1, 0):
             x = torch.cat([skips[level], self.up_samples[level](x)], dim=1)
@@ -164,14 +126,7 @@ class EtaEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1, 224, 224) -> (B, 2, 1, 1)."""
-        x = torch.cat([self.in_conv(x), x], dim=1)  # (B, 65, H, W)
-        # A 32x32 convolution of stride 32 is a matrix product of non-overlapping blocks; as such it runs twice as fast.
-        batch, channels, rows, columns = x.shape
-        rows, columns = rows // 32, columns // 32
-        blocks = x[:, :, : 32 * rows, : 32 * columns].reshape(batch, channels, rows, 32, columns, 32)
-        blocks = blocks.permute(0, 2, 4, 1, 3, 5).flatten(3)  # (B, 7, 7, 65 * 32 * 32)
-        x = F.linear(blocks, self.seq[0].weight.flatten(1), self.seq[0].bias)  # (B, 7, 7, 32)
-        return self.seq[1:](x.permute(0, 3, 1, 2))
+        return self.seq(torch.cat([self.in_conv(x), x], dim=1))  # (B, 65, 224, 224) -> (B, 2, 1, 1)
 
 
 class Attention(nn.Module):
@@ -247,48 +202,7 @@ class FusionNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, D, H, W), channels axial, coronal, sagittal -> (B, 1, D, H, W)."""
-        if torch.is_grad_enabled():
-            return self.conv2(torch.cat([x, self.conv1(x)], dim=1))
-        # The same numbers in less memory: in slabs, each with the planes beyond it that its edge depends on, and in place.
-        # A slab is computed by one thread, and is as thick on any number of them.
-        first, norm, slope, second, _, _ = self.conv1
-        finest = x.new_empty((len(x), first.out_channels, *x.shape[2:])).to(memory_format=torch.channels_last_3d)
-        both = torch.cat([x, x.new_empty((len(x), second.out_channels, *x.shape[2:]))], dim=1)  # (B, 19, D, H, W)
-
-        def layer(conv, given, result, run):
-            """A convolution, its instance norm and leaky ReLU, into `result`."""
-
-            def convolve(inner, outer, at):
-                part = result[:, :, inner]
-                part.copy_(conv(given[:, :, outer])[:, :, at])
-                return torch.var_mean(part, dim=(2, 3, 4), correction=0, keepdim=True)
-
-            slabs = list(_slabs(x.shape[2], 1))
-            variances, means = (torch.stack(each).double() for each in zip(*run(convolve, *zip(*slabs))))
-            share = x.new_tensor([(inner.stop - inner.start) / x.shape[2] for inner, _, _ in slabs], dtype=torch.double)
-            share = share.view(-1, 1, 1, 1, 1, 1)
-            mean = (share * means).sum(0)
-            factor = torch.rsqrt((share * (variances + (means - mean) ** 2)).sum(0) + norm.eps).float()
-            mean = mean.float()
-
-            def normalize(inner, outer, at):
-                F.leaky_relu_(result[:, :, inner].sub_(mean).mul_(factor), slope.negative_slope)
-
-            list(run(normalize, *zip(*slabs)))
-
-        with side_by_side(x.device.type) as run:
-            layer(first, x, finest, run)
-            layer(second, finest, both[:, 3:], run)
-            del finest
-            slabs = zip(*_slabs(x.shape[2], 2))
-            return torch.cat(list(run(lambda inner, outer, at: self.conv2(both[:, :, outer])[:, :, at], *slabs)), dim=2)
-
-
-def _slabs(planes: int, margin: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Slabs of a stack: their planes, the same with `margin` planes on both sides where there are any, and where in those they lie."""
-    for start in range(0, planes, FUSION_SLAB):
-        stop, before = min(start + FUSION_SLAB, planes), min(start, margin)
-        yield slice(start, stop), slice(start - before, stop + margin), slice(before, before + stop - start)
+        return self.conv2(torch.cat([x, self.conv1(x)], dim=1))
 
 
 def build(beta_base: int = 8, decoder_base: int = 16) -> dict[str, nn.Module]:

@@ -36,6 +36,8 @@ from tqdm.auto import tqdm
 
 from helpers.grid import AXIS
 from helpers.haca3 import networks
+from helpers.haca3.fast import memory
+from helpers.haca3.fast.layers import quicken
 from helpers.haca3.fast.threads import side_by_side
 from helpers.haca3.harmonizer import TARGET_SLICES, slice_of
 
@@ -416,8 +418,8 @@ def teach_contrast(theta: nn.Module, groups: Sequence[Group], steps: int, seed: 
         torch.manual_seed(seed)
         head = nn.Linear(networks.THETA_DIM, LESION)  # lesions are too rare to have a mean in every slice
     nn.init.constant_(head.bias, 0.8)  # a typical intensity
-    rate = 3e-3
-    optimizer = torch.optim.Adam([{"params": theta.parameters()}, {"params": head.parameters(), "lr": 10 * rate}], lr=rate)
+    rate, parameters = 3e-3, list(theta.parameters())
+    optimizer = torch.optim.Adam([{"params": parameters}, {"params": head.parameters(), "lr": 10 * rate}], lr=rate)
     decline = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     error = math.nan
     with side_by_side() as run:
@@ -435,7 +437,8 @@ def teach_contrast(theta: nn.Module, groups: Sequence[Group], steps: int, seed: 
                 means.append([tissue.mean() if tissue.size else np.nan for tissue in tissues])
                 generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
                 images.append(imperfect(torch.from_numpy(image)[None, None], rng, generator))
-            mu = torch.cat(list(run(lambda image: theta(image)[0].flatten(1), images)))
+            parts = list(run(lambda image: theta(image)[0].flatten(1), images))
+            mu = torch.cat(parts).detach().requires_grad_()
             wanted = torch.tensor(np.array(means), dtype=torch.float32)
             known = wanted.isfinite()
             squared = (head(mu) - wanted.nan_to_num())[known] ** 2
@@ -444,6 +447,10 @@ def teach_contrast(theta: nn.Module, groups: Sequence[Group], steps: int, seed: 
             loss = squared.mean() + 0.02 * ((mu.mean(0) ** 2).mean() + (spread**2).mean())
             optimizer.zero_grad()
             loss.backward()
+            # Image by image, and added in their order: one graph of all would be gone through in the order of the threads that made it.
+            gradients = run(lambda part, slope: torch.autograd.grad(part, parameters, slope, allow_unused=True), parts, mu.grad.split(1))
+            for parameter, *shares in zip(parameters, *gradients):
+                parameter.grad = None if shares[0] is None else sum(shares)
             optimizer.step()
             decline.step()
             error = squared.mean().item() if step == 0 else 0.9 * error + 0.1 * squared.mean().item()
@@ -511,7 +518,7 @@ def fresh(seed: int, beta_base: int, decoder_base: int) -> dict[str, nn.Module]:
     """
     with torch.random.fork_rng():  # layers draw their weights from the global generator, which is put back
         torch.manual_seed(seed)
-        modules = networks.build(beta_base, decoder_base)
+        modules = {name: quicken(network) for name, network in networks.build(beta_base, decoder_base).items()}
     nn.init.zeros_(modules["eta_encoder"].seq[-1].weight)
     nn.init.zeros_(modules["eta_encoder"].seq[-1].bias)
     # Start from a small and certain variance of theta, and from an image that is not zero (a dead ReLU learns nothing).
@@ -558,7 +565,7 @@ def train(
     dict of str to torch.nn.Module
         The averaged weights. The eta encoder is as new: see `teach_severity`.
     """
-    networks.keep_freed_memory()
+    memory.keep_freed_memory()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     modules = fresh(seed, beta_base, decoder_base)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers import compiler
+from helpers.haca3.fast.layers import quicken
 from helpers.haca3.networks import EtaEncoder
 
 _LAST = torch.channels_last
@@ -123,6 +124,8 @@ def accelerated(network: nn.Module) -> nn.Module:
     """
     program = library()
     network = copy.deepcopy(network).to(memory_format=_LAST)
+    if not isinstance(network, EtaEncoder):  # It becomes an `Eta`, whole.
+        quicken(network)
     for layers in [each for each in network.modules() if isinstance(each, nn.Sequential)]:
         for number, layer in enumerate(layers):
             if not isinstance(layer, nn.Conv2d) or layer.out_channels % program.lanes():
