@@ -76,7 +76,7 @@ FLOORS = (
     {"study", "compiler"},
     {"grid", "volumes", "linear", "layout", "drawing"},
     {"acquisition", "registration"},
-    {"haca3", "analysis", "cohort", "protocol"},
+    {"haca3", "super_resolution", "analysis", "cohort", "protocol"},
     {"lab", "pipeline"},
 )
 

@@ -1,5 +1,6 @@
 """One matrix along one axis of a volume: what slices are made with, and what brings them back."""
 
+import contextlib
 from functools import lru_cache
 
 import numpy as np
@@ -33,7 +34,7 @@ def along_axis(matrix: np.ndarray, volume: np.ndarray, axis: int) -> np.ndarray:
         # nibabel reads in Fortran order: seen from the other side it is C order, and nothing is copied.
         return along_axis(matrix, volume.T, 2 - axis).T
     matrix, volume = matrix.astype(np.float32, copy=False), volume.astype(np.float32, copy=False)
-    with _blas().limit(limits=1, user_api="blas"):
+    with one_thread():
         if axis == 0:
             return np.tensordot(matrix, volume, axes=(1, 0))
         return np.moveaxis(np.tensordot(volume, matrix, axes=(axis, 1)), -1, axis)
@@ -73,6 +74,11 @@ def inside(position: np.ndarray, n: int) -> np.ndarray:
     ndarray of bool
     """
     return (position > -0.5 - SAME_VOXEL) & (position < n - 0.5 + SAME_VOXEL)
+
+
+def one_thread() -> contextlib.AbstractContextManager:
+    """A context in which BLAS and LAPACK use one thread, and so round the same on any number of cores."""
+    return _blas().limit(limits=1, user_api="blas")
 
 
 @lru_cache(maxsize=1)
