@@ -38,8 +38,8 @@ from tqdm.auto import tqdm
 from helpers import linear, volumes
 from helpers.acquisition import degradation
 from helpers.acquisition.rf_pulse import Pulse
+from helpers.haca3.fast.memory import keep_freed_memory
 from helpers.haca3.fast.threads import side_by_side
-from helpers.haca3.networks import keep_freed_memory
 from helpers.study import GRID_MM, Resolution
 
 LAYERS = 8  #: of the network, 3 x 3 each
