@@ -4,10 +4,15 @@ import argparse
 import dataclasses
 import sys
 import textwrap
+import time
 from importlib.metadata import version
+from pathlib import Path
 
+import numpy as np
+
+from helpers import volumes
 from helpers.pipeline.cluster import Cluster
-from helpers.study import Study
+from helpers.study import Resolution, Study
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,8 +33,18 @@ def main(arguments: list[str] | None = None) -> int:
     clean.set_defaults(action=_clean)
     for command in commands.choices.values():
         command.add_argument("study", help="a study file, e.g. studies/demo.toml")
+    resolve = commands.add_parser("super-resolve", help="make thick slices 1 mm thin, as far as they tell")
+    resolve.add_argument("stack", help="a NIfTI file; thickness and gap stand in its sidecar, or are given")
+    resolve.add_argument("out", help="the file to be, .nii.gz")
+    resolve.add_argument("--thickness", type=float, metavar="MM", help="of the slices")
+    resolve.add_argument("--gap", type=float, metavar="MM", help="between them")
+    taught = "what was learnt from a stack of the same protocol; where there is no such file, it is made from this one"
+    resolve.add_argument("--resolver", metavar="FILE.pt", help=taught)
+    resolve.set_defaults(action=_super_resolve)
     options = parser.parse_args(arguments)
     try:
+        if options.action is _super_resolve:
+            return _super_resolve(options)
         return options.action(options, Study.from_toml(options.study), Cluster.from_toml(options.study))
     except (ValueError, OSError, RuntimeError) as error:
         print(f"resolution-matters: {error}", file=sys.stderr)
@@ -126,6 +141,61 @@ def _clean(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
     clean.clean(plan)
     print("Removed.")
     return 0
+
+
+def _super_resolve(options: argparse.Namespace) -> int:
+    """Read, teach unless that was done, resolve and write; all that can be refused is refused before the minutes of teaching."""
+    begin = time.monotonic()
+    if not options.out.endswith(".nii.gz"):
+        raise ValueError(f"{options.out}: accepted are names that end in .nii.gz")
+    if Path(options.out).resolve() == Path(options.stack).resolve():
+        raise ValueError(f"{options.out} is the stack itself: accepted is another file")
+    stack, affine = volumes.read(options.stack)
+    sidecar = volumes.read_sidecar(options.stack) or {}
+    resolution = _resolution_of(options, sidecar, affine)
+    from helpers import super_resolution
+
+    super_resolution.through_plane_axis(stack.shape, affine, resolution, options.stack)
+    if options.resolver and Path(options.resolver).exists():
+        resolver = super_resolution.load(options.resolver, resolution)
+    else:
+        resolver = super_resolution.train([(stack, affine)], resolution)
+        if options.resolver:
+            resolver.save(options.resolver)
+    volume, out_affine = super_resolution.super_resolve(stack, affine, resolution, resolver)
+    # What no longer holds is said of the slices that were acquired.
+    acquired = {"SliceThickness": resolution.thickness_mm, "SpacingBetweenSlices": resolution.separation_mm}
+    gone = {*acquired, "ContentSha256", "ContentBytes"}
+    sidecar = {name: value for name, value in sidecar.items() if name not in gone}
+    source = Path(options.stack).name
+    learnt = Path(options.resolver).name if options.resolver else source
+    sidecar |= {
+        "Sources": [source],
+        "SuperResolution": {**acquired, "LearntFrom": learnt},
+        "Resolution": f"1 mm across slices, super-resolved from {resolution.thickness_mm:g} mm with gaps of {resolution.gap_mm:g} mm",
+    }
+    volumes.write(options.out, volume, out_affine, sidecar)
+    shape = " x ".join(map(str, volume.shape))
+    print(f"{options.out}: {shape} voxels from slices of {resolution.label} mm, {(time.monotonic() - begin) / 60:.1f} min")
+    return 0
+
+
+def _resolution_of(options: argparse.Namespace, sidecar: dict, affine: np.ndarray) -> Resolution:
+    """Thickness and gap of a stack: as given, else as its sidecar has them, the separation else as its header has it."""
+    thickness = sidecar.get("SliceThickness") if options.thickness is None else options.thickness
+    if thickness is None:
+        raise ValueError(f"{options.stack} has no sidecar with SliceThickness: accepted is one, or --thickness in mm")
+    if isinstance(thickness, bool) or not isinstance(thickness, int | float):
+        raise ValueError(f"{volumes.sidecar_path(options.stack)} has the SliceThickness {thickness!r}: accepted is a number of mm")
+    gap = options.gap
+    if gap is None:
+        # Headers hold 32-bit floats: 6.5000001 is 6.5. SpacingBetweenSlices says the same, if it is right.
+        separation = round(float(np.linalg.norm(affine[:3, :3], axis=0).max()), 3)
+        gap = round(separation - thickness, 3)
+        if gap < 0:
+            lie = f"slices of {thickness:g} mm, {separation:g} mm apart"
+            raise ValueError(f"{options.stack} has {lie}: accepted are slices that do not overlap, or --thickness and --gap in mm")
+    return Resolution(thickness, gap)
 
 
 if __name__ == "__main__":
