@@ -10,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
 from helpers import grid, layout, registration, study
 from helpers.acquisition import degradation
 from helpers.analysis import claims, metrics
 from helpers.cohort import examination, phantom, preparation
+from helpers.haca3 import checkpoint, harmonizer
+from helpers.haca3.fast.slabs import Slabs
 from helpers.pipeline import cache, models, steps
 from helpers.study import Resolution
 
@@ -76,8 +79,10 @@ def registered():
     moved = registration.move(stack[1], motion)
     estimated = registration.estimate(stack[0], moved, volume, affine, volume > 0, kind="rigid", seed=0)
     # ANTs' steps end where they end: what it estimates is worth a tenth of a millimetre.
-    error = registration.error_mm(estimated, motion, volume > 0, affine)
-    return [motion, registration.resample(stack[0], moved, volume.shape, affine, motion), np.round(error, 0)]
+    error = np.round(registration.error_mm(estimated, motion, volume > 0, affine), 0)
+    whole = registration.error_mm(np.eye(4), motion, volume > 0, affine)
+    turned = registration.resample(stack[0], moved, volume.shape, affine, np.eye(4))
+    return [motion, registration.resample(stack[0], moved, volume.shape, affine, motion), turned, error, whole]
 
 
 def harmonized():
@@ -86,16 +91,25 @@ def harmonized():
     network = models.harmonizer(plan)
     images = {contrast: image(contrast) for contrast in study.CONTRASTS}
     target = network.target(image("T1w", "target", 6))
+    images["T2w"] = network.encode(images["T2w"], ["axial"], 89)
     result = network.harmonize(images, {"T1w": target}, orientations=("axial",), slice_step=89, seed=3, mask="union", details=True)
+    apart = network.harmonize(images, {"T1w": target}, orientations=("axial",), slice_step=89, seed=3, anatomy="independent")
+    planes = {plane: result.images["T1w"] + 10 * n for n, plane in enumerate(study.ORIENTATIONS)}
+    thin = harmonizer.fusion_input({plane: np.nan_to_num(volume) for plane, volume in planes.items()})[:, 40:52, 100:130, 90:130]
+    with torch.inference_mode():
+        fused = Slabs(checkpoint.load_fusion(layout.MODELS / "fusion-small.pt"))(torch.from_numpy(thin)[None]).numpy()
     slices, _ = steps.visited(plan, result.images["T1w"], grid.AFFINE)
     weights = result.attention["T1w"]["axial"]
-    return [target.theta, target.eta, target.norm, slices, weights[np.isfinite(weights)]]
+    apart, _ = steps.visited(plan, apart.images["T1w"], grid.AFFINE)
+    return [target.theta, target.eta, target.norm, slices, weights[np.isfinite(weights)], apart, fused]
 
 
 def scores():
     truth, made = blob(3), blob(3) + 0.1 * blob(4)
-    rows = [[value for value in row.values() if isinstance(value, float)] for row in metrics.score(truth, made, truth > 0, None)]
-    preview = [[value for value in row.values() if isinstance(value, float)] for row in metrics.score(truth, made, truth > 0, 2)]
+    rows, preview = (
+        [[value for value in row.values() if not isinstance(value, str)] for row in metrics.score(truth, made, truth > 0, axis)]
+        for axis in (None, 2)
+    )
     curve = metrics.fourier_correlation(truth, made, metrics.brain_window(truth > 0), 0, None)
     return [rows, preview, *curve, metrics.cutoff(*curve)]
 
