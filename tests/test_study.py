@@ -185,6 +185,7 @@ def test_what_cannot_be_dropped_is_named(value, message):
         ("transform", "guess"),
         ("anatomy", "none"),
         ("mask", "last"),
+        ("fusion_weights", "geometry"),
         ("variant", "haca4"),
         ("precision", "half"),
         ("compiled", 1),

@@ -26,6 +26,7 @@ ORIENTATIONS = ("axial", "sagittal", "coronal")
 TRANSFORMS = ("known", "rigid", "affine")
 ANATOMIES = ("shared", "independent", "argmax")
 MASKS = ("first", "union", "intersection")
+FUSION_WEIGHTS = ("attention", "resolution")
 #: Variant -> the mask of its published program.
 VARIANTS = {"haca3": "first", "haca3plus": "union"}
 PRECISIONS = ("float32", "bfloat16")
@@ -374,6 +375,9 @@ class Study:
         1: whole volumes. Otherwise a preview of every `slice_step`-th slice of the one reconstruction plane.
     anatomy : str
         How anatomy codes are sampled: one of `ANATOMIES`.
+    fusion_weights : str
+        How the anatomies of the sources are mixed: by the ``attention`` alone, as published, or by ``resolution`` too: what one source
+        lacks by its slices, the others fill in (`helpers.haca3.resolution`). Where all sources are sliced alike both are the same.
     mask : str
         Which sources' foreground masks the output: one of `MASKS`; unless given that of the published program, by `VARIANTS`.
     weights : str
@@ -425,6 +429,7 @@ class Study:
     slice_step: int = 11
     anatomy: str = "shared"
     mask: str = ""
+    fusion_weights: str = "attention"
     weights: str = "data/models/harmonizer-small.pt"
     fusion: str = ""
     variant: str = "haca3"
@@ -501,6 +506,7 @@ class Study:
                 raise ValueError(f"{field} names something twice: accepted is a list without repetition")
         check("transform", self.transform, TRANSFORMS)
         check("anatomy", self.anatomy, ANATOMIES)
+        check("fusion_weights", self.fusion_weights, FUSION_WEIGHTS)
         check("variant", self.variant, VARIANTS)
         settle("mask", check("mask", self.mask or VARIANTS[self.variant], MASKS))
         check("precision", self.precision, PRECISIONS)

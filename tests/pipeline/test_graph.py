@@ -25,6 +25,7 @@ DEPENDS_ON = {
     "seed": (4, "00 03 04 05"),
     "anatomy": ("argmax", "04 05"),
     "mask": ("union", "04 05"),
+    "fusion_weights": ("resolution", "04 05"),
     "weights": ("x.pt", "04 05"),
     "fusion": ("x.pt", "04 05"),
     "variant": ("haca3plus", "04 05"),

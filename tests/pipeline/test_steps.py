@@ -12,6 +12,7 @@ import pytest
 
 from helpers import layout, volumes
 from helpers.analysis import claims
+from helpers.haca3 import Acquisition
 from helpers.pipeline import cache, folders, models, participants, scoring, steps
 from helpers.study import CONTRASTS, GROUND_TRUTH, ORIENTATIONS, Resolution, Study
 
@@ -163,6 +164,32 @@ def test_the_attention_is_kept_beside_each_image_and_becomes_a_table(plan, ident
     assert (found.weight_sd == 0).all()
     assert found[found.source == "T1w"].orientation.eq("3D").all()
     assert scoring.attention(plan, 1, GROUND_TRUTH).resolution.eq("3D").all()
+
+
+def test_with_weights_by_resolution_the_harmonizer_learns_how_sources_that_differ_were_acquired(plan, identity, monkeypatch):
+    given = []
+
+    class Curious(Identity):
+        def harmonize(self, images, targets, geometry=None, **settings):
+            given.append(geometry)
+            return super().harmonize(images, targets, **settings)
+
+    monkeypatch.setattr(models, "harmonizer", lambda plan: Curious())
+    by_resolution = dataclasses.replace(plan, fusion_weights="resolution")
+    plain, mixed = steps.harmonized(plan, 1, "3", COARSE), None
+    keys = {contrast: volumes.read_sidecar(path)["Key"] for contrast, path in plain.items()}
+    given.clear()
+    mixed = steps.harmonized(by_resolution, 1, "3", COARSE)
+    assert given == [{"T1w": None, "T2w": Acquisition("axial", COARSE), "FLAIR": Acquisition("axial", COARSE)}]
+    assert volumes.read_sidecar(mixed["T1w"])["FusionWeights"] == "resolution"
+    assert all(volumes.read_sidecar(path)["Key"] != keys[contrast] for contrast, path in mixed.items())
+    # Where all sources are alike nothing is new, and what is there is kept.
+    steps.harmonized(plan, 1, "1a", COARSE)
+    given.clear()
+    steps.harmonized(by_resolution, 1, "1a", COARSE)
+    assert given == []
+    assert scoring.scores(by_resolution, 1, "3").fusion_weights.eq("resolution").all()
+    assert "fusion_weights" not in scoring.scores(plan, 1, "3")
 
 
 def test_a_dropped_contrast_of_a_simulated_subject_is_harmonized_and_not_given(plan, identity, monkeypatch):

@@ -15,6 +15,9 @@ VERSION = ("transform", "reconstruction", "anatomy", "mask", "slice_step", "seed
 #: Of a table without a column ``dropped``: HACA3 got all three contrasts.
 NOTHING = "nothing"
 
+# Columns of studies that have something in them, and what their absence means.
+_RARE = {"dropped": NOTHING, "fusion_weights": "attention"}
+
 LABELS = tuple(each.label for each in RESOLUTIONS)
 SEPARATIONS_MM = np.array([each.separation_mm for each in RESOLUTIONS])
 UNITS = {"psnr_db": "dB", "ssim": "SSIM"}
@@ -198,8 +201,8 @@ def _check(table, what, keys, values, whole=True):
     for column in (*keys, *VERSION, *values):
         if column not in table:
             raise ValueError(f"{what} has no column {column}: accepted are tables with {', '.join((*keys, *VERSION, *values))}")
-    table = table.assign(dropped=_dropped_column(table))
-    for column in (*VERSION, "dropped"):
+    table = table.assign(**{column: _rare_column(table, column) for column in _RARE})
+    for column in (*VERSION, *_RARE):
         counts = table[column].value_counts()
         if len(counts) > 1:
             odd = table[table[column] == counts.index[-1]]
@@ -231,9 +234,10 @@ def _rows(table: pd.DataFrame, keys) -> str:
     return f"{len(table)} rows: {'; '.join(shown)}{' …' if len(table) > 3 else ''}"
 
 
-def _dropped_column(table) -> pd.Series:
-    """What was dropped in each row; only studies that dropped something have the column."""
-    return table["dropped"].fillna(NOTHING) if "dropped" in table else pd.Series(NOTHING, table.index)
+def _rare_column(table, column: str) -> pd.Series:
+    """A column that not all tables have, in each row."""
+    usual = _RARE[column]
+    return table[column].fillna(usual) if column in table else pd.Series(usual, table.index)
 
 
 def _dropped(table) -> frozenset[str]:
@@ -241,7 +245,8 @@ def _dropped(table) -> frozenset[str]:
 
 
 def _version(table) -> dict:
-    return {**{column: table[column].iloc[0] for column in VERSION}, "dropped": _dropped_column(table).iloc[0]}
+    rare = {column: _rare_column(table, column).iloc[0] for column in _RARE}
+    return {**{column: table[column].iloc[0] for column in VERSION}, **rare}
 
 
 def _same_study(table, what, version, subjects):

@@ -234,9 +234,10 @@ def _about(subject: int | str, experiment: str, resolution: Resolution | None, c
 
 def _how(plan: Study) -> dict:
     columns = ("transform", "anatomy", "mask", "slice_step", "seed")
-    # Only where something was dropped, so that tables, and the keys that hold this, stay what they were.
-    dropped = {"dropped": "+".join(plan.dropped)} if plan.dropped else {}
-    return {"reconstruction": "+".join(plan.reconstruction), **{column: getattr(plan, column) for column in columns}, **dropped}
+    # Only where a study has them, so that tables, and the keys that hold this, stay what they were.
+    rare = {"dropped": "+".join(plan.dropped)} if plan.dropped else {}
+    rare |= {"fusion_weights": plan.fusion_weights} if plan.fusion_weights != "attention" else {}
+    return {"reconstruction": "+".join(plan.reconstruction), **{column: getattr(plan, column) for column in columns}, **rare}
 
 
 def all_scores(plan: Study) -> pd.DataFrame:

@@ -145,16 +145,21 @@ def harmonized(plan: Study, subject: int | str, experiment: str, resolution: Res
     weights = [models.checkpoint_hash(path) for path in models.checkpoints(plan)]
     parents = [*inputs.values(), *aims.values()]
     numbers = {contrast: list(each) for contrast, each in plan.targets if not isinstance(each, str)}
+    orientations = plan.sources(experiment)
+    differ = plan.fusion_weights == "resolution" and len(set(orientations.values())) > 1
     parameters = {"settings": settings, "models": weights, "how": models.network_options(plan)}
+    parameters |= {"geometry": {**orientations, "resolution": resolution.label}} if differ else {}
     key = cache.key("harmonization", parents, {**parameters, **({"targets": numbers} if numbers else {})})
 
     def work(missing):
         shared = [contrast for contrast, orientation in sources(experiment).items() if orientation == "3D" and resolution]
         images = {
             contrast: _encoding(plan, subject, contrast, orientation, resolution, contrast in shared)
-            for contrast, orientation in plan.sources(experiment).items()
+            for contrast, orientation in orientations.items()
         }
-        result = models.harmonizer(plan).harmonize(images, {contrast: targets(plan)[contrast] for contrast in missing}, **settings, details=True)
+        aims = {contrast: targets(plan)[contrast] for contrast in missing}
+        geometry = _geometry(orientations, resolution) if differ else {}
+        result = models.harmonizer(plan).harmonize(images, aims, **settings, **geometry, details=True)
 
         def attention(target: str) -> dict:
             # Mean and spread over the slices, each with the weight of the brain that it shows: nearly empty ones say little.
@@ -172,7 +177,8 @@ def harmonized(plan: Study, subject: int | str, experiment: str, resolution: Res
         device, options = models.harmonizer(plan).device, models.network_options(plan)
         facts = {
             "Experiment": experiment,
-            "SourceOrientations": plan.sources(experiment),
+            "SourceOrientations": orientations,
+            **({"FusionWeights": plan.fusion_weights} if differ else {}),
             "Transform": plan.transform,
             **({"Targets": numbers} if numbers else {}),
             "Harmonization": {
@@ -187,6 +193,14 @@ def harmonized(plan: Study, subject: int | str, experiment: str, resolution: Res
 
     cache.compute(paths, key, parents, work)
     return paths
+
+
+def _geometry(orientations: dict[str, str], resolution: Resolution) -> dict:
+    """How the slices of the sources were acquired, as an argument of the harmonizer."""
+    from helpers.haca3 import Acquisition
+
+    known = {o: Acquisition(o, resolution) for o in orientations.values() if o != "3D"}
+    return {"geometry": {contrast: known.get(orientation) for contrast, orientation in orientations.items()}}
 
 
 def target_images(plan: Study) -> dict[str, Path]:
