@@ -217,7 +217,7 @@ def frequency_figure(curves: pd.DataFrame, cutoffs: pd.DataFrame):
             _series(bottom, one[one.arm == "harmonized"], "cutoff_per_mm", offset, contrast)
         bottom.plot(range(len(labels)), 0.5 / separation, color="0.2", ls=":", marker="_", ms=7, lw=0.8, zorder=1)
         _resolution_axis(bottom, labels)
-    axes[0, 0].set_ylabel("Fourier correlation, through-plane")
+    axes[0, 0].set_ylabel("Fourier correlation\n(through-plane)")
     axes[1, 0].set_ylabel("cut-off (cycles/mm)")
     axes[1, 0].set_ylim(0)
     handles = [plt.Line2D([], [], color="0.3", ls=style) for style in ends.values()]
