@@ -66,7 +66,8 @@ def test_three_claims_are_told_in_an_order_that_does_not_depend_on_their_verdict
         in told
     )
     assert "The most telling: Contradicted: C8. Supported: C12. Supported: C5." in told
-    assert report.paragraph(scores(), NOBODY, without).endswith(" No verdict here on C2 and C3 (too few).")
+    assert report.paragraph(scores(), NOBODY, without).endswith(" This study can test none of the 2 claims of the paper.")
+    assert report.no_verdict(without) == "No verdict here on C2 and C3 (too few)."
     assert sorted(report._MOST_TELLING) == sorted(claim.id for claim in claims.CLAIMS)
 
 

@@ -66,7 +66,8 @@ def paragraph(scores: pd.DataFrame, verdicts: pd.DataFrame, without: pd.DataFram
         As `helpers.analysis.claims.split` gives them.
     """
     if verdicts.empty:
-        return f"{_cost(scores)} {no_verdict(without)}".strip()
+        none = f"This study can test none of the {len(without)} claims of the paper." if len(without) else ""
+        return f"{_cost(scores)} {none}".strip()
     counts = verdicts.verdict.value_counts()
     supported, contradicted, open_ = (int(counts.get(each, 0)) for each in (*_DECIDED, "undecided"))
     tested = f"Of the {len(verdicts) + len(without)} claims of the paper this study can test {len(verdicts)}: "
