@@ -73,7 +73,7 @@ def test_degrading_needs_no_ants_and_harmonizing_neither_ants_nor_sigpy():
 
 #: From the lowest floor up; a room knows those of lower floors only, and a module of a folder may know others of it.
 FLOORS = (
-    {"study", "compiler"},
+    {"study", "compiler", "insides"},
     {"grid", "volumes", "linear", "layout", "drawing"},
     {"acquisition", "registration"},
     {"haca3", "super_resolution", "analysis", "cohort", "protocol"},

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from helpers import linear, volumes
+from helpers import insides, linear, volumes
 from helpers.study import CONTRASTS, ORIENTATIONS, check, subject_seed
 
 #: Near the centre of mass of a brain in MNI space (RAS, mm): the point about which a head is turned.
@@ -187,27 +187,21 @@ def _run_ants(moving, moving_affine, fixed, fixed_affine, mask, kind, seed, scal
     if start is not None:
         # Where the start brings the moving image, the identity is the start. No other way keeps the centre of rotation in the head.
         moving_affine = np.linalg.inv(start) @ moving_affine
-    previous = ants.config._random_seed
-    # The argument random_seed of ants.registration is ignored (antspyx 0.6.3); to ANTs, seed 0 means "by the clock".
-    ants.config._random_seed = 1 + int(seed) % (2**31 - 2)
-    try:
-        with tempfile.TemporaryDirectory(prefix="registration_") as folder:
-            result = ants.registration(
-                fixed=ants_image(ants, fixed, fixed_affine),
-                moving=ants_image(ants, moving, moving_affine),
-                type_of_transform=_ANTS_NAME[kind],
-                initial_transform=None if start is None else "Identity",
-                mask=ants_image(ants, mask, fixed_affine),
-                mask_all_stages=True,
-                aff_metric="mattes",
-                # Without a prefix ants leaves its transforms behind in the temporary folder.
-                outprefix=os.path.join(folder, ""),
-                **scales,
-            )
-            (path,) = result["fwdtransforms"]
-            found = ants.read_transform(path, precision="double")
-    finally:
-        ants.config._random_seed = previous
+    with insides.seeded_ants(ants, seed), tempfile.TemporaryDirectory(prefix="registration_") as folder:
+        result = ants.registration(
+            fixed=ants_image(ants, fixed, fixed_affine),
+            moving=ants_image(ants, moving, moving_affine),
+            type_of_transform=_ANTS_NAME[kind],
+            initial_transform=None if start is None else "Identity",
+            mask=ants_image(ants, mask, fixed_affine),
+            mask_all_stages=True,
+            aff_metric="mattes",
+            # Without a prefix ants leaves its transforms behind in the temporary folder.
+            outprefix=os.path.join(folder, ""),
+            **scales,
+        )
+        (path,) = result["fwdtransforms"]
+        found = ants.read_transform(path, precision="double")
     # Where it takes the origin and the three unit vectors is all there is to know about an affine.
     points = np.array([found.apply_to_point(point) for point in np.vstack([np.zeros(3), np.eye(3)])])
     transform = np.eye(4)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from helpers import insides
 from helpers.study import check, check_keys, read_toml
 
 #: Kind -> dask-jobqueue's class, the command that must be there, what that class calls an account, and how a directive begins.
@@ -244,13 +245,11 @@ def start(cluster: Cluster, folder: Path) -> Iterator:
                     f"kind is {cluster.kind!r}: there is no {command} on this machine: accepted is kind local, or a login node"
                 )
             with _jobqueue(cluster, folder) as jobs, Client(jobs) as client:
-                # What scale(jobs=...) does; but that submits in the background, and would only log a refusal.
                 while len(jobs.worker_spec) < cluster.jobs:
                     jobs.worker_spec.update(jobs.new_worker_spec())
                 try:
-                    jobs.sync(jobs._correct_state)
+                    insides.submit_jobs(jobs)
                 except RuntimeError as error:
-                    jobs._created.clear()  # distributed would stumble over the jobs that never came to be.
                     said = [line for line in str(error).splitlines() if line.strip()][-1]
                     raise RuntimeError(f"{command} refused the job: {said.strip()}") from None
                 yield client, _Renewal(jobs, cluster, folder)
@@ -289,8 +288,7 @@ class _Renewal:
             elif job not in self.suspects:
                 self.suspects.add(job)
             else:
-                self.jobs.workers.pop(name, None)
-                self.jobs._created.discard(job)  # At the end distributed would stumble over it.
+                insides.forget_job(self.jobs, name, job)
                 self.suspects.discard(job)
                 self.wasted += 1
 

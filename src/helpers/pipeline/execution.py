@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import volumes
+from helpers import insides, volumes
 from helpers.pipeline import cache, graph
 
 #: Characters of a path that systems accept for a socket: 103 on macOS, less the number of the socket.
@@ -66,20 +66,6 @@ def _sockets(folder: Path) -> dict[str, str]:
     return {"transport": "ipc", "ip": name} if len(name) < _LONGEST_SOCKET else {}
 
 
-@functools.cache
-def _kernel_manager() -> type:
-    from jupyter_client.manager import AsyncKernelManager
-
-    class KernelManager(AsyncKernelManager):
-        """Asks a kernel to end, and no more: the interrupt that Jupyter sends before, a kernel may report as an error."""
-
-        async def _async_interrupt_kernel(self):
-            if not self.shutting_down:
-                await super()._async_interrupt_kernel()
-
-    return KernelManager
-
-
 def _papermill(task: graph.Task, executed: Path, trace: Path) -> str | None:
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -100,7 +86,7 @@ def _papermill(task: graph.Task, executed: Path, trace: Path) -> str | None:
             # A kernel says at every start what it listens on; the progress bar is what should be seen.
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
             config=Config(KernelManager=_sockets(trace.parent)),
-            kernel_manager_class=_kernel_manager(),
+            kernel_manager_class=insides.quiet_kernel_manager(),
         )
     except PapermillExecutionError as failure:
         return last_line(f"{failure.ename}: {failure.evalue}")
