@@ -28,6 +28,7 @@ import ants
 import nibabel as nib
 import nilearn
 import numpy as np
+from edt import edt
 from scipy import ndimage
 
 from helpers import volumes
@@ -154,12 +155,17 @@ def largest(mask):
 
 
 def grow(mask, mm):
-    return ndimage.distance_transform_edt(~mask) <= mm
+    return edt(~mask) <= mm
 
 
 def close(mask, mm):
     padded = grow(np.pad(mask, mm + 2), mm)
-    return (ndimage.distance_transform_edt(padded) > mm)[(slice(mm + 2, -mm - 2),) * 3]
+    return (edt(padded) > mm)[(slice(mm + 2, -mm - 2),) * 3]
+
+
+def open_ball(mask, mm):
+    """Opening by a ball, as `ndimage.binary_opening` with `ball` does, but in seconds."""
+    return grow(edt(mask) > mm, mm)
 
 
 def fill_planes(mask):
@@ -169,6 +175,15 @@ def fill_planes(mask):
         for plane, whole in zip(np.moveaxis(filled, axis, 0), np.moveaxis(mask, axis, 0)):
             plane |= ndimage.binary_fill_holes(whole)
     return filled if np.array_equal(filled, mask) else fill_planes(filled)
+
+
+def brain_mask(tissue):
+    """Tissue, closed over sulci and cisterns, plus a rim of fluid; smooth, with no hole in any plane."""
+    solid = largest(ndimage.binary_opening(tissue, ball(1)))
+    brain = largest(open_ball(grow(fill_planes(close(solid, 6)), 1), 4))
+    brain = ndimage.gaussian_filter(brain.astype(np.float32), 2) > 0.5
+    brain |= ndimage.binary_dilation(solid, ball(1))
+    return fill_planes(largest(open_ball(close(brain, 4), 3)))
 
 
 def template_in_subject(t1w, pia, template):
@@ -229,17 +244,12 @@ def fractions(t1w, pia, white, template, position):
     sgm = sgm + (tissue - wm_below) * (1 - cerebellum)
     wm = wm + wm_below
 
-    # Mask: tissue, closed over sulci and cisterns, plus a rim of fluid; smooth, with no hole in any plane.
-    solid = largest(ndimage.binary_opening((ribbon + inside + tissue) > 0.5, ball(1)))
-    brain = largest(ndimage.binary_opening(grow(fill_planes(close(solid, 6)), 1), ball(4)))
-    brain = ndimage.gaussian_filter(brain.astype(np.float32), 2) > 0.5
-    brain |= ndimage.binary_dilation(solid, ball(1))
-    brain = fill_planes(largest(ndimage.binary_opening(close(brain, 4), ball(3))))
+    brain = brain_mask((ribbon + inside + tissue) > 0.5)
     return {"CGM": ribbon, "WM": wm, "SGM": sgm, "CBM": cbm, "VCSF": vcsf}, brain
 
 
-def write(folder, tissues, brain):
-    # In units of 1/255 that sum to 255 in every voxel of the brain: what tissue leaves is fluid.
+def write(folder, subject, tissues, brain, origin):
+    """Write the fractions in units of 1/255 that sum to 255 in every voxel of the brain: what tissue leaves is fluid."""
     left = np.where(brain, 255, 0)
     whole = {}
     for tissue, fraction in tissues.items():
@@ -248,11 +258,10 @@ def write(folder, tissues, brain):
     whole["CSF"] = left
     for tissue, volume in whole.items():
         sidecar = {
-            "Description": f"Volume fraction in units of 1/255 of {MEANING[tissue]}", "RawSources": SOURCE,
-            "License": "BSD-2-Clause", "SpatialReference": f"MNI152 2009a symmetric (as packaged with nilearn), rigid, {SPACE}",
-            "Resolution": "1 mm isotropic", "Type": "PVE", "SkullStripped": True, "Script": "data/anatomy/make_anatomy.py",
+            "Description": f"Volume fraction in units of 1/255 of {MEANING[tissue]}",
+            "Resolution": "1 mm isotropic", "Type": "PVE", "SkullStripped": True, **origin,
         }
-        path = folder / f"sub-S1_space-{SPACE}_label-{tissue}_probseg.nii.gz"
+        path = folder / f"sub-{subject}_space-{SPACE}_label-{tissue}_probseg.nii.gz"
         volumes.write(path, volume.astype(np.uint8), AFFINE, sidecar)
 
 
@@ -273,7 +282,10 @@ def main():
     t1w = ants.denoise_image(to_ants(t1w, AFFINE), mask=to_ants(region, AFFINE), p=1, r=2, noise_model="Gaussian").numpy()
     tissues, brain = fractions(t1w, pia, white, warped, position)
 
-    write(arguments.folder, tissues, brain)
+    write(arguments.folder, "S1", tissues, brain, {
+        "RawSources": SOURCE, "License": "BSD-2-Clause", "Script": "data/anatomy/make_anatomy.py",
+        "SpatialReference": f"MNI152 2009a symmetric (as packaged with nilearn), rigid, {SPACE}",
+    })
     (arguments.folder / "LICENSE-pycortex.txt").write_text(licence)
 
 

@@ -1,4 +1,4 @@
-"""The embedded brain and the semi-synthetic subjects made from it."""
+"""The embedded brains and the semi-synthetic subjects made from it."""
 
 import dataclasses
 
@@ -29,11 +29,12 @@ def median(image, subject, tissue, above=0.95):
     return float(np.median(image[subject.fractions[tissue] > above]))
 
 
-# The embedded brain
+# The embedded brains
 
 
-def test_the_embedded_fractions_sum_to_one_in_one_piece_without_holes():
-    total = sum(phantom.anatomy().values())
+@pytest.mark.parametrize("name", phantom.ANATOMIES)
+def test_the_embedded_fractions_sum_to_one_in_one_piece_without_holes(name):
+    total = sum(phantom.anatomy(name).values())
     brain = total > 0.5
     assert total.shape == grid.SHAPE
     assert np.allclose(total[brain], 1, atol=1e-5) and not total[~brain].any()
@@ -44,11 +45,33 @@ def test_the_embedded_fractions_sum_to_one_in_one_piece_without_holes():
     assert all(min(where.min(), n - 1 - where.max()) > 4 for where, n in zip(np.nonzero(brain), grid.SHAPE))
 
 
-def test_the_embedded_brain_has_the_volumes_of_an_adult_brain():
-    litres = {tissue: float(fraction.sum()) / 1e6 for tissue, fraction in phantom.anatomy().items()}
+@pytest.mark.parametrize("name", phantom.ANATOMIES)
+def test_an_embedded_brain_has_the_volumes_of_an_adult_brain(name):
+    litres = {tissue: float(fraction.sum()) / 1e6 for tissue, fraction in phantom.anatomy(name).items()}
     assert 0.40 < litres["CGM"] < 0.65 and 0.40 < litres["WM"] < 0.65
     assert 0.02 < litres["SGM"] < 0.08 and 0.08 < litres["CBM"] < 0.16
     assert 0.005 < litres["VCSF"] < 0.04
+    assert 0.10 < litres["CSF"] < 0.40
+
+
+def test_the_embedded_brains_are_two_people():
+    one, other = (phantom.anatomy(name)["CGM"] > 0.5 for name in phantom.ANATOMIES)
+    dice = 2 * (one & other).sum() / (one.sum() + other.sum())
+    assert 0.2 < dice < 0.7
+    with pytest.raises(ValueError, match="anatomy is 'S2'.*accepted are S1, Colin27"):
+        phantom.anatomy("S2")
+
+
+@pytest.mark.parametrize("name", phantom.ANATOMIES)
+def test_structures_lie_where_they_do_in_a_head(name):
+    """Mean height in mm and share on the left: nothing is upside down, mislabelled across the tentorium, or one-sided."""
+    fractions = phantom.anatomy(name)
+    z = grid.AFFINE[2, 2] * np.arange(grid.SHAPE[2]) + grid.AFFINE[2, 3]
+    height = {tissue: float((part.sum((0, 1)) * z).sum() / part.sum()) for tissue, part in fractions.items()}
+    assert height["CBM"] < -20 < height["SGM"] < height["VCSF"] + 15 and height["CGM"] > 0
+    assert not fractions["CBM"][:, :, z > 15].any() and not fractions["VCSF"][:, :, z < -40].any()
+    for tissue in ("CGM", "WM", "SGM", "CBM", "VCSF"):
+        assert 0.4 < fractions[tissue][:96].sum() / fractions[tissue].sum() < 0.6
 
 
 def assert_is_one_piece_without_holes(mask):
@@ -93,6 +116,15 @@ def test_the_same_seed_gives_the_same_bytes(subject, truth):
     scanner = phantom.scanner(SCANNER)
     np.testing.assert_array_equal(phantom.render(again, scanner, "FLAIR"), truth["FLAIR"])
     np.testing.assert_array_equal(phantom.render(again, scanner, "T2w", 5), phantom.render(subject, scanner, "T2w", 5))
+
+
+def test_a_subject_of_the_second_brain_is_whole_and_names_it(subject):
+    other = phantom.subject(SEED, "Colin27")
+    assert subject.anatomy == "S1" and other.anatomy == "Colin27"
+    total = sum(other.fractions.values())
+    assert np.allclose(total[other.brain], 1, atol=1e-5) and not total[~other.brain].any()
+    assert_is_one_piece_without_holes(other.brain)
+    assert np.mean(other.brain != subject.brain) > 0.005
 
 
 def test_lesions_are_many_small_and_in_the_white_matter_by_the_ventricles(subject):
@@ -235,6 +267,11 @@ def test_an_unknown_scanner_is_named(name):
 def test_a_seed_that_is_none_is_named(seed):
     with pytest.raises(ValueError, match="seed is .*accepted are"):
         phantom.subject(seed)
+
+
+def test_an_anatomy_that_is_none_is_named():
+    with pytest.raises(ValueError, match="anatomy is 'Colin'.*accepted are S1, Colin27"):
+        phantom.subject(SEED, "Colin")
 
 
 def test_an_unknown_contrast_and_a_negative_noise_seed_are_named(subject):

@@ -1,6 +1,6 @@
-"""Semi-synthetic subjects: one embedded brain (one real person), many warps, lesions, scanners.
+"""Semi-synthetic subjects: embedded brains (each a real person), many warps, lesions, scanners.
 
-A subject is a warp of the one real anatomy in ``data/anatomy`` with lesions added to it. A scanner is
+A subject is a warp of a real anatomy in ``data/anatomy`` (S1's, if no other is named) with lesions added to it. A scanner is
 a set of sequence parameters. `render` puts the two through the signal equation of a contrast. T1w, T2w
 and FLAIR therefore follow from tissue *fractions* and from tissue T1, T2 and proton density, none of
 them from another one, and the same subject can be rendered by any scanner, with noise (an image) or
@@ -44,7 +44,10 @@ TARGET_SEED = 11
 TEST_SEEDS = range(12, 20)
 FIRST_TRAINING_SEED = 100
 
-#: Tissues of the embedded brain, in BIDS' words: cortical grey matter, white matter (of cerebrum, cerebellum and brain
+#: The embedded brains; the first one is taken where none is named.
+ANATOMIES = ("S1", "Colin27")
+
+#: Tissues of an embedded brain, in BIDS' words: cortical grey matter, white matter (of cerebrum, cerebellum and brain
 #: stem), subcortical grey matter, cerebellar cortex, fluid of the lateral ventricles, all other cerebrospinal fluid.
 TISSUES = ("CGM", "WM", "SGM", "CBM", "VCSF", "CSF")
 
@@ -68,7 +71,7 @@ POINT_SPREAD = {"T1w": 0.0, "T2w": 0.3, "FLAIR": 0.35}
 
 @dataclass(frozen=True)
 class Subject:
-    """A brain made from the embedded one.
+    """A brain made from an embedded one.
 
     Parameters
     ----------
@@ -84,6 +87,8 @@ class Subject:
         Natural logarithm of the local factor on T1, T2 and proton density: tissue is not homogeneous.
     affine : ndarray, shape (4, 4)
         Voxel index to world position in mm.
+    anatomy : str
+        The embedded brain that it was made from, one of `ANATOMIES`.
     """
 
     seed: int
@@ -92,6 +97,7 @@ class Subject:
     lesions: np.ndarray
     variation: np.ndarray
     affine: np.ndarray
+    anatomy: str = ANATOMIES[0]
 
 
 @dataclass(frozen=True)
@@ -307,32 +313,46 @@ def scanner(name: str) -> Scanner:
     return made
 
 
-@lru_cache(maxsize=1)
-def anatomy() -> dict:
-    """Tissue fractions of the embedded brain.
+def anatomy(name: str = ANATOMIES[0]) -> dict:
+    """Tissue fractions of an embedded brain.
+
+    Parameters
+    ----------
+    name : str
+        One of `ANATOMIES`.
 
     Returns
     -------
     dict of str to ndarray, shape (192, 224, 192), float32, read-only
         Volume fraction of each of `TISSUES`, summing to 1 inside the brain and 0 outside.
+
+    Raises
+    ------
+    ValueError
+        If there is no anatomy of that name.
     """
+    return _read_anatomy(check("anatomy", name, ANATOMIES))
+
+
+@lru_cache(maxsize=len(ANATOMIES))
+def _read_anatomy(name):
     fractions = {}
     for tissue in TISSUES:
-        volume, _ = volumes.read(layout.ANATOMY / f"sub-S1_space-{layout.SPACE}_label-{tissue}_probseg.nii.gz")
+        volume, _ = volumes.read(layout.ANATOMY / f"sub-{name}_space-{layout.SPACE}_label-{tissue}_probseg.nii.gz")
         fractions[tissue] = volume / np.float32(255)
         fractions[tissue].setflags(write=False)
     return fractions
 
 
-@lru_cache(maxsize=1)
-def _splines():
+@lru_cache(maxsize=len(ANATOMIES))
+def _splines(name):
     """Cubic spline coefficients of each tissue but the outer fluid, in its bounding box, with the box's corner.
 
     Cubic, since linear interpolation would blur, and more so halfway between voxels.
     """
     splines = {}
     for tissue in TISSUES[:-1]:
-        fraction = anatomy()[tissue]
+        fraction = _read_anatomy(name)[tissue]
         box = ndimage.find_objects((fraction > 0).astype(np.uint8))[0]
         box = tuple(slice(max(side.start - 8, 0), side.stop + 8) for side in box)
         coefficients = ndimage.spline_filter(fraction[box], order=3, output=np.float32, mode="mirror")
@@ -357,15 +377,15 @@ def _smooth_noise(rng, shape, fwhm_mm):
     return noise
 
 
-@lru_cache(maxsize=1)
-def _ventricle_distance():
+@lru_cache(maxsize=len(ANATOMIES))
+def _ventricle_distance(name):
     """Distance to the lateral ventricles in mm, negative inside, rounded off so that its gradient is smooth."""
-    inside = anatomy()["VCSF"] > 0.5
+    inside = _read_anatomy(name)["VCSF"] > 0.5
     return ndimage.gaussian_filter(edt(~inside) - edt(inside), 2)
 
 
-def warp(seed: int) -> np.ndarray:
-    """Where in the embedded brain each voxel of a subject comes from.
+def warp(seed: int, anatomy: str = ANATOMIES[0]) -> np.ndarray:
+    """Where in an embedded brain each voxel of a subject comes from.
 
     Mirroring of half of the brains, a size change of at most 5 % per axis, a smooth deformation of a few mm, and
     wider or narrower ventricles, in one map, so that the fractions are interpolated once.
@@ -374,6 +394,8 @@ def warp(seed: int) -> np.ndarray:
     ----------
     seed : int
         Of the subject, 0 or more.
+    anatomy : str
+        One of `ANATOMIES`: where its ventricles are.
 
     Returns
     -------
@@ -408,7 +430,7 @@ def warp(seed: int) -> np.ndarray:
         coordinates[0] = 2 * centre[0] - coordinates[0]
 
     # Ventricles: their walls move along the gradient of the distance to them, by at most `widening` mm outwards.
-    distance = _ventricle_distance()
+    distance = _ventricle_distance(anatomy)
     shift = -widening * np.exp(-((distance / 9) ** 2))
     where = ndimage.map_coordinates(distance, coordinates, order=0, mode="nearest") < 27
     points = coordinates[:, where]
@@ -472,31 +494,34 @@ def _lesions(rng, white, ventricle_mm):
     return np.where(total > 0.02, total, 0)
 
 
-def subject(seed: int) -> Subject:
+def subject(seed: int, anatomy: str | None = None) -> Subject:
     """A subject from a seed.
 
     Parameters
     ----------
     seed : int
         0 or more. `STUDY_SEEDS`, `TARGET_SEED` and seeds from `FIRST_TRAINING_SEED` up are the three splits.
+    anatomy : str, optional
+        The embedded brain that it is made from, one of `ANATOMIES`; without it S1's, whatever the seed.
 
     Returns
     -------
     Subject
-        The same for the same seed, to the byte.
+        The same for the same seed and anatomy, to the byte.
 
     Raises
     ------
     ValueError
-        If the seed is negative or not a whole number.
+        If the seed is negative or not a whole number, or there is no anatomy of that name.
     """
     rng = _generator(seed, 2)
-    coordinates = warp(seed)
+    name = check("anatomy", ANATOMIES[0] if anatomy is None else anatomy, ANATOMIES)
+    coordinates = warp(seed, name)
 
-    brain = _one_piece(ndimage.map_coordinates(sum(anatomy().values()), coordinates, order=1) > 0.5)
+    brain = _one_piece(ndimage.map_coordinates(sum(_read_anatomy(name).values()), coordinates, order=1) > 0.5)
     points = coordinates[:, brain]
     parts = {}
-    for tissue, (corner, coefficients) in _splines().items():
+    for tissue, (corner, coefficients) in _splines(name).items():
         local = points - corner[:, None]
         there = ((local > 0) & (local < np.array(coefficients.shape)[:, None] - 1)).all(axis=0)
         parts[tissue] = np.zeros(points.shape[1], np.float32)
@@ -526,7 +551,7 @@ def subject(seed: int) -> Subject:
         (0.02 * shared + spread * (0.7 * _smooth_noise(rng, grid.SHAPE, 18) + 0.7 * _smooth_noise(rng, grid.SHAPE, 5))) * brain
         for spread in (0.025, 0.035, 0.008)
     ]).astype(np.float32)
-    return Subject(int(seed), fractions, brain, lesion >= 0.5, variation, grid.AFFINE)
+    return Subject(int(seed), fractions, brain, lesion >= 0.5, variation, grid.AFFINE, name)
 
 
 def _one_piece(mask):

@@ -57,17 +57,20 @@ person = functools.lru_cache(maxsize=1)(phantom.subject)
 def _simulate(subject: int, paths: Mapping[str, Path]) -> None:
     target = subject == phantom.TARGET_SEED
     scanner = "target" if target else f"study-{(subject - 1) % 10 + 1}"
-    anatomy = {path.name: volumes.read_sidecar(path)["ContentSha256"] for path in sorted(layout.ANATOMY.glob("*.nii.gz"))}
+    files = sorted(layout.ANATOMY.glob(f"sub-{phantom.ANATOMIES[0]}_*.nii.gz"))  # what `phantom.subject` reads
+    anatomy = {path.name: volumes.read_sidecar(path)["ContentSha256"] for path in files}
     key = cache.key("cohort", [], {"subject": subject, "scanner": scanner, "anatomy": anatomy})
 
     def work(missing):
         someone, machine = person(subject), phantom.scanner(scanner)
         for name in missing:
             if name == "mask":
-                yield someone.brain, someone.affine, {"Type": "Brain"}
+                yield someone.brain, someone.affine, {"Type": "Brain", "Anatomy": someone.anatomy}
             else:
                 image = phantom.render(someone, machine, name, noise_seed=1000 * subject + CONTRASTS.index(name))
-                yield image, someone.affine, {"Scanner": scanner, "MRAcquisitionType": "3D"}
+                yield image, someone.affine, {
+                    "Scanner": scanner, "MRAcquisitionType": "3D", "Anatomy": someone.anatomy,
+                }
 
     cache.compute(paths, key, [], work)
 
