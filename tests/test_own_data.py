@@ -306,13 +306,13 @@ def test_a_data_set_without_flair_is_harmonized_without_it_to_all_three_contrast
     made = [path.name for path in (folders.folder(plan) / "sub-p1").rglob("*FLAIR.nii.gz")]
     assert made and all("desc-harmonized" in name for name in made)
     # As if HACA3 were called by hand, with what there is.
-    for experiment, resolution, given in (
+    for experiment, resolution, sources in (
         ("1b", coarse, {contrast: steps.registered_volume(plan, "p1", contrast, "sagittal", coarse) for contrast in ("T1w", "T2w")}),
         (GROUND_TRUTH, None, {contrast: volumes.read(participants.cohort(plan, "p1")[contrast])[0] for contrast in ("T1w", "T2w")}),
     ):
         paths = steps.harmonized(plan, "p1", experiment, resolution)
         seed = volumes.read_sidecar(paths["T1w"])["Harmonization"]["seed"]
-        by_hand = models.harmonizer(plan).harmonize(given, steps.targets(plan), seed=seed, slice_step=plan.slice_step).images
+        by_hand = models.harmonizer(plan).harmonize(sources, steps.targets(plan), seed=seed, slice_step=plan.slice_step).images
         for contrast in CONTRASTS:
             expected = by_hand[contrast][:, :, list(visited_slices(192, plan.slice_step))]
             np.testing.assert_allclose(volumes.read(paths[contrast])[0], expected, atol=1e-5 * expected.max())

@@ -137,7 +137,7 @@ def read(scores, attention=None, cutoffs=None, ladder=None, region: str = "brain
         _same_study(table, name, version, subjects)
         others[name] = _arrays(table, value, keys, subjects)
     weights = {}
-    for (*key, plane), values in others["attention"].items():
+    for (*key, _), values in others["attention"].items():
         weights.setdefault(tuple(key), []).append(values)
     steps = {}
     if ladder is not None and not ladder.empty:

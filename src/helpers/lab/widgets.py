@@ -259,8 +259,10 @@ _WHITE, _DIFFERENCE = 1.45, 0.5  # ends of the look-up tables, in units of the 9
 _SHOWN = ((18, 174), (14, 204), (8, 166))
 _BIG = """<style>
 body[data-voila] .jp-MarkdownCell {display: none}
-.rm-app, .rm-app .widget-label, .rm-app select, .rm-app .widget-readout, .rm-app button {font-size: 18px !important}
-.rm-app .rm-big {font-size: 19px; line-height: 1.4} .rm-app .rm-big small {font-size: 15px} .rm-app .rm-big b {font-size: 23px}
+.rm-app, .rm-app .widget-label, .rm-app select, .rm-app .widget-readout, .rm-app button {
+  font-size: 18px !important}
+.rm-app .rm-big {font-size: 19px; line-height: 1.4}
+.rm-app .rm-big small {font-size: 15px} .rm-app .rm-big b {font-size: 23px}
 .rm-app .lm-TabBar-tab, .rm-app .p-TabBar-tab {font-size: 19px; padding: 4px 18px; flex: 0 1 230px !important}
 .rm-app button {height: 44px} .rm-app .widget-dropdown, .rm-app .widget-hslider {height: 36px}
 </style>"""

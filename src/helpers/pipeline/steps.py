@@ -242,7 +242,10 @@ def _resolution(resolution: Resolution) -> dict:
     return {
         "SliceThickness": resolution.thickness_mm,
         "SpacingBetweenSlices": resolution.separation_mm,
-        "Resolution": f"simulated 2D slices of {resolution.thickness_mm:g} mm with gaps of {resolution.gap_mm:g} mm",
+        "Resolution": (
+            f"simulated 2D slices of {resolution.thickness_mm:g} mm "
+            f"with gaps of {resolution.gap_mm:g} mm"
+        ),
     }
 
 

@@ -9,7 +9,8 @@ intervals treat each subject as a cluster, so that they speak of other subjects,
 
 References
 ----------
-.. [1] Liang, Zeger (1986). Longitudinal data analysis using generalized linear models. Biometrika 73(1):13-22.
+.. [1] Liang, Zeger (1986). Longitudinal data analysis using generalized linear models.
+   Biometrika 73(1):13-22.
 .. [2] Bernstein, King, Zhou (2004). Handbook of MRI pulse sequences. Elsevier: "Two-dimensional acquisition"
    and "RARE".
 """
@@ -269,7 +270,8 @@ class ScanTime:
 
         Examples
         --------
-        >>> ScanTime(tr_ms=3000, te_ms=100, echo_spacing_ms=10, etl=10, overhead_ms=0).minutes(slices=45, lines=200)
+        >>> sequence = ScanTime(tr_ms=3000, te_ms=100, echo_spacing_ms=10, etl=10, overhead_ms=0)
+        >>> sequence.minutes(slices=45, lines=200)
         2.0
         """
         trains = math.ceil(lines * (1 + self.oversampling) / (self.etl * self.acceleration) - 1e-9)
@@ -330,9 +332,12 @@ def candidates(surface: Surface, thickness_step_mm: float = 0.5, gap_step_mm: fl
 
 
 def scan_times(
-    protocols: pd.DataFrame, sequences: Mapping[str, ScanTime] = SEQUENCES, coverage_mm: Mapping[str, float] = COVERAGE_MM,
-    phase_mm: Mapping[str, float] = PHASE_MM, inplane_mm: float = 1.0,
-) -> pd.DataFrame:  # fmt: skip
+    protocols: pd.DataFrame,
+    sequences: Mapping[str, ScanTime] = SEQUENCES,
+    coverage_mm: Mapping[str, float] = COVERAGE_MM,
+    phase_mm: Mapping[str, float] = PHASE_MM,
+    inplane_mm: float = 1.0,
+) -> pd.DataFrame:
     """Add to protocols what they take: slices, minutes of each contrast and of all.
 
     Parameters

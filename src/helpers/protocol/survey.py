@@ -133,8 +133,10 @@ def slice_axis(voxel_mm: np.ndarray, likeness: np.ndarray | None = None, said_mm
 
     Examples
     --------
-    >>> slice_axis([5, 1, 1]), slice_axis([1, 1, 1]), slice_axis([1.15, 1, 1], said_mm=[1.15]), slice_axis([1, 1, 1], [1, 0, 0])
-    (0, 2, 0, 0)
+    >>> slice_axis([5, 1, 1]), slice_axis([1, 1, 1])
+    (0, 2)
+    >>> slice_axis([1.15, 1, 1], said_mm=[1.15]), slice_axis([1, 1, 1], [1, 0, 0])
+    (0, 0)
     """
     voxel_mm = np.asarray(voxel_mm, dtype=float)
     if _stands_out(voxel_mm):
