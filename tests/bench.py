@@ -107,11 +107,11 @@ def harmonize():
     """HACA3 at its published widths, compiled, against a plain reading of it."""
     from helpers import haca3
     from helpers.cohort import phantom
-    from helpers.haca3 import harmonizer, networks
+    from helpers.haca3 import networks, slicing
     from helpers.haca3.fast.threads import side_by_side
 
     subject, scanner, step = phantom.subject(1), phantom.scanner("study-1"), 14
-    padded = {contrast: harmonizer.preprocess(phantom.render(subject, scanner, contrast))[0] for contrast in study.CONTRASTS}
+    padded = {contrast: slicing.preprocess(phantom.render(subject, scanner, contrast))[0] for contrast in study.CONTRASTS}
     generator = torch.Generator().manual_seed(0)  # speed does not depend on the weights, and rounding on their scale
     modules = {name: module.eval() for name, module in networks.build().items()}
     for weights in (weights for module in modules.values() for weights in module.parameters()):
@@ -120,10 +120,10 @@ def harmonize():
     torch.nn.init.constant_(modules["decoder"].out_conv[2].bias, 1.0)
     plain, ours = Plain(modules), haca3.Harmonizer(modules, compiled=True)
     target = haca3.Target(np.float32([0.5, -0.5]), np.float32([0.2, 0.1]), 1.0)
-    slices = list(harmonizer.visited("axial", step))
+    slices = list(slicing.visited("axial", step))
     batch = [k for k in range(84, 140)]  # 56 slices, all of which show brain
 
-    stacks = [torch.from_numpy(np.stack([harmonizer.slice_of(volume, "axial", k) for k in batch]))[:, None] for volume in padded.values()]
+    stacks = [torch.from_numpy(np.stack([slicing.slice_of(volume, "axial", k) for k in batch]))[:, None] for volume in padded.values()]
     query = torch.from_numpy(np.concatenate([target.theta, target.eta]))
 
     slow_encode, slow_decode, fast_encode, fast_decode = ([] for _ in range(4))
@@ -155,7 +155,7 @@ def harmonize():
     # The networks' work for one subject of the study: 8 experiments at 8 resolutions and two ground truths, three planes of 224
     # slices. Plain: 3 encodings and 3 decodings for each of 66 input sets. Ours: slices that show something; the 3D image of
     # experiments 3 to 6 once each. A preview encodes each of the 9 x 8 stacks and of the 3D images once for all experiments.
-    shown = np.mean([harmonizer.slice_of(padded["T1w"], o, k).any() for o in study.ORIENTATIONS for k in range(224)])
+    shown = np.mean([slicing.slice_of(padded["T1w"], o, k).any() for o in study.ORIENTATIONS for k in range(224)])
     slow = [66 * 3 * (e + d) for e, d in zip(slow_encode, slow_decode)]
     for what, number in (("whole volumes", 20 * 8 + 4 + 2 * 3), ("preview", 9 * 8 + 3)):
         fast = [shown * (number * e + 66 * 3 * d) for e, d in zip(fast_encode, fast_decode)]

@@ -23,7 +23,7 @@ import helpers  # noqa: E402
 
 STAGES = ("degradation", "registration", "harmonization", "scores")
 ROOMS = ("linear", "grid", "acquisition.rf_pulse", "acquisition.slice_profile", "acquisition.degradation", "registration", "analysis.metrics",
-         "haca3.networks", "haca3.checkpoint", "haca3.harmonizer", "haca3.fast.layers", "haca3.fast.memory", "haca3.fast.slabs",
+         "haca3.networks", "haca3.checkpoint", "haca3.slicing", "haca3.harmonizer", "haca3.fast.layers", "haca3.fast.memory", "haca3.fast.slabs",
          "haca3.fast.threads", "haca3.fast.winograd")  # fmt: skip
 
 

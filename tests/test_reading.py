@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from helpers import volumes
-from helpers.protocol import survey
+from helpers.protocol import reading
 
 AFFINE = np.array([[-1.0, 0, 0, 2], [0, 1, 0, -3], [0, 0, 1.5, -4], [0, 0, 0, 1]])
 VOXELS = np.random.default_rng(0).integers(0, 1000, (3, 4, 5)).astype(np.int16)
@@ -59,7 +59,7 @@ def test_anything_but_one_real_number_a_voxel_is_refused_by_the_header(tmp_path,
     for reader in READERS:
         text = message(reader, path)
         assert name in text and "accepted is one real number a voxel" in text
-    assert name in survey.from_bids(tmp_path).unfit[0]
+    assert name in reading.from_bids(tmp_path).unfit[0]
 
 
 def test_an_image_of_complex_numbers_or_colours_is_not_read_as_something_else(tmp_path):

@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from helpers import grid, haca3, study
 from helpers.analysis import metrics
-from helpers.haca3 import checkpoint, harmonizer, networks
+from helpers.haca3 import checkpoint, harmonizer, networks, slicing
 from helpers.haca3.fast import threads, winograd
 from helpers.haca3.fast.slabs import Slabs
 
@@ -101,7 +101,7 @@ def heads():
 @pytest.fixture(scope="module")
 def sources(heads):
     """The heads preprocessed once, nothing encoded yet."""
-    return {name: haca3.Encoding(volume=harmonizer.preprocess(volume)[0]) for name, volume in heads.items()}
+    return {name: haca3.Encoding(volume=slicing.preprocess(volume)[0]) for name, volume in heads.items()}
 
 
 @pytest.fixture(scope="module")
@@ -191,14 +191,14 @@ def test_the_fusion_net_gives_in_slabs_what_it_gives_at_once(published_width, pl
 
 
 def test_padding_is_centred_and_an_odd_size_has_the_extra_voxel_at_the_end():
-    index = np.nonzero(harmonizer.pad(np.ones((5, 7, 9), np.float32)))
+    index = np.nonzero(slicing.pad(np.ones((5, 7, 9), np.float32)))
     assert [(i.min(), i.max()) for i in index] == [(110, 114), (109, 115), (108, 116)]
 
 
 def test_normalising_brings_the_95th_percentile_to_one_and_clips_at_five():
     volume = np.full(1000, 2.0)
     volume[:10] = 1e6
-    normalised, norm = harmonizer.normalise(volume)
+    normalised, norm = slicing.normalise(volume)
     assert norm == 2 and normalised.dtype == np.float32
     np.testing.assert_allclose([normalised.min(), normalised.max()], [1, 5], atol=1e-5)
 
@@ -218,7 +218,7 @@ def test_the_quick_closing_is_the_published_one_bit_for_bit():
     rng = np.random.default_rng(5)
     mask = ndimage.gaussian_filter(rng.standard_normal(shape), 3) > 0.06
     mask[0, shape[1] // 2, 0] = mask[-1, -1, -1] = True
-    closed = harmonizer.close(mask)
+    closed = slicing.close(mask)
     assert 0 < (closed & ~mask).sum() < mask.size
     np.testing.assert_array_equal(closed, published_closing(mask))
 
@@ -226,8 +226,8 @@ def test_the_quick_closing_is_the_published_one_bit_for_bit():
 def test_the_closing_fills_a_hole_and_leaves_an_empty_mask_empty():
     mask = np.ones((80, 80, 80), bool)
     mask[30:50, 30:50, 30:50] = False
-    assert harmonizer.close(mask).all()
-    assert not harmonizer.close(np.zeros((10, 10, 10), bool)).any()
+    assert slicing.close(mask).all()
+    assert not slicing.close(np.zeros((10, 10, 10), bool)).any()
 
 
 def test_the_threshold_maximises_the_variance_between_the_classes():
@@ -240,15 +240,15 @@ def test_the_threshold_maximises_the_variance_between_the_classes():
         means = [(c * x).sum() / c.sum() for c, x in ((counts[:i], centres[:i]), (counts[i:], centres[i:]))]
         spread.append(a * b * (means[0] - means[1]) ** 2)
     threshold = centres[int(np.argmax(spread))]
-    np.testing.assert_array_equal(harmonizer.foreground(volume), harmonizer.close(volume >= np.float32(threshold)))
+    np.testing.assert_array_equal(slicing.foreground(volume), slicing.close(volume >= np.float32(threshold)))
 
 
 @pytest.mark.parametrize("orientation", ["axial", "coronal", "sagittal"])
 def test_a_slice_put_back_is_where_it_came_from_and_is_seen_head_up(orientation):
     volume = np.random.default_rng(0).random((224, 224, 224), np.float32)
     back = np.zeros((192, 224, 192), np.float32)
-    image = harmonizer.slice_of(volume, orientation, 70)
-    harmonizer.put_slice(back, orientation, 70, image)
+    image = slicing.slice_of(volume, orientation, 70)
+    slicing.put_slice(back, orientation, 70, image)
     axis = {"axial": 2, "coronal": 1, "sagittal": 0}[orientation]
     where = (70 - (16, 0, 16)[axis], axis)
     np.testing.assert_array_equal(back.take(*where), volume[16:208, :, 16:208].take(*where))
@@ -270,7 +270,7 @@ def test_harmonize_computes_what_the_definition_says(small, heads, sources):
     y = 50  # 101 // 2, the first slice that is visited
     net = small.networks
     with torch.inference_mode():
-        slices = [torch.from_numpy(harmonizer.slice_of(source.volume, "coronal", y))[None, None] for source in sources.values()]
+        slices = [torch.from_numpy(slicing.slice_of(source.volume, "coronal", y))[None, None] for source in sources.values()]
         keys = torch.cat([torch.cat([net["theta_encoder"](s)[0], net["eta_encoder"](s)], 1) for s in slices])  # (3, 4, 1, 1)
         k = keys[None, :, :, 0].permute(0, 2, 3, 1)  # (1, 4, 1, 3)
         q = torch.from_numpy(np.concatenate([target.theta, target.eta]))[None, :, None]
@@ -444,12 +444,12 @@ def test_the_fusion_net_gives_the_same_bytes_on_any_number_of_threads(published_
 
 
 def test_the_noise_has_the_same_bytes_on_any_number_of_threads():
-    assert len(set(on_threads(lambda: [harmonizer.gumbel_noise(3, "axial", 90).numpy()]))) == 1
+    assert len(set(on_threads(lambda: [slicing.gumbel_noise(3, "axial", 90).numpy()]))) == 1
 
 
 @pytest.mark.parametrize("way", [{}, {"compiled": False}, {"precision": "bfloat16"}, {"variant": "haca3plus"}], ids=str)
 def test_codes_targets_and_images_have_the_same_bytes_on_any_number_of_threads(small_file, heads, sources, way, monkeypatch):
-    monkeypatch.setattr(harmonizer, "preprocess", lambda volume: (sources["T1w"].volume, 1.0))  # takes longer than the networks
+    monkeypatch.setattr(slicing, "preprocess", lambda volume: (sources["T1w"].volume, 1.0))  # takes longer than the networks
     monkeypatch.setattr(harmonizer, "TARGET_SLICES", range(100, 104))
     model = haca3.load(small_file, device="cpu", **way)
     plane = sources["T1w"].volume[16:208, :, 110]
@@ -488,7 +488,7 @@ def test_a_gpu_takes_encodings_that_were_stored(small, small_file, heads, target
 
 
 def test_bfloat16_is_coarser_but_says_the_same(small, small_file, sources):
-    image = harmonizer.slice_of(sources["T1w"].volume, "axial", 110)
+    image = slicing.slice_of(sources["T1w"].volume, "axial", 110)
     coarse = haca3.load(small_file, device="cpu", precision="bfloat16")
     with torch.inference_mode():
         ((exact, key),), ((rounded, same_key),) = small._encode([image], small.networks), coarse._encode([image], coarse.networks)
@@ -613,9 +613,9 @@ def test_independent_noise_differs_by_target_and_sources_and_shared_noise_does_n
 
 
 def test_the_noise_is_gumbel_distributed_and_another_one_in_every_slice_and_plane():
-    noise = harmonizer.gumbel_noise(7, "axial", 100)
+    noise = slicing.gumbel_noise(7, "axial", 100)
     assert noise.mean() == pytest.approx(0.5772, abs=0.01) and noise.std() == pytest.approx(math.pi / 6**0.5, abs=0.01)
-    others = [harmonizer.gumbel_noise(*which) for which in ((7, "axial", 101), (7, "coronal", 100), (8, "axial", 100))]
+    others = [slicing.gumbel_noise(*which) for which in ((7, "axial", 101), (7, "coronal", 100), (8, "axial", 100))]
     assert not any(torch.equal(noise, other) for other in others)
     # Labels drawn with it follow the softmax of the logits.
     logits = torch.tensor([0.0, 1.0, -1.0, 0.5, 0.0])
@@ -679,7 +679,7 @@ def test_the_fusion_net_sees_axial_coronal_sagittal_in_z_y_x():
     voxels = np.ones((8, 8, 8), np.float32)
     unfused = {o: np.kron(rng.random((24, 28, 24), np.float32), voxels) for o in ("sagittal", "axial", "coronal")}
     fused = haca3.Harmonizer({"fusion_net": Mix()})._fuse(unfused, norm=2.0)
-    part = {o: harmonizer.normalise(volume)[0] for o, volume in unfused.items()}
+    part = {o: slicing.normalise(volume)[0] for o, volume in unfused.items()}
     one = part["axial"] + 10 * part["coronal"] + 100 * part["sagittal"]
     expected = 2 * (one + 0.5 * np.pad(one, ((0, 0), (0, 0), (1, 0)))[:, :, :-1])
     np.testing.assert_allclose(fused, expected, rtol=1e-5, atol=1e-4)

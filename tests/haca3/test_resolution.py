@@ -132,13 +132,13 @@ def test_an_acquisition_has_an_orientation_and_a_resolution():
 
 def test_axes_are_those_of_the_slices_that_the_networks_see():
     """Blur a volume along one axis: the frequencies that vanish from its slices are those that count as not carried."""
-    from helpers.haca3 import harmonizer
+    from helpers.haca3 import slicing
 
     rng = np.random.default_rng(1)
     for plane in ORIENTATIONS:
         for orientation in set(ORIENTATIONS) - {plane}:
             volume = np.cumsum(rng.standard_normal((SLICE, SLICE, SLICE), dtype=np.float32), axis=AXIS[orientation])
-            spectrum = np.abs(np.fft.rfft2(harmonizer.slice_of(volume, plane, 100)))
+            spectrum = np.abs(np.fft.rfft2(slicing.slice_of(volume, plane, 100)))
             h = resolution.carried(Acquisition(orientation, THICK), plane, 90, LENGTH[plane])
             low, high = (np.median(spectrum[mask]) for mask in ((h > 0.5) & (h < 0.99), h < 0.01))
             assert low > 3 * high

@@ -6,7 +6,7 @@ import pytest
 from helpers import registration
 from helpers.acquisition import degradation, rf_pulse, slice_profile
 from helpers.analysis import metrics
-from helpers.haca3 import harmonizer, networks
+from helpers.haca3 import harmonizer, networks, slicing
 from helpers.lab import live
 from helpers.study import CONTRASTS, ORIENTATIONS, RESOLUTIONS, Resolution
 
@@ -92,7 +92,7 @@ def test_a_slice_is_harmonized_as_it_is_in_a_volume(model, head):
     images, _ = head
     targets = {"T1w": model.target(images["T2w"]), "FLAIR": model.target(images["FLAIR"])}
     whole = model.harmonize(images, targets, orientations=("coronal",), slice_step=21, seed=5).images
-    sources = {c: np.where(harmonizer.foreground(n), n, 0).take(94, 1) for c, n in ((c, harmonizer.normalise(i)[0]) for c, i in images.items())}
+    sources = {c: np.where(slicing.foreground(n), n, 0).take(94, 1) for c, n in ((c, slicing.normalise(i)[0]) for c, i in images.items())}
     one = model.harmonize_slice(sources, targets, "coronal", 94, seed=5)
     for contrast in targets:
         assert np.isfinite(whole[contrast][:, 94]).all() and one[contrast].any()

@@ -16,7 +16,7 @@ from hypothesis import given, settings, strategies as st
 from scipy.spatial.transform import Rotation
 
 from helpers import volumes
-from helpers.protocol import figures as protocol_figures, survey
+from helpers.protocol import figures as protocol_figures, reading, survey
 from helpers.study import CONTRASTS, RESOLUTIONS
 
 SAID = {"MRAcquisitionType": "2D", "SliceThickness": 5, "SpacingBetweenSlices": 6.5}
@@ -46,7 +46,7 @@ def rewrite(path, header):
 
 
 def only(top):
-    (row,) = survey.from_bids(top).to_dict("records")
+    (row,) = reading.from_bids(top).to_dict("records")
     return row
 
 
@@ -246,7 +246,7 @@ def test_what_lies_nearer_to_the_image_overrides(tmp_path):
     (tmp_path / "sub-02" / "sub-02_T1w.json").write_text(json.dumps({"SliceThickness": 4}))
     (tmp_path / "sub-02" / "sub-01_T1w.json").write_text(json.dumps({"SliceThickness": 1}))  # another subject's
     (tmp_path / "sub-02" / "anat" / "sub-02_run-1_T1w.json").write_text(json.dumps({"SliceThickness": 5}))
-    table = survey.from_bids(tmp_path)
+    table = reading.from_bids(tmp_path)
     assert dict(zip(zip(table.subject, [1, 2, 1, 2]), table.thickness_mm)) == {("01", 1): 3, ("01", 2): 3.5, ("02", 1): 5, ("02", 2): 4}
     assert set(table.dimension) == {"2D"} and not table.unfit.any()
 
@@ -328,7 +328,7 @@ def test_a_broken_sidecar_is_listed_and_ends_nothing(tmp_path, content, reason):
     path = acquire(tmp_path)
     path.with_suffix(".json").write_bytes(content if isinstance(content, bytes) else content.encode())
     acquire(tmp_path, "sub-02_T1w")
-    table = survey.from_bids(tmp_path)
+    table = reading.from_bids(tmp_path)
     assert list(table.unfit != "") == [True, False]
     assert reason in table.unfit[0]
     assert list(table.file) == [os.path.join("sub-01", "anat", "sub-01_T1w.nii"), ""]
@@ -349,7 +349,7 @@ def test_missing_truncated_and_4d_images_are_listed(tmp_path):
     header = nib.load(flat).header
     header["srow_z"] = 0
     rewrite(flat, header)
-    table = survey.from_bids(tmp_path).set_index("subject")
+    table = reading.from_bids(tmp_path).set_index("subject")
     reasons = {"01": "no image beside", "02": "not a readable NIfTI volume", "03": "accepted are 3D volumes", "05": "accepted is an invertible"}
     for subject, reason in reasons.items():
         assert reason in table.unfit[subject]
@@ -374,7 +374,7 @@ def test_links_are_not_followed_out_of_the_folder_nor_round_in_loops(tmp_path):
     (anat / "sub-01_run-3_T1w.nii").symlink_to(hidden)
     (anat / "sub-01_run-4_T1w.nii").symlink_to("nowhere.nii")
     os.mkfifo(anat / "sub-01_run-5_T1w.json")
-    table = survey.from_bids(top).set_index("file")
+    table = reading.from_bids(top).set_index("file")
     reasons = {os.path.basename(file): reason for file, reason in table.unfit.items()}
     assert "link to a folder" in reasons["loop"] and "link to a folder" in reasons["sub-09"]
     assert reasons["sub-01_run-1_T1w.nii"].count("a link out of the folder") == 2
@@ -397,7 +397,7 @@ def test_a_folder_that_cannot_be_read_is_listed(tmp_path, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    table = survey.from_bids(tmp_path)
+    table = reading.from_bids(tmp_path)
     assert list(survey.unfit(table).file) == ["sub-02"]
     assert "folder cannot be read (Permission denied)" in survey.unfit(table).unfit[0]
 
@@ -409,7 +409,7 @@ def test_other_folders_are_passed_over_and_other_suffixes_counted(tmp_path):
         acquire(tmp_path / folder, "sub-01_T1w")
     write_image(tmp_path / "sub-01" / "func" / "sub-01_bold.nii")
     (tmp_path / "dataset_description.json").write_text("{broken")
-    table = survey.from_bids(tmp_path)
+    table = reading.from_bids(tmp_path)
     assert sorted(table.contrast) == ["T1w", "other"] and not table.unfit.any()
 
 
@@ -420,18 +420,18 @@ def test_a_name_without_a_subject_is_listed(tmp_path):
 
 def test_file_names_stay_inside_unless_unfit(tmp_path):
     acquire(tmp_path, "sub-01_acq-DrSmith19700101_T1w")
-    assert "Smith" not in survey.from_bids(tmp_path).to_csv()
+    assert "Smith" not in reading.from_bids(tmp_path).to_csv()
     acquire(tmp_path, "sub-02_acq-DrSmith19700101_T1w", sidecar="{")
-    assert "Smith" in survey.unfit(survey.from_bids(tmp_path)).file[0]
+    assert "Smith" in survey.unfit(reading.from_bids(tmp_path)).file[0]
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path):
     with pytest.raises(NotADirectoryError, match="no such folder"):
-        survey.from_bids(tmp_path / "none")
+        reading.from_bids(tmp_path / "none")
 
 
 def test_an_empty_folder_gives_an_empty_table_that_can_be_counted(tmp_path):
-    table = survey.from_bids(tmp_path)
+    table = reading.from_bids(tmp_path)
     assert tuple(table.columns) == survey.COLUMNS and len(table) == 0
     assert survey.counts(table).to_numpy().sum() == 0
     assert len(survey.thickness_histogram(table)) == len(survey.resolutions(table)) == len(survey.unfit(table)) == 0
@@ -444,7 +444,7 @@ def test_a_csv_in_the_words_of_bids_is_read(tmp_path):
     path = tmp_path / "x.csv"
     header = "contrast,MRAcquisitionType,SliceThickness,SpacingBetweenSlices,orientation,secret"
     path.write_text(f"{header}\nflair,2D,5mm,6.5,Axial,x\nT1,,,,,\n")
-    table = survey.from_csv(path)
+    table = reading.from_csv(path)
     assert list(table.contrast) == ["FLAIR", "other"]
     assert (table.gap_mm[0], table.orientation[0], table.unfit[0]) == (1.5, "axial", "")
     assert "secret" not in table
@@ -453,19 +453,19 @@ def test_a_csv_in_the_words_of_bids_is_read(tmp_path):
 def test_the_table_of_a_survey_is_read_back_as_it_was(tmp_path):
     table = survey.simulated().sample(300, random_state=0).reset_index(drop=True)
     table.to_csv(tmp_path / "x.csv", index=False)
-    back = survey.from_csv(tmp_path / "x.csv")
+    back = reading.from_csv(tmp_path / "x.csv")
     said = [name for name in survey.COLUMNS if name != "file"]
     pd.testing.assert_frame_equal(back[said], table[said])
 
 
 def test_a_csv_that_is_none_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
-        survey.from_csv(tmp_path / "x.csv")
+        reading.from_csv(tmp_path / "x.csv")
     for content, message in ((b"", "not a CSV table"), (b"\xff\xfe\x00a", "not a CSV table"), (b"a,b\n1,2\n", "no column contrast"),
                              (b"contrast,SliceThickness,thickness_mm\nT1w,1,2\n", "thickness_mm is there twice")):  # fmt: skip
         (tmp_path / "x.csv").write_bytes(content)
         with pytest.raises(ValueError, match=message):
-            survey.from_csv(tmp_path / "x.csv")
+            reading.from_csv(tmp_path / "x.csv")
 
 
 HEADER = "subject,contrast,MRAcquisitionType,SliceThickness,SpacingBetweenSlices,orientation"
@@ -498,7 +498,7 @@ def test_a_table_is_read_the_same_however_a_spreadsheet_writes_it(
         write.writerow([*cells, *[""] * extra] if row in ROWS else cells)
     text.write(blank.replace(",", separator).replace("\n", ends))
     path.write_bytes(text.getvalue().encode(encoding))
-    table = survey.from_csv(path)
+    table = reading.from_csv(path)
     assert list(table.subject) == ["01", "02", ROWS[2][0]]
     assert list(table.contrast) == ["T2w", "T1w", "FLAIR"]
     np.testing.assert_array_equal(table.thickness_mm, [5, 1, 3.5])
@@ -521,7 +521,7 @@ def test_a_row_that_cannot_be_read_is_named_and_no_column_shifts(tmp_path, conte
     path = tmp_path / "x.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError) as error:
-        survey.from_csv(path)
+        reading.from_csv(path)
     assert str(error.value).startswith(f"{path}: {message}")
     assert "\n" not in str(error.value)
 
@@ -529,12 +529,12 @@ def test_a_row_that_cannot_be_read_is_named_and_no_column_shifts(tmp_path, conte
 def test_what_programs_write_for_nothing_is_no_reason(tmp_path):
     rows = "".join(f"T2w,5,{word},2D,axial,{word}\n" for word in ("", "NA", "n/a", "-", "#N/A"))
     (tmp_path / "x.csv").write_text("contrast,thickness_mm,gap_mm,dimension,orientation,session\n" + rows)
-    assert not survey.from_csv(tmp_path / "x.csv").unfit.any()
+    assert not reading.from_csv(tmp_path / "x.csv").unfit.any()
 
 
 def test_a_comma_that_may_stand_for_thousands_is_a_reason(tmp_path):
     (tmp_path / "x.csv").write_text("contrast;SliceThickness\nT2w;1,000\n")
-    assert "thickness_mm is '1,000': accepted is a number of mm" in survey.from_csv(tmp_path / "x.csv").unfit[0]
+    assert "thickness_mm is '1,000': accepted is a number of mm" in reading.from_csv(tmp_path / "x.csv").unfit[0]
 
 
 # The example and what is counted

@@ -45,7 +45,7 @@ from torch import Tensor, nn
 
 from helpers import study, volumes
 from helpers.grid import AXIS, SHAPE
-from helpers.haca3 import checkpoint, resolution
+from helpers.haca3 import checkpoint, resolution, slicing
 from helpers.haca3.fast import memory, winograd
 from helpers.haca3.fast.layers import most_probable, quicken
 from helpers.haca3.fast.slabs import Slabs
@@ -53,9 +53,6 @@ from helpers.haca3.fast.threads import side_by_side
 from helpers.haca3.networks import SLICE, FusionNet, labels_to_beta
 
 _FOREGROUND = {"haca3": 1e-6, "haca3plus": 1e-2}  # variant -> intensity above which a pixel is foreground of a source
-
-_PAD = tuple(SLICE // 2 - n // 2 for n in SHAPE)  # voxels before the volume on each axis: 16, 0, 16
-_CROP = tuple(slice(start, start + n) for start, n in zip(_PAD, SHAPE))
 TARGET_SLICES = range(100, 120)  #: coronal slices that describe a target
 _FUSION_ORDER = ("axial", "coronal", "sagittal")  # channels of the fusion net
 _COMBINE = {  # which sources' foregrounds, (n, 224, 224), the output has
@@ -175,131 +172,6 @@ class Harmonized:
     eta: dict | None = None
 
 
-# ---------------------------------------------------------------- preprocessing
-
-
-def normalise(volume: np.ndarray) -> tuple[np.ndarray, float]:
-    """Divide by the 95th percentile of all voxels and clip to 0..5.
-
-    Parameters
-    ----------
-    volume : ndarray
-        Any units.
-
-    Returns
-    -------
-    volume : ndarray, float32, unitless
-    norm : float
-        The percentile, in the units of the input.
-    """
-    volume = np.ascontiguousarray(volume, np.float32)  # files come in Fortran order, in which what follows is slower
-    norm = np.percentile(volume, 95)
-    return np.clip(volume / (norm + 1e-5), 0, 5).astype(np.float32, copy=False), float(norm)
-
-
-def close(mask: np.ndarray, radius: int = 20) -> np.ndarray:
-    """Isotropic closing of a mask in the published box of 256^3 voxels, whose outside is not background.
-
-    Parameters
-    ----------
-    mask : ndarray of bool, shape (X, Y, Z), at most 256 on each axis
-    radius : int
-        In voxels.
-    """
-    import edt
-
-    if not mask.any():
-        return mask.copy()
-    # The closing cannot reach further than the radius, so its bounding box, grown by it, gives the same result.
-    start = [128 - n // 2 for n in mask.shape]
-    box, pad = [], []
-    for axis, n in enumerate(mask.shape):
-        found = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
-        low = max(found[0] - radius - 1, -start[axis])
-        high = min(found[-1] + radius + 2, 256 - start[axis])
-        box.append(slice(max(low, 0), min(high, n)))
-        pad.append((max(-low, 0), max(high - n, 0)))
-    small = np.pad(mask[tuple(box)], pad)
-    # Squared distances between voxels are integers, so comparing them is exact in float32 too.
-    dilated = edt.edtsq((~small).view(np.uint8)) <= radius**2
-    closed = edt.edtsq(dilated.view(np.uint8)) > radius**2
-    closed = closed[tuple(slice(before, size - after) for (before, after), size in zip(pad, closed.shape))]
-    result = np.zeros_like(mask)
-    result[tuple(box)] = closed
-    return result
-
-
-def foreground(volume: np.ndarray) -> np.ndarray:
-    """Otsu's threshold (256 bins, Otsu 1979) and a closing of 20 voxels: where the head is."""
-    from skimage.filters import threshold_otsu
-
-    return close(volume >= threshold_otsu(volume, nbins=256))
-
-
-def pad(volume: np.ndarray) -> np.ndarray:
-    """Zero-pad to 224^3, centred; an odd size has the extra voxel at the end."""
-    widths = [(SLICE // 2 - n // 2, SLICE - n - (SLICE // 2 - n // 2)) for n in volume.shape]
-    return np.pad(volume, widths)
-
-
-def preprocess(volume: np.ndarray) -> tuple[np.ndarray, float]:
-    """Normalise, remove the background, pad: what the networks see of a volume.
-
-    Parameters
-    ----------
-    volume : ndarray, shape (192, 224, 192)
-        Any units.
-
-    Returns
-    -------
-    padded : ndarray, shape (224, 224, 224), float32, unitless
-    norm : float
-        95th percentile, in the units of the input.
-    """
-    volume, norm = normalise(volume)
-    return pad(np.where(foreground(volume), volume, np.float32(0))), norm
-
-
-def slice_of(padded: np.ndarray, orientation: str, k: int) -> np.ndarray:
-    """Slice k of a padded volume as the networks want it: seen with the head up, a copy of shape (224, 224)."""
-    return _seen(padded.take(k, AXIS[orientation]), orientation)
-
-
-def _seen(plane: np.ndarray, orientation: str) -> np.ndarray:
-    """A slice as it lies in the array -> as the networks want it, contiguous."""
-    return (plane if orientation == "axial" else plane[:, ::-1]).T.copy()
-
-
-def _lying(image: np.ndarray, orientation: str) -> np.ndarray:
-    """A slice as the networks see it -> as it lies in the array, without the padding."""
-    plane = image.T if orientation == "axial" else image.T[:, ::-1]
-    return plane[tuple(crop for other, crop in enumerate(_CROP) if other != AXIS[orientation])]
-
-
-def put_slice(volume: np.ndarray, orientation: str, k: int, image: np.ndarray) -> None:
-    """Inverse of `slice_of`, in place, for a volume without the padding: slice k of the padded stack, (224, 224)."""
-    axis = AXIS[orientation]
-    np.moveaxis(volume, axis, 0)[k - _PAD[axis]] = _lying(image, orientation)
-
-
-def visited(orientation: str, slice_step: int = 1) -> range:
-    """Slices of the padded stack that a reconstruction computes: every `slice_step`-th of the output, from the half of it."""
-    axis = AXIS[orientation]
-    return range(_PAD[axis] + slice_step // 2, _PAD[axis] + SHAPE[axis], slice_step)
-
-
-def gumbel_noise(seed: int, orientation: str, k: int, run: Sequence[int] = ()) -> Tensor:
-    """Standard Gumbel noise of one slice, shape (5, 224, 224), float32.
-
-    It follows from its arguments alone, whatever was drawn before: batches, the order of the slices and
-    threads do not change it.
-    """
-    state = np.random.SeedSequence([seed, AXIS[orientation], k, *run]).generate_state(1, np.uint64)
-    generator = torch.Generator().manual_seed(int(state[0]))
-    uniform = torch.rand((5, SLICE, SLICE), generator=generator)
-    return -torch.log(-torch.log(uniform.clamp_(min=1e-10, max=1 - 6e-8)))
-
-
 # ---------------------------------------------------------------- harmonization
 
 
@@ -355,9 +227,9 @@ class Harmonizer:
         ValueError
             If the volume is on another grid, not finite, or all zero.
         """
-        padded, norm = preprocess(_checked(volume, "target"))
+        padded, norm = slicing.preprocess(_checked(volume, "target"))
         with side_by_side(self.device) as run:
-            keys = run(lambda k: self._key(self._tensor([slice_of(padded, "coronal", k)]), self._run), TARGET_SLICES)
+            keys = run(lambda k: self._key(self._tensor([slicing.slice_of(padded, "coronal", k)]), self._run), TARGET_SLICES)
             keys = torch.cat(list(keys))  # (20, 4)
         theta, eta = keys.mean(dim=0).cpu().numpy().reshape(2, 2)
         return Target(theta, eta, norm)
@@ -376,11 +248,11 @@ class Harmonizer:
         slice_step : int
             As in `harmonize`.
         """
-        whole = Encoding(volume=preprocess(_checked(volume, "source"))[0])
+        whole = Encoding(volume=slicing.preprocess(_checked(volume, "source"))[0])
         slices = {}
         with side_by_side(self.device) as run:
             for o in _orientations(orientations, slice_step):
-                batches = self._batches(visited(o, slice_step))
+                batches = self._batches(slicing.visited(o, slice_step))
                 for some, codes in zip(batches, run(functools.partial(self._codes, whole, o), batches)):
                     slices.update({(o, k): code for k, code in zip(some, codes)})
         return Encoding(slices, _digest(whole))
@@ -455,17 +327,17 @@ class Harmonizer:
             if not isinstance(image, Encoding):
                 _checked(image, f"source {name}")
             elif image.volume is None:
-                for stack in ((o, k) for o in orientations for k in visited(o, slice_step)):
+                for stack in ((o, k) for o in orientations for k in slicing.visited(o, slice_step)):
                     if stack not in image.slices:
                         raise ValueError(f"source {name} is encoded without {stack[0]} slice {stack[1]}: accepted are encodings of it")
         for name, image in targets.items():
             if not isinstance(image, Target):
                 _checked(image, f"target {name}")
         targets = {name: t if isinstance(t, Target) else self.target(t) for name, t in targets.items()}
-        sources = {name: s if isinstance(s, Encoding) else Encoding(volume=preprocess(s)[0]) for name, s in sources.items()}
+        sources = {name: s if isinstance(s, Encoding) else Encoding(volume=slicing.preprocess(s)[0]) for name, s in sources.items()}
 
         runs = _runs(sources, targets, anatomy)
-        ks = {o: visited(o, slice_step) for o in orientations}
+        ks = {o: slicing.visited(o, slice_step) for o in orientations}
         elsewhere = np.nan if slice_step > 1 else 0
         parts = {o: self._reconstruct(o, sources, targets, mask, runs, seed, ks[o], elsewhere, acquisitions) for o in orientations}
         unfused = {name: {o: parts[o][0][name] for o in orientations} for name in targets}
@@ -548,8 +420,8 @@ class Harmonizer:
                         f"source {name} has shape {np.shape(plane)}: accepted is a slice of {sides[0]} x {sides[1]} pixels"
                     )
                 widths = [(SLICE // 2 - n // 2, SLICE - n - (SLICE // 2 - n // 2)) for n in sides]
-                images[name, orientation] = _seen(np.pad(np.asarray(plane, np.float32), widths), orientation)
-        numbers = {orientation: index + _PAD[AXIS[orientation]] for orientation, index in indices.items()}
+                images[name, orientation] = slicing.seen(np.pad(np.asarray(plane, np.float32), widths), orientation)
+        numbers = {orientation: index + slicing.PAD[AXIS[orientation]] for orientation, index in indices.items()}
         inside = {
             orientation: _COMBINE[study.VARIANTS[self.variant]]([self._foreground(images[name, orientation]) for name in sources])
             for orientation in indices
@@ -574,7 +446,7 @@ class Harmonizer:
             }
             results = {name: {} for name in targets}
             for (orientation, name), image in zip(wanted, run(decode, *zip(*wanted))) if wanted else ():
-                results[name][orientation] = _lying(image, orientation)
+                results[name][orientation] = slicing.lying(image, orientation)
         return results
 
     def _batches(self, ks: Sequence[int]) -> list[Sequence[int]]:
@@ -611,7 +483,7 @@ class Harmonizer:
         stored = {k: source.slices[orientation, k] for k in ks if (orientation, k) in source.slices}
         # An encoding that was stored comes back in the memory of the CPU.
         codes = {k: (shown, *(each if each is None else each.to(self.device) for each in code)) for k, (shown, *code) in stored.items()}
-        images = {k: slice_of(source.volume, orientation, k) for k in ks if k not in codes}
+        images = {k: slicing.slice_of(source.volume, orientation, k) for k in ks if k not in codes}
         full = [k for k, image in images.items() if image.any()]
         encoded = dict(zip(full, self._encode([images[k] for k in full], self._run))) if full else {}
         codes |= {k: (self._foreground(image), *encoded.get(k, (None, None))) for k, image in images.items()}
@@ -623,7 +495,7 @@ class Harmonizer:
     def _foregrounds(self, sources: dict[str, Encoding], orientation: str, k: int) -> np.ndarray:
         """Where each source is not background: shape (n, 224, 224), bool."""
         stack = (orientation, k)
-        return np.stack([s.slices[stack][0] if stack in s.slices else self._foreground(slice_of(s.volume, *stack)) for s in sources.values()])
+        return np.stack([s.slices[stack][0] if stack in s.slices else self._foreground(slicing.slice_of(s.volume, *stack)) for s in sources.values()])
 
     def _reconstruct(self, orientation, sources, targets, mask, runs, seed, ks, elsewhere, acquisitions=None):
         """Harmonize the slices `ks` of one orientation: volumes and attention by target, keys by source."""
@@ -638,7 +510,7 @@ class Harmonizer:
                 shown.append(k)
             else:
                 for result in results.values():
-                    put_slice(result, orientation, k, inside[k].astype(np.float32))
+                    slicing.put_slice(result, orientation, k, inside[k].astype(np.float32))
 
         def work(some):
             key, made = self._through(orientation, sources, targets, inside, runs, seed, acquisitions, some)
@@ -647,11 +519,11 @@ class Harmonizer:
             for name, (weights, images) in made.items():
                 attention[name][list(some)] = weights
                 for k, image in zip(some, images):
-                    put_slice(results[name], orientation, k, image)
+                    slicing.put_slice(results[name], orientation, k, image)
 
         with side_by_side(self.device) as run:
             list(run(work, self._batches(shown)))
-        crop = slice(_PAD[axis], _PAD[axis] + SHAPE[axis])
+        crop = slice(slicing.PAD[axis], slicing.PAD[axis] + SHAPE[axis])
         return (
             results,
             {name: table[crop] for name, table in attention.items()},
@@ -676,7 +548,7 @@ class Harmonizer:
         logits = [torch.stack([logits for logits, _ in each]) for each in filled]  # n of (B, 5, 224, 224)
         key = torch.stack([torch.stack([key for _, key in each]) for each in filled], dim=1)  # (B, n, 4)
         noise = {
-            run: torch.stack([gumbel_noise(seed, orientation, k, run) for k in some]).to(self.device) for run in set((runs or {}).values())
+            run: torch.stack([slicing.gumbel_noise(seed, orientation, k, run) for k in some]).to(self.device) for run in set((runs or {}).values())
         }
         results = {}
         for name, target in targets.items():
@@ -704,7 +576,7 @@ class Harmonizer:
         """Logits (B, 5, 224, 224) of sources whose weights depend on what each of them carries of a frequency."""
         axis, mixed = AXIS[orientation], []
         for number, k in enumerate(ks):
-            relative = resolution.relative_weights(acquisitions, orientation, k - _PAD[axis], SHAPE[axis], attention[number])
+            relative = resolution.relative_weights(acquisitions, orientation, k - slicing.PAD[axis], SHAPE[axis], attention[number])
             some = torch.stack([each[number] for each in logits])  # (n, 5, 224, 224)
             mixed.append(resolution.mix(some, weights[number].squeeze(), torch.from_numpy(relative).to(self.device)))
         return torch.stack(mixed)
@@ -714,10 +586,10 @@ class Harmonizer:
         if len(unfused) == 1:
             return next(iter(unfused.values()))
         if "fusion_net" not in self.networks:
-            return np.median([normalise(volume)[0] for volume in unfused.values()], axis=0).astype(np.float32) * np.float32(norm)
+            return np.median([slicing.normalise(volume)[0] for volume in unfused.values()], axis=0).astype(np.float32) * np.float32(norm)
         x = torch.from_numpy(fusion_input(unfused))[None].to(self.device)
         y = self._run["fusion_net"](x.contiguous(memory_format=torch.channels_last_3d))[0, 0]
-        return np.ascontiguousarray(y.cpu().numpy().transpose(2, 1, 0)[_CROP]) * np.float32(norm)
+        return np.ascontiguousarray(y.cpu().numpy().transpose(2, 1, 0)[slicing.CROP]) * np.float32(norm)
 
 
 def load(
@@ -772,7 +644,7 @@ def fusion_input(unfused: Mapping[str, np.ndarray]) -> np.ndarray:
     ndarray, shape (3, 224, 224, 224), float32
         Axial, coronal, sagittal.
     """
-    return np.stack([pad(normalise(unfused[orientation])[0]).transpose(2, 1, 0) for orientation in _FUSION_ORDER])
+    return np.stack([slicing.pad(slicing.normalise(unfused[orientation])[0]).transpose(2, 1, 0) for orientation in _FUSION_ORDER])
 
 
 def attention_map(attention: Tensor) -> Tensor:

@@ -39,7 +39,8 @@ from helpers.haca3 import networks
 from helpers.haca3.fast import memory
 from helpers.haca3.fast.layers import quicken
 from helpers.haca3.fast.threads import side_by_side
-from helpers.haca3.harmonizer import TARGET_SLICES, slice_of
+from helpers.haca3.harmonizer import TARGET_SLICES
+from helpers.haca3.slicing import slice_of
 
 LABELS = networks.BETA_DIM
 LESION = LABELS - 1  #: the label whose pixels weigh more

@@ -90,12 +90,12 @@ def scene(images: Mapping[str, np.ndarray], brain: np.ndarray) -> Scene:
         Contrast -> 3D image on HACA3's grid.
     brain : ndarray of bool
     """
-    from helpers.haca3 import harmonizer
+    from helpers.haca3 import slicing
 
-    normalised = {contrast: harmonizer.normalise(image) for contrast, image in images.items()}
+    normalised = {contrast: slicing.normalise(image) for contrast, image in images.items()}
     return Scene(
         images={contrast: np.ascontiguousarray(image, np.float32) for contrast, image in images.items()},
-        foreground={contrast: harmonizer.foreground(image) for contrast, (image, _) in normalised.items()},
+        foreground={contrast: slicing.foreground(image) for contrast, (image, _) in normalised.items()},
         scale={contrast: norm for contrast, (_, norm) in normalised.items()},
         brain=brain,
     )

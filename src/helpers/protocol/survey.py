@@ -1,44 +1,23 @@
 """How a collection of acquisitions was acquired: contrast, 2D or 3D, orientation, slice thickness and gap.
 
-A BIDS folder or a CSV file becomes a tidy table with a row for each acquisition; counts, the histogram of
-figure 1 and the list of acquisitions that are unfit for a study follow from that table. What cannot be
-read is a row with a reason, never an end of the survey.
-
-**Which sidecars.** Those of the image and of the folders above it, as the inheritance principle of BIDS
-wants: same suffix, no entity that the image lacks, and what lies nearer to the image, or has more
-entities, overrides.
-
-**What is followed.** Folders that are links are not entered, so that no loop of links can hold up the
-survey. A file that is a link is read if it ends inside the folder, as those of DataLad do; nothing outside
-is read. Hidden folders, and ``derivatives``, ``sourcedata`` and ``code`` at the top, are passed over.
-
-**What leaves.** Labels of subject and session and the geometry. A file name stands in the table only
-beside a reason: someone has to find that file.
+A row for each acquisition (`helpers.protocol.reading` makes it of what is in a sidecar, a header or a CSV table); counts, the
+histogram of figure 1 and the list of acquisitions that are unfit for a study follow from the table.
 
 References
 ----------
 .. [1] Hays et al. (2024). Beyond MR image harmonization: resolution matters too. Section 1, figure 1.
-.. [2] Brain Imaging Data Structure 1.10, "Common principles": the inheritance principle, and "Magnetic
-   Resonance Imaging": MRAcquisitionType, SliceThickness (mm).
 """
 
-import codecs
 import contextlib
-import csv
-import io
-import json
 import math
-import os
 import re
-import stat
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
 
 from helpers import volumes
-from helpers.study import CONTRASTS, ORIENTATIONS, PLAUSIBLE_MM, RESOLUTIONS, Resolution, expand_path
+from helpers.study import CONTRASTS, ORIENTATIONS, PLAUSIBLE_MM, RESOLUTIONS, Resolution
 
 #: The table's columns. Lengths are NaN and texts empty where nothing is known. `from` columns say who said so.
 COLUMNS = (
@@ -61,11 +40,8 @@ COVERAGE_MM = 100.0
 #: Two lengths in mm that differ by less than this are the same: headers round.
 TOLERANCE_MM = 0.05
 
-#: Larger than any sidecar, smaller than what would fill the memory, bytes.
-_SIDECAR_BYTES = 4 * 2**20
-
 #: What is kept of a sidecar -> the table's column of the same meaning.
-_TERMS = {
+TERMS = {
     "MRAcquisitionType": "dimension",
     "SliceThickness": "thickness_mm",
     "SpacingBetweenSlices": "spacing_mm",
@@ -216,7 +192,7 @@ def millimetres(value) -> float:
     if match and not re.search(r"\d,\d{3}$", match[1]):
         return float(match[1].replace(",", ".")) * _UNIT_MM[match[2]]
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise ValueError(f"is {_shown(value)}: accepted is a number of mm")
+        raise ValueError(f"is {quoted(value)}: accepted is a number of mm")
     try:
         return float(value)
     except OverflowError:
@@ -291,135 +267,6 @@ def acquisition(said: Mapping, image: Mapping | None = None, faults: Iterable[st
     return {name: row[name] for name in COLUMNS}
 
 
-def from_bids(folder: str | Path) -> pd.DataFrame:
-    """Survey the anatomical images of a BIDS folder, with a progress bar.
-
-    An acquisition is an image in a folder ``anat``, or a sidecar there that names a subject and has no image. Voxels are not read.
-    A missing image is a reason against an acquisition unless the folder holds no image at all: a collection of sidecars.
-
-    Parameters
-    ----------
-    folder : str or Path
-        A BIDS data set, or a derivative.
-
-    Returns
-    -------
-    DataFrame
-        Columns `COLUMNS`, a row for each acquisition, and one for each folder that could not be entered.
-
-    Raises
-    ------
-    NotADirectoryError
-        If there is no such folder.
-    """
-    from tqdm import tqdm
-
-    folder = expand_path(folder)
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder}: no such folder")
-    top = os.path.realpath(folder)
-    images, sidecars, rows = _walk(top)
-    stems = {_stem(path) for path in images}
-    alone = [path for path in sidecars if _in_anat(path) and "sub" in _entities(path)[0] and _stem(path) not in stems]
-    collection = _Sidecars(top, sidecars)
-    for path in tqdm(sorted([*images, *alone]), desc="acquisitions", mininterval=0.5):
-        said, seen, faults = collection.of(path)
-        normal = seen.pop("normal", None)
-        if path in collection.paths:
-            faults += ["no image beside the sidecar"] if images else []
-        else:
-            try:
-                seen |= geometry(_three_dimensional(volumes.read_header(_inside(path, top))), normal, _lengths(said))
-                faults += [seen.pop("contradiction")] if "contradiction" in seen else []
-            except (ValueError, OSError) as error:
-                # The reason goes into a table: the folder's own path need not.
-                faults.append(str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ").replace(top + os.sep, ""))
-        rows.append(acquisition({**said, "file": os.path.relpath(path, top)}, seen, faults))
-    return _table(rows)
-
-
-def from_csv(path: str | Path) -> pd.DataFrame:
-    """Survey a table of acquisitions.
-
-    Parameters
-    ----------
-    path : str or Path
-        CSV, as spreadsheets write it, with a column ``contrast`` and any of `COLUMNS`, or MRAcquisitionType, SliceThickness and SpacingBetweenSlices in
-        their place. Other columns are not looked at. A line number stands for the file name.
-
-    Returns
-    -------
-    DataFrame
-        Columns `COLUMNS`, a row for each line.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is not a CSV table, lacks the column ``contrast``, or has a row with more or fewer cells than the header.
-    """
-    path = expand_path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    lines = _read_rows(path)
-    _, header = next(lines)
-    known = {name.lower(): name for name in COLUMNS} | {term.lower(): name for term, name in _TERMS.items() if name}
-    columns = [known.get(name.lower(), "") for name in header]
-    for name in COLUMNS:
-        if columns.count(name) > 1:
-            raise ValueError(f"{path}: column {name} is there twice: accepted is once")
-    rows = []
-    for number, line in lines:
-        row = {name: cell for name, cell in zip(columns, line, strict=True) if name}
-        rows.append(acquisition({**row, "file": f"line {number}"}))
-    return _table(rows)
-
-
-def _read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Number of the line and cells of each row of a CSV file, the header first; empty rows are left out.
-
-    As spreadsheets write them: commas, semicolons or tabs, cells in quotes, with a byte order mark, UTF-8 or UTF-16, any line ends, a
-    first line that names the separator, and empty cells at the end of a row that the header has not.
-    """
-    content = path.read_bytes()
-    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        text = content.decode("utf-16" if wide else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}: not a CSV table: line {line} is no UTF-8: accepted is a file saved as UTF-8") from None
-    declared = re.match(r"sep=(.)\r?\n?", text)
-    separators = declared[1] if declared else ",;\t"
-    start = text.splitlines()[1 if declared else 0 :]
-    first = next((line for line in start if line.strip(" ,;\t")), "")
-    # The header has names, and names have no separators in them: whichever gives a column of that name is meant.
-    separator = next((each for each in separators if "contrast" in _cells(first, each)), "")
-    if not separator:
-        names = ", ".join(_shown(name) for name in _cells(first, max(separators, key=first.count)))
-        raise ValueError(f"{path}: not a CSV table: no column contrast among {names}: accepted is one row for each acquisition")
-    header, before = [], 1
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
-    try:
-        for line in reader:
-            number, before = before, reader.line_num + 1
-            cells = [cell.strip() for cell in line]
-            if not any(cells) or (declared and number == 1):
-                continue
-            while header and len(cells) > len(header) and not cells[-1]:
-                cells.pop()
-            if header and len(cells) != len(header):
-                raise ValueError(f"{path}: line {number} has {len(cells)} cells, the header {len(header)}: accepted are as many")
-            header = header or cells
-            yield number, cells
-    except csv.Error as error:
-        raise ValueError(f"{path}: not a CSV table: line {before}: {error}") from None
-
-
-def _cells(line: str, separator: str) -> list[str]:
-    return [cell.strip(' "').lower() for cell in line.split(separator)]
-
-
 #: The published margins: (contrast, dimension) -> acquisitions [1]_.
 PUBLISHED = {
     ("T1w", "3D"): 3413, ("T2w", "3D"): 151, ("FLAIR", "3D"): 2088,
@@ -473,7 +320,7 @@ def simulated(seed: int = 0) -> pd.DataFrame:
         "coverage_mm": coverage,
         "file": [f"simulated acquisition {number}" for number in range(n)],
     }
-    return _table([acquisition(row) for row in pd.DataFrame(table).to_dict("records")])
+    return as_table([acquisition(row) for row in pd.DataFrame(table).to_dict("records")])
 
 
 def counts(table: pd.DataFrame) -> pd.DataFrame:
@@ -549,135 +396,7 @@ def unfit(table: pd.DataFrame) -> pd.DataFrame:
     return table.loc[table["unfit"] != "", ["subject", "session", "contrast", "file", "unfit"]].reset_index(drop=True)
 
 
-class _Sidecars:
-    """The sidecars of a folder, by where they apply."""
-
-    def __init__(self, top: str, paths: Iterable[str]):
-        self.top, self.paths, self.read = top, set(paths), {}
-        # A folder may hold thousands of sidecars, but few for one suffix and one subject.
-        self.index = {}
-        for path in sorted(self.paths):
-            entities, suffix = _entities(path)
-            self.index.setdefault((os.path.dirname(path), suffix, entities.get("sub")), []).append((path, entities.items()))
-
-    def of(self, path: str) -> tuple[dict, dict, list[str]]:
-        """What the sidecars that apply to an image say of it, in the table's words.
-
-        Returned are what counts before the image's header, what counts after it, and what is wrong with the sidecars or the name.
-        """
-        entities, suffix = _entities(path)
-        found, faults = {}, []
-        folders = [self.top]
-        for part in os.path.relpath(os.path.dirname(path), self.top).split(os.sep):
-            folders.append(os.path.join(folders[-1], part))
-        for folder in dict.fromkeys(map(os.path.normpath, folders)):
-            candidates = [each for sub in {None, entities.get("sub")} for each in self.index.get((folder, suffix, sub), ())]
-            for sidecar, wanted in sorted(candidates, key=lambda each: (len(each[1]), each[0])):
-                if wanted <= entities.items():
-                    said, fault = self._load(sidecar)
-                    found |= said
-                    faults += [fault] if fault else []
-        if "sub" not in entities:
-            faults.append("name has no sub-<label>: accepted are names of BIDS")
-        said = {"subject": entities.get("sub"), "session": entities.get("ses"), "contrast": suffix}
-        said |= {name: found.get(term) for term, name in _TERMS.items() if name}
-        seen = {}
-        try:
-            cosines = np.asarray(found["ImageOrientationPatientDICOM"], dtype=float)
-            # DICOM counts to the left and the back where NIfTI counts to the right and the front: the normal's angles are the same.
-            normal = np.cross(cosines[:3], cosines[3:])
-            seen["orientation"], seen["oblique_deg"] = orientation(normal)
-            seen["normal"] = normal / np.linalg.norm(normal) * (-1, -1, 1)
-        except (KeyError, TypeError, ValueError, IndexError):
-            seen.clear()  # Unless the image tells, the orientation is unknown, and that is the reason.
-        return said, seen, faults
-
-    def _load(self, path: str) -> tuple[dict, str]:
-        if path not in self.read:
-            name = os.path.relpath(path, self.top)
-            try:
-                found = json.loads(_bytes(_inside(path, self.top)).decode("utf-8-sig"))
-                if not isinstance(found, dict):
-                    raise ValueError(f"it holds {_shown(found)}")
-                # Of a sidecar's hundred entries these few are kept.
-                self.read[path] = {term: found[term] for term in _TERMS if found.get(term) is not None}, ""
-            except OSError as error:
-                self.read[path] = {}, f"{name}: {error.strerror or error}"
-            except (ValueError, RecursionError) as error:
-                self.read[path] = {}, f"{name}: not a JSON object ({str(error).splitlines()[0]})"
-        return self.read[path]
-
-
-def _walk(top: str) -> tuple[list[str], list[str], list[dict]]:
-    """Images in folders ``anat``, all sidecars, and rows for folders that were not entered. `top` is a real path."""
-    images, sidecars, rows = [], [], []
-
-    def missed(folder, why):
-        name = os.path.relpath(folder, top)
-        rows.append(acquisition({"file": name}, faults=[why]) | {"contrast": ""})
-
-    for folder, below, names in os.walk(top, onerror=lambda error: missed(error.filename, f"folder cannot be read ({error.strerror})")):
-        passed = ("derivatives", "sourcedata", "code") if folder == top else ()
-        below[:] = sorted(name for name in below if not name.startswith(".") and name not in passed)
-        for name in below:
-            # os.walk names links to folders and does not enter them.
-            if os.path.islink(os.path.join(folder, name)):
-                missed(os.path.join(folder, name), "a link to a folder, which is not entered")
-        for name in names:
-            if name.startswith("."):
-                continue
-            if name.endswith(".json"):
-                sidecars.append(os.path.join(folder, name))
-            elif name.endswith((".nii", ".nii.gz")) and _in_anat(os.path.join(folder, name)):
-                images.append(os.path.join(folder, name))
-    return images, sidecars, rows
-
-
-def _inside(path: str, top: str) -> str:
-    """`path`, or the file that it links to, if that is a regular file inside `top`."""
-    if os.path.islink(path):
-        target = os.path.realpath(path)
-        if os.path.commonpath([target, top]) != top:
-            raise OSError(f"{path}: a link out of the folder, which is not followed")
-        if not os.path.isfile(target):
-            raise OSError(f"{path}: a link to nothing")
-        return target
-    if not stat.S_ISREG(os.lstat(path).st_mode):
-        raise OSError(f"{path}: not a regular file")
-    return path
-
-
-def _bytes(path: str) -> bytes:
-    size = os.path.getsize(path)
-    if size > _SIDECAR_BYTES:
-        raise ValueError(f"it has {size} bytes, accepted are {_SIDECAR_BYTES}")
-    with open(path, "rb") as file:
-        return file.read(_SIDECAR_BYTES)
-
-
-def _in_anat(path: str) -> bool:
-    return os.path.basename(os.path.dirname(path)) == "anat"
-
-
-def _stem(path: str) -> str:
-    for ending in (".gz", ".nii", ".json"):
-        path = path.removesuffix(ending)
-    return path
-
-
-def _entities(path: str) -> tuple[dict[str, str], str]:
-    """``sub-01_ses-2_T1w.nii.gz`` -> ({"sub": "01", "ses": "2"}, "T1w")."""
-    *pairs, suffix = _stem(os.path.basename(path)).split("_")
-    return dict(pair.split("-", 1) for pair in pairs if "-" in pair), suffix
-
-
-def _three_dimensional(header: volumes.Header) -> volumes.Header:
-    if any(n > 1 for n in header.shape[3:]):
-        raise ValueError(f"image has shape {header.shape}: accepted are 3D volumes")
-    return header
-
-
-def _lengths(said: Mapping) -> list[float]:
+def lengths(said: Mapping) -> list[float]:
     """Spacing and thickness that are said, mm; what is no length has its reason elsewhere."""
     found = []
     for name in ("spacing_mm", "thickness_mm"):
@@ -708,7 +427,7 @@ def _spelled(name: str, value, accepted: Iterable[str], reasons: list[str]) -> s
         if text.lower() == known.lower():
             return known
     if text.lower() not in _NOTHING:
-        reasons.append(f"{name} is {_shown(value)}: accepted are {', '.join(accepted)}")
+        reasons.append(f"{name} is {quoted(value)}: accepted are {', '.join(accepted)}")
     return ""
 
 
@@ -739,13 +458,13 @@ def _text(value) -> str:
     return "" if value is None or value != value else str(value)
 
 
-def _shown(value) -> str:
+def quoted(value) -> str:
     """A value in a message: short, on one line."""
     text = repr(value).replace("\n", " ")
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _table(rows: list[dict]) -> pd.DataFrame:
+def as_table(rows: list[dict]) -> pd.DataFrame:
     texts = ("subject", "session", "contrast", "dimension", "orientation", "dimension_from", "thickness_from", "unfit", "file")
     table = pd.DataFrame(rows, columns=COLUMNS)
     return table.astype({name: object if name in texts else float for name in COLUMNS})
