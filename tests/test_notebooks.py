@@ -53,6 +53,10 @@ def test_it_opens_with_a_title_a_question_and_what_one_can_do_afterwards(noteboo
     assert "Try:" in notebook.cells[-1].source
 
 
+def test_no_line_of_a_code_cell_is_cut_off_on_the_page(notebook):
+    assert not [line for cell in code_cells(notebook) for line in cell.source.splitlines() if len(line) > 90]
+
+
 def test_cells_are_thin_and_explained(notebook):
     lines = sorted(sum(bool(line.strip()) for line in cell.source.splitlines()) for cell in code_cells(notebook))
     assert statistics.median(lines) <= 4
