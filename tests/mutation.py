@@ -3,7 +3,7 @@
 A stage is computed again when its version is raised (`helpers.pipeline.cache.STAGES`), and a golden result says when that was
 forgotten. This script proves the second half: what a function returns is changed a little, and the golden results of
 ``tests/pipeline/test_stages_golden.py`` are computed again. A line per function: the stages whose results changed, whose versions
-would have to be raised. A function without a result is made to fail. Functions that no golden result sees stand at the end. Some ten minutes: ``python tests/mutation.py``.
+would have to be raised. A function without a result is made to fail. Functions that no golden result sees stand at the end. Some ten minutes: ``python tests/mutation.py``; or rooms as arguments, such as ``analysis.metrics``.
 """
 
 import contextlib
@@ -45,10 +45,10 @@ def changed(result):
         if result.dtype == bool:
             return result ^ (np.arange(result.size).reshape(result.shape) % 16 == 0)
         if np.issubdtype(result.dtype, np.number) and result.size:
-            wave = 1 + 0.05 * np.cos(np.arange(result.size)).reshape(result.shape)
+            wave = 1.03 + 0.05 * np.cos(np.arange(result.size)).reshape(result.shape)
             return (result * wave + (1 if np.issubdtype(result.dtype, np.integer) else 1e-3)).astype(result.dtype)
     if isinstance(result, torch.Tensor) and result.is_floating_point():
-        return result * (1 + 0.05 * torch.cos(torch.arange(result.numel(), dtype=torch.float32)).reshape(result.shape)) + 1e-3
+        return result * (1.03 + 0.05 * torch.cos(torch.arange(result.numel(), dtype=torch.float32)).reshape(result.shape)) + 1e-3
     if isinstance(result, tuple | list) and not hasattr(result, "_fields"):
         return type(result)(changed(part) for part in result)
     if isinstance(result, dict):
@@ -58,7 +58,7 @@ def changed(result):
 
 def functions():
     """(module, owner, name, function) of what our modules between image and score define."""
-    for room in ROOMS:
+    for room in sys.argv[1:] or ROOMS:
         module = importlib.import_module(f"helpers.{room}")
         for name, value in vars(module).items():
             if getattr(value, "__module__", None) != module.__name__:

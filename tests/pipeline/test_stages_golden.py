@@ -111,7 +111,7 @@ def scores():
         for axis in (None, 2)
     )
     curve = metrics.fourier_correlation(truth, made, metrics.brain_window(truth > 0), 0, None)
-    return [rows, preview, *curve, metrics.cutoff(*curve)]
+    return [*np.array(rows, float).T, *np.array(preview, float).T, *curve, metrics.cutoff(*curve)]
 
 
 def verdicts():
