@@ -69,6 +69,11 @@ FLUIDS = ("VCSF", "CSF")
 POINT_SPREAD = {"T1w": 0.0, "T2w": 0.3, "FLAIR": 0.35}
 
 
+#: What `warp` and `subject` draw from where the range of anatomies is wide: how far the walls of the ventricles move outwards (mm), the
+#: size of the head, the strength of the smooth deformation, and how much cortex beside a sulcus gives way to fluid.
+WIDE = {"ventricles_mm": (-1.0, 6.0), "size": (0.90, 1.12), "deformation": (1.0, 1.5), "sulci": (-0.3, 1.1)}
+
+
 @dataclass(frozen=True)
 class Subject:
     """A brain made from an embedded one.
@@ -384,7 +389,7 @@ def _ventricle_distance(name):
     return ndimage.gaussian_filter(edt(~inside) - edt(inside), 2)
 
 
-def warp(seed: int, anatomy: str = ANATOMIES[0]) -> np.ndarray:
+def warp(seed: int, anatomy: str = ANATOMIES[0], wide: bool = False) -> np.ndarray:
     """Where in an embedded brain each voxel of a subject comes from.
 
     Mirroring of half of the brains, a size change of at most 5 % per axis, a smooth deformation of a few mm, and
@@ -396,6 +401,8 @@ def warp(seed: int, anatomy: str = ANATOMIES[0]) -> np.ndarray:
         Of the subject, 0 or more.
     anatomy : str
         One of `ANATOMIES`: where its ventricles are.
+    wide : bool
+        Draw size, deformation and ventricles from `WIDE`: big and small heads, ventricles about four times as large.
 
     Returns
     -------
@@ -416,6 +423,11 @@ def warp(seed: int, anatomy: str = ANATOMIES[0]) -> np.ndarray:
         for _ in range(3)
     ]
     widening = rng.uniform(-0.8, 1.6)
+    if wide:
+        draw = _generator(seed, 4).uniform
+        size, strength, widening = (draw(*WIDE[what]) for what in ("size", "deformation", "ventricles_mm"))
+        scale = scale / size
+        smooth = [np.float32(strength) * part for part in smooth]
 
     centre = np.array([96, 112, 90])
     axes = np.ogrid[tuple(slice(n) for n in grid.SHAPE)]
@@ -432,10 +444,16 @@ def warp(seed: int, anatomy: str = ANATOMIES[0]) -> np.ndarray:
     # Ventricles: their walls move along the gradient of the distance to them, by at most `widening` mm outwards.
     distance = _ventricle_distance(anatomy)
     shift = -widening * np.exp(-((distance / 9) ** 2))
-    where = ndimage.map_coordinates(distance, coordinates, order=0, mode="nearest") < 27
+    reach_mm = 27
+    if wide and widening > 0:
+        # Far enough for old age: most is moved at the new wall, less towards the middle of the ventricle, so that nothing folds.
+        width = np.where(distance < widening, 1.15 * widening, 12)
+        shift, reach_mm = -widening * np.exp(-(((distance - widening) / width) ** 2)), 45
+    where = ndimage.map_coordinates(distance, coordinates, order=0, mode="nearest") < reach_mm
     points = coordinates[:, where]
     for part, gradient in zip(coordinates, np.gradient(distance)):
-        part[where] += ndimage.map_coordinates(gradient * shift, points, order=1, mode="nearest")
+        field = ndimage.gaussian_filter(gradient * shift, 3) if reach_mm > 27 else gradient * shift
+        part[where] += ndimage.map_coordinates(field, points, order=1, mode="nearest")
     return coordinates
 
 
@@ -494,7 +512,7 @@ def _lesions(rng, white, ventricle_mm):
     return np.where(total > 0.02, total, 0)
 
 
-def subject(seed: int, anatomy: str | None = None) -> Subject:
+def subject(seed: int, anatomy: str | None = None, wide: bool = False) -> Subject:
     """A subject from a seed.
 
     Parameters
@@ -503,6 +521,9 @@ def subject(seed: int, anatomy: str | None = None) -> Subject:
         0 or more. `STUDY_SEEDS`, `TARGET_SEED` and seeds from `FIRST_TRAINING_SEED` up are the three splits.
     anatomy : str, optional
         The embedded brain that it is made from, one of `ANATOMIES`; without it S1's, whatever the seed.
+    wide : bool
+        Draw from a wider range of anatomies, `WIDE`, up to the ventricles and sulci of old age: for training, and for tests on
+        people unlike the embedded ones. Without it, subjects are what they were.
 
     Returns
     -------
@@ -516,7 +537,7 @@ def subject(seed: int, anatomy: str | None = None) -> Subject:
     """
     rng = _generator(seed, 2)
     name = check("anatomy", ANATOMIES[0] if anatomy is None else anatomy, ANATOMIES)
-    coordinates = warp(seed, name)
+    coordinates = warp(seed, name, wide)
 
     brain = _one_piece(ndimage.map_coordinates(sum(_read_anatomy(name).values()), coordinates, order=1) > 0.5)
     points = coordinates[:, brain]
@@ -540,6 +561,11 @@ def subject(seed: int, anatomy: str | None = None) -> Subject:
     for tissue, part in parts.items():
         fractions[tissue] = np.zeros(grid.SHAPE, np.float32)
         fractions[tissue][brain] = part
+    if wide:
+        # Cortex gives way within a voxel or so of the fluid: sulci open, and what was cortex there is fluid.
+        share = _generator(seed, 5).uniform(*WIDE["sulci"]) * ndimage.gaussian_filter(fractions["CSF"], 1)
+        traded = np.clip(share, -fractions["CSF"], 1) * fractions["CGM"]
+        fractions["CSF"], fractions["CGM"] = fractions["CSF"] + traded, fractions["CGM"] - traded
     ventricle_mm = edt(fractions["VCSF"] < 0.5)
     lesion = _lesions(rng, fractions["WM"], ventricle_mm) * fractions["WM"]
     fractions["WM"] = fractions["WM"] - lesion
