@@ -1,8 +1,9 @@
-"""Speed, as ratios measured in one process, so that they mean the same on any machine: ``python tests/bench.py``.
+"""Speed, as ratios measured in one process, so that they mean the same on any machine: ``python
+tests/bench.py``.
 
 Each bench is a function that yields lines ``(what, ratios, demanded)``: how many times faster than the
-reference in each repeat, and the median that is the goal. To add one, write it and name it in BENCHES. Names of
-benches as arguments run only those.
+reference in each repeat, and the median that is the goal. To add one, write it and name it in BENCHES. Names
+of benches as arguments run only those.
 """
 
 import contextlib
@@ -66,11 +67,13 @@ def degrade():
 
 
 class Plain:
-    """A plain reading of HACA3 as published: 56 slices at a time, every layer as it is defined, everything recomputed."""
+    """A plain reading of HACA3 as published: 56 slices at a time, every layer as it is defined, everything
+    recomputed."""
 
     def __init__(self, modules):
         self.beta, self.theta, self.eta, self.decoder, self.attention = (
-            modules[name] for name in ("beta_encoder", "theta_encoder", "eta_encoder", "decoder", "attention_module")
+            modules[name]
+            for name in ("beta_encoder", "theta_encoder", "eta_encoder", "decoder", "attention_module")
         )
 
     def unet(self, net, x):
@@ -84,22 +87,28 @@ class Plain:
         return net.out_conv(x)
 
     def encode(self, images):
-        """(B, 1, 224, 224) -> logits (B, 5, 224, 224), key (B, 4); the code of the source is sampled too, as published."""
+        """(B, 1, 224, 224) -> logits (B, 5, 224, 224), key (B, 4); the code of the source is sampled too, as
+        published."""
         logits = self.unet(self.beta, images)
         torch.nn.functional.gumbel_softmax(logits, tau=1, hard=True, dim=1)
         eta = self.eta.seq(torch.cat([self.eta.in_conv(images), images], dim=1))
         return logits, torch.cat([self.theta(images)[0], eta], dim=1).flatten(1)
 
     def decode(self, logits, keys, target):
-        """Lists of logits and keys of the sources -> labels and contrast (B, 3, 224, 224), images (B, 224, 224).
+        """Lists of logits and keys of the sources -> labels and contrast (B, 3, 224, 224), images (B, 224,
+        224).
 
         Labels are sampled, as published; the most probable ones are returned, which can be compared.
         """
         query = target.expand(len(keys[0]), 4)
         values = torch.stack([each.flatten(2) for each in logits], dim=-1)
-        fused, _ = self.attention(query[..., None], torch.stack(keys, dim=-1)[:, :, None], values, temperature=5.0)
+        fused, _ = self.attention(
+            query[..., None], torch.stack(keys, dim=-1)[:, :, None], values, temperature=5.0
+        )
         torch.nn.functional.gumbel_softmax(fused, tau=1, hard=True, dim=1)
-        code = torch.cat([fused.argmax(1, keepdim=True) / 5, query[:, :2, None, None].expand(-1, 2, 224, 224)], dim=1)
+        code = torch.cat(
+            [fused.argmax(1, keepdim=True) / 5, query[:, :2, None, None].expand(-1, 2, 224, 224)], dim=1
+        )
         return code, torch.relu(self.unet(self.decoder, code))[:, 0]
 
 
@@ -111,8 +120,13 @@ def harmonize():
     from helpers.haca3.fast.threads import side_by_side
 
     subject, scanner, step = phantom.subject(1), phantom.scanner("study-1"), 14
-    padded = {contrast: slicing.preprocess(phantom.render(subject, scanner, contrast))[0] for contrast in study.CONTRASTS}
-    generator = torch.Generator().manual_seed(0)  # speed does not depend on the weights, and rounding on their scale
+    padded = {
+        contrast: slicing.preprocess(phantom.render(subject, scanner, contrast))[0]
+        for contrast in study.CONTRASTS
+    }
+    generator = torch.Generator().manual_seed(
+        0
+    )  # speed does not depend on the weights, and rounding on their scale
     modules = {name: module.eval() for name, module in networks.build().items()}
     for weights in (weights for module in modules.values() for weights in module.parameters()):
         scale = (2 / weights[0].numel()) ** 0.5 if weights.ndim > 1 else 0.1
@@ -123,7 +137,10 @@ def harmonize():
     slices = list(slicing.visited("axial", step))
     batch = [k for k in range(84, 140)]  # 56 slices, all of which show brain
 
-    stacks = [torch.from_numpy(np.stack([slicing.slice_of(volume, "axial", k) for k in batch]))[:, None] for volume in padded.values()]
+    stacks = [
+        torch.from_numpy(np.stack([slicing.slice_of(volume, "axial", k) for k in batch]))[:, None]
+        for volume in padded.values()
+    ]
     query = torch.from_numpy(np.concatenate([target.theta, target.eta]))
 
     slow_encode, slow_decode, fast_encode, fast_decode = ([] for _ in range(4))
@@ -133,11 +150,21 @@ def harmonize():
         with torch.inference_mode():
             for name, volume in padded.items():
                 with side_by_side() as run:
-                    codes = [code for (code,) in run(lambda k, whole=haca3.Encoding(volume=volume): ours._codes(whole, "axial", [k]), slices)]
+                    codes = [
+                        code
+                        for (code,) in run(
+                            lambda k, whole=haca3.Encoding(volume=volume): ours._codes(whole, "axial", [k]),
+                            slices,
+                        )
+                    ]
                 encoded += sum(logits is not None for _, logits, _ in codes)
-                encodings[name] = haca3.Encoding({("axial", k): code for k, code in zip(slices, codes)}, name, volume)
+                encodings[name] = haca3.Encoding(
+                    {("axial", k): code for k, code in zip(slices, codes)}, name, volume
+                )
         middle = time.perf_counter()
-        ours.harmonize(encodings, dict.fromkeys(study.CONTRASTS, target), slice_step=step)  # sampled, as in a study
+        ours.harmonize(
+            encodings, dict.fromkeys(study.CONTRASTS, target), slice_step=step
+        )  # sampled, as in a study
         decoded = 3 * sum(encodings["T1w"].slices["axial", k][0].any() for k in slices)
         if repeat:  # the first one builds what is cached
             fast_encode.append((middle - start) / encoded)
@@ -149,25 +176,45 @@ def harmonize():
                 labelled, expected = plain.decode(logits, keys, query)
             slow_encode.append((middle - start) / (3 * len(batch)))
             slow_decode.append((time.perf_counter() - middle) / len(batch))
-    yield "HACA3: encode a slice / plain, 56 at a time", [slow / fast for slow, fast in zip(slow_encode, fast_encode)], 3.5
-    yield "HACA3: decode a slice / plain, 56 at a time", [slow / fast for slow, fast in zip(slow_decode, fast_decode)], 2.5
+    yield (
+        "HACA3: encode a slice / plain, 56 at a time",
+        [slow / fast for slow, fast in zip(slow_encode, fast_encode)],
+        3.5,
+    )
+    yield (
+        "HACA3: decode a slice / plain, 56 at a time",
+        [slow / fast for slow, fast in zip(slow_decode, fast_decode)],
+        2.5,
+    )
 
-    # The networks' work for one subject of the study: 8 experiments at 8 resolutions and two ground truths, three planes of 224
-    # slices. Plain: 3 encodings and 3 decodings for each of 66 input sets. Ours: slices that show something; the 3D image of
-    # experiments 3 to 6 once each. A preview encodes each of the 9 x 8 stacks and of the 3D images once for all experiments.
-    shown = np.mean([slicing.slice_of(padded["T1w"], o, k).any() for o in study.ORIENTATIONS for k in range(224)])
+    # The networks' work for one subject of the study: 8 experiments at 8 resolutions and two ground truths,
+    # three planes of 224 slices. Plain: 3 encodings and 3 decodings for each of 66 input sets. Ours: slices
+    # that show something; the 3D image of experiments 3 to 6 once each. A preview encodes each of the 9 x 8
+    # stacks and of the 3D images once for all experiments.
+    shown = np.mean(
+        [slicing.slice_of(padded["T1w"], o, k).any() for o in study.ORIENTATIONS for k in range(224)]
+    )
     slow = [66 * 3 * (e + d) for e, d in zip(slow_encode, slow_decode)]
     for what, number in (("whole volumes", 20 * 8 + 4 + 2 * 3), ("preview", 9 * 8 + 3)):
         fast = [shown * (number * e + 66 * 3 * d) for e, d in zip(fast_encode, fast_decode)]
-        yield f"HACA3: networks of the study, {what} / plain", [plainly / each for plainly, each in zip(slow, fast)], 6
+        yield (
+            f"HACA3: networks of the study, {what} / plain",
+            [plainly / each for plainly, each in zip(slow, fast)],
+            6,
+        )
     with torch.inference_mode():
         same = [(k, batch.index(k)) for k in slices if k in batch]
         pairs = {
             "logits": [(logits[0][number], encodings["T1w"].slices["axial", k][1]) for k, number in same],
-            "images from the same labels": [(expected[number, None], ours._run["decoder"](labelled[number, None])[0]) for _, number in same],
+            "images from the same labels": [
+                (expected[number, None], ours._run["decoder"](labelled[number, None])[0])
+                for _, number in same
+            ],
         }
     for what, each in pairs.items():
-        agreed = min(metrics.psnr(wanted.numpy(), image.numpy(), float(wanted.abs().max())) for wanted, image in each)
+        agreed = min(
+            metrics.psnr(wanted.numpy(), image.numpy(), float(wanted.abs().max())) for wanted, image in each
+        )
         print(f"HACA3: compiled against plain, {what}: {agreed:.0f} dB or more")
 
 
@@ -175,8 +222,12 @@ PREVIEW = {"name": "bench", "subjects": [1]}
 
 
 def in_turn(commands, environment, slice_s=5):
-    """Seconds that each of some commands takes, one running at a time and the others stopped: a machine is not equally fast all day."""
-    running = {name: psutil.Popen(command, env=environment, stdout=subprocess.DEVNULL) for name, command in commands.items()}
+    """Seconds that each of some commands takes, one running at a time and the others stopped: a machine is
+    not equally fast all day."""
+    running = {
+        name: psutil.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        for name, command in commands.items()
+    }
     took = dict.fromkeys(running, 0.0)
 
     def tell(process, what):
@@ -209,23 +260,41 @@ def in_turn(commands, environment, slice_s=5):
 
 
 def machinery():
-    """A study's notebooks in kernels on Dask, with report and records, against the same helpers called in a plain loop.
+    """A study's notebooks in kernels on Dask, with report and records, against the same helpers called in a
+    plain loop.
 
-    One worker, one thread, one subject: the demo's preview, then whole volumes of one experiment at one resolution. The first loop calls
-    what makes the study's files; the second runs all that the notebooks say, and draws their figures, in one process.
+    One worker, one thread, one subject: the demo's preview, then whole volumes of one experiment at one
+    resolution. The first loop calls what makes the study's files; the second runs all that the notebooks say,
+    and draws their figures, in one process.
     """
-    whole = {**PREVIEW, "experiments": ["3"], "resolutions": ["5||1.5"], "slice_step": 1, "reconstruction": list(study.ORIENTATIONS)}
+    whole = {
+        **PREVIEW,
+        "experiments": ["3"],
+        "resolutions": ["5||1.5"],
+        "slice_step": 1,
+        "reconstruction": list(study.ORIENTATIONS),
+    }
     for what, settings, goal in (("the demo's preview", PREVIEW, 1 / 1.3), ("whole volumes", whole, 1 / 1.1)):
         with tempfile.TemporaryDirectory() as folder:
-            # Dask counts the cores that it may use, and gives a single worker all of them: one is what the loops have.
+            # Dask counts the cores that it may use, and gives a single worker all of them: one is what the
+            # loops have.
             core = ["taskset", "-c", str(max(os.sched_getaffinity(0)))] if shutil.which("taskset") else []
             commands = {}
             for way, script in (("loop", LOOP), ("cells", CELLS), ("study", STUDY)):
-                code = f"from helpers.study import Study\nplan = Study(output_dir={folder + '/' + way!r}, **{settings!r})\n{script}"
+                code = (
+                    f"from helpers.study import Study\nplan = Study(output_dir={folder + '/' + way!r}, "
+                    f"**{settings!r})\n{script}"
+                )
                 commands[way] = [*core, sys.executable, "-c", code]
-            took = in_turn(commands, {**os.environ, "OMP_NUM_THREADS": "1", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1"})
+            took = in_turn(
+                commands, {**os.environ, "OMP_NUM_THREADS": "1", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1"}
+            )
         for way, done in (("loop", "files only"), ("cells", "all that the notebooks do")):
-            yield f"plain loop, {done} / study, {what}: {took[way]:.0f} s / {took['study']:.0f} s", [took[way] / took["study"]], goal
+            yield (
+                f"plain loop, {done} / study, {what}: {took[way]:.0f} s / {took['study']:.0f} s",
+                [took[way] / took["study"]],
+                goal,
+            )
 
 
 # Every file that the study makes, and no figures.
@@ -278,30 +347,46 @@ if __name__ == "__main__":
 
 
 def scaling():
-    """Ten subjects on 1 to 64 workers: a simulation with the real graph and measured durations; draws ``scaling`` beside the demo's figures.
+    """Ten subjects on 1 to 64 workers: a simulation with the real graph and measured durations; draws
+    ``scaling`` beside the demo's figures.
 
-    The durations are those of the demo's own log (`make demo` first). Each execution takes as long as one of its notebook that was
-    measured, drawn at random.
+    The durations are those of the demo's own log (`make demo` first). Each execution takes as long as one of
+    its notebook that was measured, drawn at random.
     """
     plan = study.Study.from_toml(layout.ROOT / "studies" / "demo.toml")
     measured = {}
     for event in log.events(folders.folder(plan) / "report"):
         if event["event"] == "done":
-            measured.setdefault(re.sub(r"sub-sim\d+|target", "sub", event["task"]), []).append(event["seconds"])
+            measured.setdefault(re.sub(r"sub-sim\d+|target", "sub", event["task"]), []).append(
+                event["seconds"]
+            )
     rng = np.random.default_rng(0)
-    seconds = {task.name: float(rng.choice(measured[re.sub(r"sub-sim\d+|target", "sub", task.name)])) for task in graph.tasks(plan)}
-    table = status.scaling(plan, seconds, [2**power for power in range(7)]).assign(study="preview, as in the demo")
+    seconds = {
+        task.name: float(rng.choice(measured[re.sub(r"sub-sim\d+|target", "sub", task.name)]))
+        for task in graph.tasks(plan)
+    }
+    table = status.scaling(plan, seconds, [2**power for power in range(7)]).assign(
+        study="preview, as in the demo"
+    )
     fig, _ = figures.scaling(table)
     fig.savefig(folders.figures_folder(plan) / "scaling.png", dpi=150)
     folders.save_tables(plan, {"scaling": table})
     for row in table.itertuples():
-        yield f"simulated: {row.workers} workers, {row.hours:.2f} h; bound {row.bound:.1f}", [row.speed_up], 0.8 * row.bound
+        yield (
+            f"simulated: {row.workers} workers, {row.hours:.2f} h; bound {row.bound:.1f}",
+            [row.speed_up],
+            0.8 * row.bound,
+        )
 
 
 def panels():
-    """How much faster the panels redraw than they have to: 200 ms after a slider's move, 1 s with a live harmonization."""
+    """How much faster the panels redraw than they have to: 200 ms after a slider's move, 1 s with a live
+    harmonization."""
     subject = phantom.subject(1)
-    images = {contrast: phantom.render(subject, phantom.scanner("study-1"), contrast, 1) for contrast in study.CONTRASTS}
+    images = {
+        contrast: phantom.render(subject, phantom.scanner("study-1"), contrast, 1)
+        for contrast in study.CONTRASTS
+    }
     plane, brain = (grid.upright(volume, "coronal", 120) for volume in (images["T1w"], subject.brain))
     panel = widgets.ProfilePanel(plane, brain, rf_pulse.Pulse(), study.Resolution(5, 1.5))
     model = haca3.load(layout.MODELS / "harmonizer-small.pt", device="cpu")
@@ -328,14 +413,20 @@ def tikhonov(n, resolution, weight=0.01):
 
 
 def super_resolved():
-    """Super-resolution of nine stacks: seconds allowed / taken, and mean squared error in the brain of others / its own."""
+    """Super-resolution of nine stacks: seconds allowed / taken, and mean squared error in the brain of others
+    / its own."""
     from helpers import linear, super_resolution
 
     subject = phantom.subject(1)
-    images = [phantom.render(subject, phantom.scanner("study-1"), contrast, 1) for contrast in study.CONTRASTS]
+    images = [
+        phantom.render(subject, phantom.scanner("study-1"), contrast, 1) for contrast in study.CONTRASTS
+    ]
     for resolution, gain_db in ((study.Resolution(3, 0), 2.5), (study.Resolution(5, 1.5), 1.0)):
         cases = [(image, orientation) for image in images for orientation in study.ORIENTATIONS]
-        stacks = [degradation.degrade(image, subject.affine, orientation, resolution) for image, orientation in cases]
+        stacks = [
+            degradation.degrade(image, subject.affine, orientation, resolution)
+            for image, orientation in cases
+        ]
         start = time.perf_counter()
         resolver = super_resolution.train(stacks, resolution)
         taught, applied, errors = time.perf_counter() - start, [], {"cubic B-spline": [], "Tikhonov": []}
@@ -351,7 +442,11 @@ def super_resolved():
                 others = linear.along_axis(matrix, stack, axis)
                 errors[name].append(np.mean((others - image)[subject.brain] ** 2) / ours)
         yield f"super-resolution {resolution.label}: 300 s / teaching", [300 / taught], 1
-        yield f"super-resolution {resolution.label}: 20 s / applying", [20 / seconds for seconds in applied], 1
+        yield (
+            f"super-resolution {resolution.label}: 20 s / applying",
+            [20 / seconds for seconds in applied],
+            1,
+        )
         for name, measured in errors.items():
             goal = 10 ** (gain_db / 10) if name == "cubic B-spline" else 1
             yield f"super-resolution {resolution.label}: MSE of {name} / ours", measured, round(goal, 2)
@@ -365,7 +460,11 @@ def main():
     for bench in [each for each in BENCHES if each.__name__ in sys.argv[1:]] or BENCHES:
         for what, measured, goal in bench():
             median = float(np.median(measured))
-            print(f"{what:60} {min(measured):7.1f} {median:7.1f} {goal:7g}{'' if median >= goal else '  below the goal'}", flush=True)
+            print(
+                f"{what:60} {min(measured):7.1f} {median:7.1f} "
+                f"{goal:7g}{'' if median >= goal else '  below the goal'}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

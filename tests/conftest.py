@@ -1,4 +1,5 @@
-"""What all test files share: threads, workers, one folder of results, and what is said of that which was not tested."""
+"""What all test files share: threads, workers, one folder of results, and what is said of that which was not
+tested."""
 
 import collections
 import os
@@ -6,15 +7,25 @@ import os
 import psutil
 import pytest
 
-#: Files that take longest, and first: what is long must not come last, when the other workers have nothing left to do.
-LONGEST = ("test_notebooks", "test_own_data", "test_harmonizer", "test_preparation", "test_steps", "test_training", "test_widgets")
+#: Files that take longest, and first: what is long must not come last, when the other workers have nothing
+#: left to do.
+LONGEST = (
+    "test_notebooks",
+    "test_own_data",
+    "test_harmonizer",
+    "test_preparation",
+    "test_steps",
+    "test_training",
+    "test_widgets",
+)
 WORKER_GB = 4.0  # of memory at most (3.5 measured), beside the notebooks that a test executes
 
 
 def pytest_configure(config):
     """One thread in each of several workers, and in each kernel that it starts.
 
-    Threads that wait for a core which another test holds are slower than none. Workers and kernels inherit it.
+    Threads that wait for a core which another test holds are slower than none. Workers and kernels inherit
+    it.
     """
     if getattr(config.option, "numprocesses", None):
         for library in ("OMP", "OPENBLAS", "MKL"):
@@ -34,7 +45,9 @@ def pytest_collection_modifyitems(items):
 
 def pytest_terminal_summary(terminalreporter):
     """Tell what was not tested here, and what to do that it is: the reasons of the skips say both."""
-    reasons = collections.Counter(report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", []))
+    reasons = collections.Counter(
+        report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])
+    )
     if reasons:
         terminalreporter.section("not tested on this machine")
         for reason, number in sorted(reasons.items()):

@@ -1,9 +1,12 @@
-"""Change each function between a high-resolution image and its score, one by one, and say which golden results see it.
+"""Change each function between a high-resolution image and its score, one by one, and say which golden
+results see it.
 
-A stage is computed again when its version is raised (`helpers.pipeline.cache.STAGES`), and a golden result says when that was
-forgotten. This script proves the second half: what a function returns is changed a little, and the golden results of
-``tests/pipeline/test_stages_golden.py`` are computed again. A line per function: the stages whose results changed, whose versions
-would have to be raised. A function without a result is made to fail. Functions that no golden result sees stand at the end. Some ten minutes: ``python tests/mutation.py``; or rooms as arguments, such as ``analysis.metrics``.
+A stage is computed again when its version is raised (`helpers.pipeline.cache.STAGES`), and a golden result
+says when that was forgotten. This script proves the second half: what a function returns is changed a little,
+and the golden results of ``tests/pipeline/test_stages_golden.py`` are computed again. A line per function:
+the stages whose results changed, whose versions would have to be raised. A function without a result is made
+to fail. Functions that no golden result sees stand at the end. Some ten minutes: ``python
+tests/mutation.py``; or rooms as arguments, such as ``analysis.metrics``.
 """
 
 import contextlib
@@ -22,9 +25,24 @@ import test_stages_golden as golden  # noqa: E402
 import helpers  # noqa: E402
 
 STAGES = ("degradation", "registration", "harmonization", "scores")
-ROOMS = ("linear", "grid", "acquisition.rf_pulse", "acquisition.slice_profile", "acquisition.degradation", "registration", "analysis.metrics",
-         "haca3.networks", "haca3.checkpoint", "haca3.slicing", "haca3.harmonizer", "haca3.fast.layers", "haca3.fast.memory", "haca3.fast.slabs",
-         "haca3.fast.threads", "haca3.fast.winograd")  # fmt: skip
+ROOMS = (
+    "linear",
+    "grid",
+    "acquisition.rf_pulse",
+    "acquisition.slice_profile",
+    "acquisition.degradation",
+    "registration",
+    "analysis.metrics",
+    "haca3.networks",
+    "haca3.checkpoint",
+    "haca3.slicing",
+    "haca3.harmonizer",
+    "haca3.fast.layers",
+    "haca3.fast.memory",
+    "haca3.fast.slabs",
+    "haca3.fast.threads",
+    "haca3.fast.winograd",
+)
 
 
 class Unchangeable(Exception):
@@ -46,9 +64,18 @@ def changed(result):
             return result ^ (np.arange(result.size).reshape(result.shape) % 16 == 0)
         if np.issubdtype(result.dtype, np.number) and result.size:
             wave = 1.03 + 0.05 * np.cos(np.arange(result.size)).reshape(result.shape)
-            return (result * wave + (1 if np.issubdtype(result.dtype, np.integer) else 1e-3)).astype(result.dtype)
+            return (result * wave + (1 if np.issubdtype(result.dtype, np.integer) else 1e-3)).astype(
+                result.dtype
+            )
     if isinstance(result, torch.Tensor) and result.is_floating_point():
-        return result * (1.03 + 0.05 * torch.cos(torch.arange(result.numel(), dtype=torch.float32)).reshape(result.shape)) + 1e-3
+        return (
+            result
+            * (
+                1.03
+                + 0.05 * torch.cos(torch.arange(result.numel(), dtype=torch.float32)).reshape(result.shape)
+            )
+            + 1e-3
+        )
     if isinstance(result, tuple | list) and not hasattr(result, "_fields"):
         return type(result)(changed(part) for part in result)
     if isinstance(result, dict):

@@ -1,4 +1,5 @@
-"""The interactive notebooks in a real browser: they open, a control moves, picture and number change, nothing complains or asks another host."""
+"""The interactive notebooks in a real browser: they open, a control moves, picture and number change, nothing
+complains or asks another host."""
 
 import os
 import re
@@ -14,10 +15,22 @@ import pytest
 from helpers import layout
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="the notebooks in a browser: no Chromium here; on Debian: apt install chromium")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        BROWSER is None,
+        reason="the notebooks in a browser: no Chromium here; on Debian: apt install chromium",
+    ),
+]
 
-# As root Chromium wants no sandbox, in a container little shared memory; SwiftShader draws WebGL without a graphics card.
-_OPTIONS = ["--no-sandbox", "--disable-dev-shm-usage", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+# As root Chromium wants no sandbox, in a container little shared memory; SwiftShader draws WebGL without a
+# graphics card.
+_OPTIONS = [
+    "--no-sandbox",
+    "--disable-dev-shm-usage",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+]
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +53,13 @@ def server(tmp_path):
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]
         log = open(tmp_path / "server.log", "w")
-        environment = os.environ | {"OMP_NUM_THREADS": "2", "JUPYTER_PATH": str(layout.ROOT / "share" / "jupyter")}
-        process = subprocess.Popen([sys.executable, "-m", *command, f"--port={port}"], stdout=log, stderr=log, env=environment)
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "2",
+            "JUPYTER_PATH": str(layout.ROOT / "share" / "jupyter"),
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command, f"--port={port}"], stdout=log, stderr=log, env=environment
+        )
         started.append((process, log))
         for _ in range(120):
             # Not by asking for a page: for each one that is asked for, Voila runs the whole notebook.
@@ -71,7 +89,12 @@ def page(browser):
     page.set_default_timeout(240_000)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.on("request", lambda request: abroad.append(request.url) if urlsplit(request.url).hostname not in (None, "localhost") else None)
+    page.on(
+        "request",
+        lambda request: (
+            abroad.append(request.url) if urlsplit(request.url).hostname not in (None, "localhost") else None
+        ),
+    )
     yield page
     page.close()
     # There is no network in the room: neither for the page, nor for what it draws.
@@ -81,8 +104,17 @@ def page(browser):
 
 def voila(notebook):
     template = "--template=offline"  # as `make app` has it
-    assert f"JUPYTER_PATH=$(CURDIR)/share/jupyter $(BIN)/voila {template} " in (layout.ROOT / "Makefile").read_text()
-    return "voila", str(layout.NOTEBOOKS / f"{notebook}.ipynb"), template, "--no-browser", "--show_tracebacks=True"
+    assert (
+        f"JUPYTER_PATH=$(CURDIR)/share/jupyter $(BIN)/voila {template} "
+        in (layout.ROOT / "Makefile").read_text()
+    )
+    return (
+        "voila",
+        str(layout.NOTEBOOKS / f"{notebook}.ipynb"),
+        template,
+        "--no-browser",
+        "--show_tracebacks=True",
+    )
 
 
 def waits(page, locator, before, attribute="src"):
@@ -157,7 +189,13 @@ def test_a_volume_turns_in_three_dimensions(server, page):
 
 
 def test_jupyterlab_runs_the_slice_profiles(server, page):
-    lab = "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.token=", f"--ServerApp.root_dir={layout.ROOT}"
+    lab = (
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        "--ServerApp.token=",
+        f"--ServerApp.root_dir={layout.ROOT}",
+    )
     page.goto(server(*lab) + "/lab/tree/notebooks/01_slice_profiles.ipynb?reset")
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(state="attached")

@@ -1,4 +1,5 @@
-"""Names inside of other libraries that we rely on: should one be gone, this says so before a study goes wrong."""
+"""Names inside of other libraries that we rely on: should one be gone, this says so before a study goes
+wrong."""
 
 import inspect
 
@@ -33,5 +34,8 @@ def test_jupyter_interrupts_a_kernel_by_the_method_that_we_override():
 
     assert inspect.iscoroutinefunction(AsyncKernelManager._async_interrupt_kernel)
     assert "interrupt_kernel" in inspect.getsource(KernelManager._async_shutdown_kernel)
-    assert insides.quiet_kernel_manager()._async_interrupt_kernel is not AsyncKernelManager._async_interrupt_kernel
+    assert (
+        insides.quiet_kernel_manager()._async_interrupt_kernel
+        is not AsyncKernelManager._async_interrupt_kernel
+    )
     assert hasattr(insides.quiet_kernel_manager()(), "shutting_down")

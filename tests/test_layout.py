@@ -29,7 +29,7 @@ def advised(folder):
     """What the question about several images advises, as a study reads it."""
     with pytest.raises(ValueError, match="say in the study which") as error:
         found(folder)
-    (contrast, answer), = re.findall(r'select = \{(\w+) = "([^"]+)"\}', str(error.value))
+    ((contrast, answer),) = re.findall(r'select = \{(\w+) = "([^"]+)"\}', str(error.value))
     return dict(Study(select={contrast: answer}).select)
 
 
@@ -53,10 +53,19 @@ values = st.sampled_from(["1", "2", "gd", "mprage+gd", "3D", "a"])
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(names=st.sets(st.lists(st.tuples(keys, values), max_size=4, unique_by=lambda pair: pair[0]).map(tuple), min_size=2, max_size=5))
+@given(
+    names=st.sets(
+        st.lists(st.tuples(keys, values), max_size=4, unique_by=lambda pair: pair[0]).map(tuple),
+        min_size=2,
+        max_size=5,
+    )
+)
 def test_what_is_advised_means_one_image_whatever_the_names(names, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bids")
-    files = {"_".join(["sub-01", *(f"{key}-{value}" for key, value in entities), "T1w.nii.gz"]) for entities in names}
+    files = {
+        "_".join(["sub-01", *(f"{key}-{value}" for key, value in entities), "T1w.nii.gz"])
+        for entities in names
+    }
     dataset(folder, *(f"anat/{name}" for name in files))
     try:
         select = advised(folder)
@@ -90,7 +99,9 @@ def test_why_an_image_is_none_is_its_true_cause(tmp_path, name, cause):
 
 def test_a_session_that_the_name_lacks_is_the_cause(tmp_path):
     dataset(tmp_path, "ses-2/anat/sub-01_T1w.nii.gz")
-    assert "sub-01_T1w.nii.gz is not called sub-01_ses-2_..., as its folder is" in found(tmp_path)[1]["01_ses-2"]
+    assert (
+        "sub-01_T1w.nii.gz is not called sub-01_ses-2_..., as its folder is" in found(tmp_path)[1]["01_ses-2"]
+    )
 
 
 def test_a_link_to_nothing_is_the_cause_and_not_passed_over(tmp_path):
@@ -98,7 +109,9 @@ def test_a_link_to_nothing_is_the_cause_and_not_passed_over(tmp_path):
     dead = tmp_path / "sub-01" / "anat" / "sub-01_run-1_T1w.nii.gz"
     dead.symlink_to("../../.git/annex/objects/x")
     assert advised(tmp_path) == {"T1w": "run-1"}
-    assert "no T1w (sub-01_run-1_T1w.nii.gz is a link to nothing)" in found(tmp_path, {"T1w": "run-1"})[1]["01"]
+    assert (
+        "no T1w (sub-01_run-1_T1w.nii.gz is a link to nothing)" in found(tmp_path, {"T1w": "run-1"})[1]["01"]
+    )
     assert found(tmp_path, {"T1w": "run-2"})[0] == {"01": "sub-01_run-2_T1w.nii.gz"}
 
 
@@ -113,6 +126,8 @@ def test_images_beside_folders_of_sessions_are_told(tmp_path):
     dataset(tmp_path, "anat/sub-01_T1w.nii.gz", "ses-2/anat/sub-01_ses-2_T1w.nii.gz")
     images, left_out = found(tmp_path)
     assert list(images) == ["01_ses-2"]
-    assert left_out["01"].endswith("images beside folders ses-* belong to no session: accepted are images in ses-*/anat")
+    assert left_out["01"].endswith(
+        "images beside folders ses-* belong to no session: accepted are images in ses-*/anat"
+    )
     # Who names a session has chosen.
     assert found(tmp_path, labels=["01_ses-2"])[1] == {}

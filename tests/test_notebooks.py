@@ -33,8 +33,19 @@ def notebook(request):
 
 def test_the_method_can_be_read_in_the_list_of_notebooks():
     stems = [path.stem for path in NOTEBOOKS]
-    method = ["cohort", "slice_profiles", "degradation", "registration", "harmonization", "analysis", "protocol_survey", "lab_meeting"]
-    assert [stem for stem in stems if stem[0] == "0"] == [f"{number:02d}_{name}" for number, name in enumerate(method)]
+    method = [
+        "cohort",
+        "slice_profiles",
+        "degradation",
+        "registration",
+        "harmonization",
+        "analysis",
+        "protocol_survey",
+        "lab_meeting",
+    ]
+    assert [stem for stem in stems if stem[0] == "0"] == [
+        f"{number:02d}_{name}" for number, name in enumerate(method)
+    ]
 
 
 def test_no_output_is_stored_and_the_kernel_is_python3(notebook):
@@ -58,7 +69,9 @@ def test_no_line_of_a_code_cell_is_cut_off_on_the_page(notebook):
 
 
 def test_cells_are_thin_and_explained(notebook):
-    lines = sorted(sum(bool(line.strip()) for line in cell.source.splitlines()) for cell in code_cells(notebook))
+    lines = sorted(
+        sum(bool(line.strip()) for line in cell.source.splitlines()) for cell in code_cells(notebook)
+    )
     assert statistics.median(lines) <= 4
     assert lines[int(0.9 * (len(lines) - 1))] <= 12
     assert len(notebook.cells) - len(lines) >= len(lines)
@@ -85,7 +98,14 @@ SMALL = {
     "05_analysis": {"changes": {**SMALL_STUDY, "subjects": [1], "slice_step": 37}},
     "06_protocol_survey": {"name": "small"},
     "07_lab_meeting": {"name": "small", "subjects": [1], "interactive": False},
-    "a1_train_harmonizer": {"subjects": 2, "slices": 8, "steps": 12, "eta_steps": 4, "fusion_steps": 0, "slice_step": 60},
+    "a1_train_harmonizer": {
+        "subjects": 2,
+        "slices": 8,
+        "steps": 12,
+        "eta_steps": 4,
+        "fusion_steps": 0,
+        "slice_step": 60,
+    },
 }
 
 
@@ -96,14 +116,20 @@ def into(folder, parameters, known):
     return {**parameters, "output_dir" if "output_dir" in known else "folder": str(folder)}
 
 
-@pytest.mark.parametrize("stem", [pytest.param(stem, marks=pytest.mark.slow) if stem.startswith("a") else stem for stem in SMALL])
+@pytest.mark.parametrize(
+    "stem", [pytest.param(stem, marks=pytest.mark.slow) if stem.startswith("a") else stem for stem in SMALL]
+)
 def test_it_runs_under_papermill_from_another_folder(stem, results_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     known = papermill.inspect_notebook(str(layout.NOTEBOOKS / f"{stem}.ipynb"))
     parameters = into(results_dir, SMALL[stem], known)
     assert set(parameters) <= set(known)
     executed = papermill.execute_notebook(
-        str(layout.NOTEBOOKS / f"{stem}.ipynb"), str(tmp_path / "out.ipynb"), parameters, progress_bar=False, cwd=str(tmp_path)
+        str(layout.NOTEBOOKS / f"{stem}.ipynb"),
+        str(tmp_path / "out.ipynb"),
+        parameters,
+        progress_bar=False,
+        cwd=str(tmp_path),
     )
     outputs = [output for cell in code_cells(executed) for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
@@ -122,11 +148,26 @@ def test_the_analysis_wrote_its_figures_beside_their_data(results_dir):
     [
         ("04_harmonization", "experiment", "1d", "ValueError: experiment is '1d': accepted are 1a"),
         ("04_harmonization", "changes", {"resolutions": ["5|1"]}, "ValueError: resolution '5|1' is unknown"),
-        ("05_analysis", "changes", {"anatmy": "argmax"}, "ValueError: changes: unknown key 'anatmy': did you mean anatomy?"),
+        (
+            "05_analysis",
+            "changes",
+            {"anatmy": "argmax"},
+            "ValueError: changes: unknown key 'anatmy': did you mean anatomy?",
+        ),
         ("00_cohort", "study", "studies/dmo.toml", "studies/dmo.toml: no such study file"),
         ("02_degradation", "contrast", "PDw", "ValueError: contrast is 'PDw': accepted are T1w, T2w, FLAIR"),
-        ("03_registration", "orientation", "oblique", "ValueError: orientation is 'oblique': accepted are axial"),
-        ("06_protocol_survey", "measure", "psnr", "ValueError: measure is 'psnr': accepted are psnr_db, ssim"),
+        (
+            "03_registration",
+            "orientation",
+            "oblique",
+            "ValueError: orientation is 'oblique': accepted are axial",
+        ),
+        (
+            "06_protocol_survey",
+            "measure",
+            "psnr",
+            "ValueError: measure is 'psnr': accepted are psnr_db, ssim",
+        ),
     ],
 )
 def test_a_bad_parameter_stops_it_at_once_and_is_named(stem, parameter, value, message, tmp_path):
@@ -143,8 +184,15 @@ def test_harmonization_shows_a_dropped_contrast_as_a_target_alone(results_dir, t
     path = str(layout.NOTEBOOKS / "04_harmonization.ipynb")
     parameters = into(results_dir, SMALL["04_harmonization"], papermill.inspect_notebook(path))
     parameters["changes"]["dropped"] = ["T2w"]
-    executed = papermill.execute_notebook(path, str(tmp_path / "out.ipynb"), parameters, progress_bar=False, cwd=str(tmp_path))
-    tables = [output["data"]["text/plain"] for cell in code_cells(executed) for output in cell.outputs if "text/plain" in output.get("data", {})]
+    executed = papermill.execute_notebook(
+        path, str(tmp_path / "out.ipynb"), parameters, progress_bar=False, cwd=str(tmp_path)
+    )
+    tables = [
+        output["data"]["text/plain"]
+        for cell in code_cells(executed)
+        for output in cell.outputs
+        if "text/plain" in output.get("data", {})
+    ]
     assert "{'T1w': '3D', 'FLAIR': 'axial'}" in tables
     (scores,) = [each for each in tables if "input" in each]
     assert scores.count("harmonized") == 3
@@ -153,8 +201,20 @@ def test_harmonization_shows_a_dropped_contrast_as_a_target_alone(results_dir, t
 
 @pytest.mark.slow
 def test_papermill_by_hand_takes_the_experiment_as_a_number(results_dir, tmp_path):
-    command = [sys.executable, "-m", "papermill", str(layout.NOTEBOOKS / "04_harmonization.ipynb"), "out.ipynb", "-p", "experiment", "3"]
-    command += ["-y", f"{{changes: {{name: small, output_dir: '{results_dir}', resolutions: ['5||1.5'], slice_step: 37}}}}"]
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(layout.NOTEBOOKS / "04_harmonization.ipynb"),
+        "out.ipynb",
+        "-p",
+        "experiment",
+        "3",
+    ]
+    command += [
+        "-y",
+        f"{{changes: {{name: small, output_dir: '{results_dir}', resolutions: ['5||1.5'], slice_step: 37}}}}",
+    ]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     executed = json.loads((tmp_path / "out.ipynb").read_text())
     assert all(cell["metadata"]["papermill"]["exception"] in (False, None) for cell in executed["cells"])

@@ -78,7 +78,9 @@ def dataset(folder, labels=("01",), session=None):
 
 def refused(tmp_path, capsys, text):
     """Run a study file that must be refused before anything starts; return the one line that says why."""
-    (tmp_path / "mine.toml").write_text(f'bids_dir = "{tmp_path / "bids"}"\noutput_dir = "{tmp_path / "results"}"\n{text}\n')
+    (tmp_path / "mine.toml").write_text(
+        f'bids_dir = "{tmp_path / "bids"}"\noutput_dir = "{tmp_path / "results"}"\n{text}\n'
+    )
     assert cli.main(["run", str(tmp_path / "mine.toml")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -101,12 +103,26 @@ def test_a_study_of_ones_own_takes_everyone_unless_told_whom():
         ({"subjects": ["../x"]}, "subjects has '../x': accepted are labels of letters and digits"),
         ({"subjects": ["a b"]}, "subjects has 'a b'"),
         ({"subjects": ["ü"]}, "subjects has 'ü'"),
-        ({"subjects": [1], "bids_dir": "x"}, "subjects has 1, the number of a simulated subject: accepted with bids_dir are labels as text, such as '01'"),
-        ({"subjects": ["Sim01"], "bids_dir": "x"}, "subjects has 'Sim01', as files of simulated subjects are named"),
+        (
+            {"subjects": [1], "bids_dir": "x"},
+            "subjects has 1, the number of a simulated subject: accepted with bids_dir are labels as text, "
+            "such as '01'",
+        ),
+        (
+            {"subjects": ["Sim01"], "bids_dir": "x"},
+            "subjects has 'Sim01', as files of simulated subjects are named",
+        ),
         ({"subjects": ["sim7_ses-2"]}, "subjects has 'sim7_ses-2', as files of simulated subjects are named"),
-        ({"subjects": ["target"], "bids_dir": "x"}, "subjects has 'target', as files of images given as targets are named"),
+        (
+            {"subjects": ["target"], "bids_dir": "x"},
+            "subjects has 'target', as files of images given as targets are named",
+        ),
         ({"subjects": ["TARGET_ses-1"]}, "as files of images given as targets are named"),
-        ({"subjects": [True], "bids_dir": "x"}, "subjects has True: accepted are whole numbers from 1, and with bids_dir labels as text (papermill"),
+        (
+            {"subjects": [True], "bids_dir": "x"},
+            "subjects has True: accepted are whole numbers from 1, and with bids_dir labels as text "
+            "(papermill",
+        ),
         ({"subjects": [1, "01"]}, "not both"),
         ({"subjects": [1.5], "bids_dir": "x"}, "subjects has 1.5"),
         ({"bids_dir": 3}, "bids_dir is 3: accepted is a path as text"),
@@ -115,9 +131,18 @@ def test_a_study_of_ones_own_takes_everyone_unless_told_whom():
         ({"select": {"PDw": "run-1"}}, "select is 'PDw': accepted are T1w, T2w, FLAIR"),
         ({"select": {"T1w": "../run-1"}}, "select.T1w is '../run-1': accepted are entities"),
         ({"targets": {"T1w": "a.nii.gz"}}, "targets has no T2w, FLAIR: accepted are all"),
-        ({"targets": dict.fromkeys(CONTRASTS, {"theta": [1, 2], "eta": [1, 2]})}, "accepted are the path of an image, or theta and eta"),
-        ({"targets": dict.fromkeys(CONTRASTS, {"theta": [1], "eta": [1, 2], "norm": 1})}, "theta and eta, two numbers each"),
-        ({"targets": dict.fromkeys(CONTRASTS, {"theta": [1, 2], "eta": [1, 2], "norm": 0})}, "norm, a number above 0"),
+        (
+            {"targets": dict.fromkeys(CONTRASTS, {"theta": [1, 2], "eta": [1, 2]})},
+            "accepted are the path of an image, or theta and eta",
+        ),
+        (
+            {"targets": dict.fromkeys(CONTRASTS, {"theta": [1], "eta": [1, 2], "norm": 1})},
+            "theta and eta, two numbers each",
+        ),
+        (
+            {"targets": dict.fromkeys(CONTRASTS, {"theta": [1, 2], "eta": [1, 2], "norm": 0})},
+            "norm, a number above 0",
+        ),
     ],
 )
 def test_a_bad_value_is_named(fields, message):
@@ -129,7 +154,13 @@ def test_a_bad_value_is_named(fields, message):
 
 def test_a_study_of_ones_own_survives_the_trip_through_literals():
     target = {"theta": [0.1, 0.2], "eta": [0.3, 0.4], "norm": 300.0}
-    plan = Study(bids_dir="x", subjects=["01"], select={"T1w": "run-1"}, brain="keep", targets={"T1w": "t.nii.gz", "T2w": target, "FLAIR": target})
+    plan = Study(
+        bids_dir="x",
+        subjects=["01"],
+        select={"T1w": "run-1"},
+        brain="keep",
+        targets={"T1w": "t.nii.gz", "T2w": target, "FLAIR": target},
+    )
     assert Study(**json.loads(json.dumps(plan.literals()))) == plan
     assert plan.literals()["targets"]["T2w"] == target
     assert hash(plan)
@@ -148,7 +179,12 @@ def test_seeds_of_numbered_subjects_are_their_numbers_and_no_label_has_them():
 
 def test_every_notebook_of_a_study_of_ones_own_knows_its_parameters(tmp_path):
     target = save(tmp_path / "t.nii.gz", image())
-    plan = Study(bids_dir=str(tmp_path), subjects=["01_ses-2", "p07"], targets=dict.fromkeys(CONTRASTS, str(target)), slice_step=1)
+    plan = Study(
+        bids_dir=str(tmp_path),
+        subjects=["01_ses-2", "p07"],
+        targets=dict.fromkeys(CONTRASTS, str(target)),
+        slice_step=1,
+    )
     wanted = graph.tasks(plan)
     graph.check_parameters(wanted)
     names = [task.name for task in wanted]
@@ -167,7 +203,9 @@ def test_targets_given_as_numbers_need_no_image():
 # ---------------------------------------------------------------- the study
 
 
-def test_a_subject_whose_images_turn_out_unfit_is_left_out_and_the_study_goes_on_with_the_others(tmp_path, monkeypatch, capsys):
+def test_a_subject_whose_images_turn_out_unfit_is_left_out_and_the_study_goes_on_with_the_others(
+    tmp_path, monkeypatch, capsys
+):
     dataset(tmp_path / "bids", ["01", "02"])
     plan = Study(bids_dir=str(tmp_path / "bids"), output_dir=str(tmp_path / "results"), experiments=["1a"])
     calls = []
@@ -177,7 +215,14 @@ def test_a_subject_whose_images_turn_out_unfit_is_left_out_and_the_study_goes_on
         results = dict(before)
         for task in calls[-1]:
             error = "ValueError: clipped" if task.name == "00_cohort_sub-01" else None
-            log.log(folder, event="failed" if error else "done", task=task.name, seconds=1, images=0, **({"error": error} if error else {}))
+            log.log(
+                folder,
+                event="failed" if error else "done",
+                task=task.name,
+                seconds=1,
+                images=0,
+                **({"error": error} if error else {}),
+            )
             results[task.name] = execution.Execution(error, 1)
         return results
 
@@ -195,7 +240,9 @@ def test_a_subject_whose_images_turn_out_unfit_is_left_out_and_the_study_goes_on
     assert outcome.skipped == []
     assert "<li>sub-01: ValueError: clipped</li>" in outcome.report.read_text()
     # What is told of it later agrees, before and after the study file's "all" has become labels.
-    (tmp_path / "mine.toml").write_text(f'bids_dir = "{plan.bids_dir}"\noutput_dir = "{plan.output_dir}"\nexperiments = ["1a"]\n')
+    (tmp_path / "mine.toml").write_text(
+        f'bids_dir = "{plan.bids_dir}"\noutput_dir = "{plan.output_dir}"\nexperiments = ["1a"]\n'
+    )
     for command in (["status"], ["run", "--dry-run", "--only", "04*sub-02*"]):
         assert cli.main([*command, str(tmp_path / "mine.toml")]) == 0
         assert "00_cohort" in capsys.readouterr().out
@@ -223,7 +270,10 @@ def test_subjects_and_sessions_are_found(tmp_path):
     assert found["02_ses-B"]["FLAIR"] == tmp_path / "sub-02" / "ses-B" / "anat" / "sub-02_ses-B_FLAIR.nii.gz"
     assert list(layout.find_subjects(tmp_path, ["02"], {})[0]) == ["02_ses-1", "02_ses-B"]
     assert list(layout.find_subjects(tmp_path, ["02_ses-B"], {})[0]) == ["02_ses-B"]
-    assert layout.image("r", "02_ses-B", "T1w", desc="x").as_posix() == f"r/sub-02/ses-B/anat/sub-02_ses-B_space-{layout.SPACE}_desc-x_T1w.nii.gz"
+    assert (
+        layout.image("r", "02_ses-B", "T1w", desc="x").as_posix()
+        == f"r/sub-02/ses-B/anat/sub-02_ses-B_space-{layout.SPACE}_desc-x_T1w.nii.gz"
+    )
 
 
 def test_several_runs_are_a_question_that_names_them_and_select_answers_it(tmp_path, capsys):
@@ -232,11 +282,18 @@ def test_several_runs_are_a_question_that_names_them_and_select_answers_it(tmp_p
     one.rename(one.with_name("sub-01_acq-a_run-1_T1w.nii.gz"))
     save(one.with_name("sub-01_acq-a_run-2_T1w.nii.gz"), image(7))
     error = refused(tmp_path, capsys, "")
-    assert "sub-01 has 2 T1w images, sub-01_acq-a_run-1_T1w.nii.gz, sub-01_acq-a_run-2_T1w.nii.gz: say in the study which" in error
+    assert (
+        "sub-01 has 2 T1w images, sub-01_acq-a_run-1_T1w.nii.gz, sub-01_acq-a_run-2_T1w.nii.gz: say in the "
+        "study which" in error
+    )
     assert 'select = {T1w = "run-1"}' in error
     found, _ = layout.find_subjects(folder, ["all"], {"T1w": "run-2", "T2w": "run-2"})
     # Where there is only one, it is taken.
-    assert [path.name for path in found["01"].values()] == ["sub-01_acq-a_run-2_T1w.nii.gz", "sub-01_T2w.nii.gz", "sub-01_FLAIR.nii.gz"]
+    assert [path.name for path in found["01"].values()] == [
+        "sub-01_acq-a_run-2_T1w.nii.gz",
+        "sub-01_T2w.nii.gz",
+        "sub-01_FLAIR.nii.gz",
+    ]
 
 
 def test_a_subject_that_lacks_a_contrast_is_listed_and_left_out(tmp_path):
@@ -246,7 +303,10 @@ def test_a_subject_that_lacks_a_contrast_is_listed_and_left_out(tmp_path):
     wrong.rename(wrong.with_name("sub-03_T2w.mgz"))
     plan, left_out = participants.check_cohort(Study(bids_dir=str(tmp_path)))
     assert plan.subjects == ("01",)
-    assert left_out["02"] == f"sub-02: no FLAIR in {tmp_path / 'sub-02' / 'anat'}: accepted in a study with dropped = [\"FLAIR\"]"
+    assert (
+        left_out["02"]
+        == f'sub-02: no FLAIR in {tmp_path / "sub-02" / "anat"}: accepted in a study with dropped = ["FLAIR"]'
+    )
     assert "no T2w (sub-03_T2w.mgz is no .nii or .nii.gz file)" in left_out["03"]
 
 
@@ -261,14 +321,20 @@ def test_a_subject_that_lacks_a_dropped_contrast_takes_part(tmp_path):
     hint = 'accepted in a study with dropped = ["T2w", "FLAIR"]'
     assert left_out == {"03": f"sub-03: no T2w in {tmp_path / 'sub-03' / 'anat'}: {hint}"}
     assert set(participants.acquired(plan, "02")) == {"T1w", "T2w"}
-    assert participants.check_cohort(Study(bids_dir=str(tmp_path), dropped=["T2w", "FLAIR"]))[0].subjects == ("01", "02", "03")
+    assert participants.check_cohort(Study(bids_dir=str(tmp_path), dropped=["T2w", "FLAIR"]))[0].subjects == (
+        "01",
+        "02",
+        "03",
+    )
 
 
 def test_nobody_is_told_to_drop_the_t1w(tmp_path):
     dataset(tmp_path, ["01", "02"])
     for contrast in ("T1w", "FLAIR"):
         (tmp_path / "sub-02" / "anat" / f"sub-02_{contrast}.nii.gz").unlink()
-    assert participants.check_cohort(Study(bids_dir=str(tmp_path)))[1] == {"02": f"sub-02: no T1w, no FLAIR in {tmp_path / 'sub-02' / 'anat'}"}
+    assert participants.check_cohort(Study(bids_dir=str(tmp_path)))[1] == {
+        "02": f"sub-02: no T1w, no FLAIR in {tmp_path / 'sub-02' / 'anat'}"
+    }
 
 
 def as_they_are(images, brain, seed):
@@ -290,12 +356,18 @@ def without_flair(results_dir, tmp_path, monkeypatch):
     participants.cohort(shared, phantom.TARGET_SEED)
     shutil.copytree(results_dir / "sub-sim11", tmp_path / "results" / "sub-sim11")
     what = {"experiments": ["1b"], "resolutions": ["5||1.5"], "dropped": ["FLAIR"], "slice_step": 37}
-    return participants.check_cohort(Study(bids_dir=str(tmp_path / "bids"), output_dir=str(tmp_path / "results"), **what))[0]
+    return participants.check_cohort(
+        Study(bids_dir=str(tmp_path / "bids"), output_dir=str(tmp_path / "results"), **what)
+    )[0]
 
 
 def test_a_data_set_without_flair_is_harmonized_without_it_to_all_three_contrasts(without_flair):
     plan, coarse = without_flair, Resolution(5, 1.5)
-    scores, attention, curves = scoring.all_scores(plan), scoring.all_attention(plan), scoring.all_frequencies(plan)
+    scores, attention, curves = (
+        scoring.all_scores(plan),
+        scoring.all_attention(plan),
+        scoring.all_frequencies(plan),
+    )
     registrations = scoring.all_registrations(plan)
     arms = {arm: set(rows.contrast) for arm, rows in scores.groupby("arm")}
     assert arms == {"harmonized": set(CONTRASTS), "ceiling": set(CONTRASTS), "input": {"T1w", "T2w"}}
@@ -307,12 +379,30 @@ def test_a_data_set_without_flair_is_harmonized_without_it_to_all_three_contrast
     assert made and all("desc-harmonized" in name for name in made)
     # As if HACA3 were called by hand, with what there is.
     for experiment, resolution, sources in (
-        ("1b", coarse, {contrast: steps.registered_volume(plan, "p1", contrast, "sagittal", coarse) for contrast in ("T1w", "T2w")}),
-        (GROUND_TRUTH, None, {contrast: volumes.read(participants.cohort(plan, "p1")[contrast])[0] for contrast in ("T1w", "T2w")}),
+        (
+            "1b",
+            coarse,
+            {
+                contrast: steps.registered_volume(plan, "p1", contrast, "sagittal", coarse)
+                for contrast in ("T1w", "T2w")
+            },
+        ),
+        (
+            GROUND_TRUTH,
+            None,
+            {
+                contrast: volumes.read(participants.cohort(plan, "p1")[contrast])[0]
+                for contrast in ("T1w", "T2w")
+            },
+        ),
     ):
         paths = steps.harmonized(plan, "p1", experiment, resolution)
         seed = volumes.read_sidecar(paths["T1w"])["Harmonization"]["seed"]
-        by_hand = models.harmonizer(plan).harmonize(sources, steps.targets(plan), seed=seed, slice_step=plan.slice_step).images
+        by_hand = (
+            models.harmonizer(plan)
+            .harmonize(sources, steps.targets(plan), seed=seed, slice_step=plan.slice_step)
+            .images
+        )
         for contrast in CONTRASTS:
             expected = by_hand[contrast][:, :, list(visited_slices(192, plan.slice_step))]
             np.testing.assert_allclose(volumes.read(paths[contrast])[0], expected, atol=1e-5 * expected.max())
@@ -321,7 +411,10 @@ def test_a_data_set_without_flair_is_harmonized_without_it_to_all_three_contrast
     assert participants.cohort(later, "p1") == participants.cohort(plan, "p1")
     verdicts, _ = claims.verdicts(scores, attention, scoring.cutoffs(curves))
     assert set(verdicts.verdict) == {claims.UNDECIDED}
-    assert verdicts.set_index("claim").sentence["C16"] == "Undecided: not run: cutoffs without harmonized, 1a, T1w, with FLAIR dropped."
+    assert (
+        verdicts.set_index("claim").sentence["C16"]
+        == "Undecided: not run: cutoffs without harmonized, 1a, T1w, with FLAIR dropped."
+    )
 
 
 def test_every_notebook_of_a_study_that_drops_a_contrast_knows_it(tmp_path):
@@ -331,7 +424,11 @@ def test_every_notebook_of_a_study_that_drops_a_contrast_knows_it(tmp_path):
     assert all(task.parameters["changes"]["dropped"] == ["FLAIR"] for task in wanted)
     images = {task.name: task.images for task in wanted}
     # Three orientations of two contrasts at eight resolutions.
-    assert (images["00_cohort_sub-p1"], images["02_degradation_sub-p1"], images["03_registration_sub-p1"]) == (2, 48, 48)
+    assert (
+        images["00_cohort_sub-p1"],
+        images["02_degradation_sub-p1"],
+        images["03_registration_sub-p1"],
+    ) == (2, 48, 48)
     assert {task.name for task in graph.tasks(Study(bids_dir=str(tmp_path), subjects=["p1"]))} == set(images)
 
 
@@ -364,8 +461,15 @@ def test_the_same_voxels_in_another_file_are_found_once_they_are_prepared(result
             path = tmp_path / "bids" / f"sub-{label}" / "anat" / f"sub-{label}_{contrast}.nii.gz"
             path.parent.mkdir(parents=True, exist_ok=True)
             # As another program would have compressed it.
-            path.write_bytes(gzip.compress(gzip.decompress(participants.cohort(shared, subject)[contrast].read_bytes()), 1 if label == "02" else 6))
-    plan, left_out = participants.check_cohort(Study(bids_dir=str(tmp_path / "bids"), output_dir=str(tmp_path / "results"), dropped=["FLAIR"]))
+            path.write_bytes(
+                gzip.compress(
+                    gzip.decompress(participants.cohort(shared, subject)[contrast].read_bytes()),
+                    1 if label == "02" else 6,
+                )
+            )
+    plan, left_out = participants.check_cohort(
+        Study(bids_dir=str(tmp_path / "bids"), output_dir=str(tmp_path / "results"), dropped=["FLAIR"])
+    )
     assert plan.subjects == ("01", "02") and not left_out
     for label in plan.subjects:
         participants.cohort(plan, label)
@@ -381,17 +485,29 @@ def test_a_person_under_two_names_is_found_once_the_images_are_prepared(results_
     rng = np.random.default_rng(0)
     for name in ("sub-01", "sub-02", "sub-03_ses-1", "sub-03_ses-2"):
         # Another day: another scale, other noise.
-        scanned = volume * rng.uniform(0.5, 2) + np.where(volume > 0, rng.normal(0, 0.02 * volume.max(), volume.shape), 0)
-        save(tmp_path.joinpath("bids", *name.split("_"), "anat", f"{name}_T1w.nii.gz"), scanned.astype(np.float32), affine)
-    plan = Study(bids_dir=str(tmp_path / "bids"), output_dir=str(tmp_path / "results"), dropped=["T2w", "FLAIR"])
+        scanned = volume * rng.uniform(0.5, 2) + np.where(
+            volume > 0, rng.normal(0, 0.02 * volume.max(), volume.shape), 0
+        )
+        save(
+            tmp_path.joinpath("bids", *name.split("_"), "anat", f"{name}_T1w.nii.gz"),
+            scanned.astype(np.float32),
+            affine,
+        )
+    plan = Study(
+        bids_dir=str(tmp_path / "bids"), output_dir=str(tmp_path / "results"), dropped=["T2w", "FLAIR"]
+    )
     plan, left_out = participants.check_cohort(plan)
     assert len(plan.subjects) == 4 and not left_out
     for label in plan.subjects:
         participants.cohort(plan, label)
     found = [line for line in participants.findings(plan) if "scanned again" in line]
-    assert [line.split(" (")[0] for line in found[:2]] == [f"{who} T1w: looks like sub-01 scanned again" for who in ("sub-02", "sub-03_ses-1")]
+    assert [line.split(" (")[0] for line in found[:2]] == [
+        f"{who} T1w: looks like sub-01 scanned again" for who in ("sub-02", "sub-03_ses-1")
+    ]
     assert len(found) == 5  # of six pairs one is two sessions of a subject
-    assert found == [line for line in participants.findings(plan) if "scanned again" in line]  # from what was kept
+    assert found == [
+        line for line in participants.findings(plan) if "scanned again" in line
+    ]  # from what was kept
 
 
 def test_simulated_subjects_are_not_looked_at_for_doubles(results_dir):
@@ -425,20 +541,32 @@ def test_a_data_set_that_is_none_is_named(tmp_path, capsys):
 
 def test_thick_slices_are_refused_before_anything_starts(tmp_path, capsys):
     dataset(tmp_path / "bids")
-    save(tmp_path / "bids" / "sub-01" / "anat" / "sub-01_T2w.nii.gz", image(3, (120, 120, 40)), AFFINE @ np.diag([1, 1, 3, 1]))
+    save(
+        tmp_path / "bids" / "sub-01" / "anat" / "sub-01_T2w.nii.gz",
+        image(3, (120, 120, 40)),
+        AFFINE @ np.diag([1, 1, 3, 1]),
+    )
     error = refused(tmp_path, capsys, "")
     assert "no subject can take part" in error
-    assert "sub-01_T2w.nii.gz: voxels of 1.00 x 1.00 x 3.00 mm: accepted as a high-resolution image are voxels of up to 1.5 mm" in error
+    assert (
+        "sub-01_T2w.nii.gz: voxels of 1.00 x 1.00 x 3.00 mm: accepted as a high-resolution image are voxels "
+        "of up to 1.5 mm" in error
+    )
 
 
 def test_a_thousand_subjects_are_looked_through_in_ten_seconds(tmp_path):
     first = dataset(tmp_path, ["0000"])
-    contents = {contrast: gzip.decompress((first / f"sub-0000/anat/sub-0000_{contrast}.nii.gz").read_bytes()) for contrast in CONTRASTS}
+    contents = {
+        contrast: gzip.decompress((first / f"sub-0000/anat/sub-0000_{contrast}.nii.gz").read_bytes())
+        for contrast in CONTRASTS
+    }
     for number in range(1, 1000):
         folder = tmp_path / f"sub-{number:04d}" / "anat"
         folder.mkdir(parents=True)
         for order, (contrast, content) in enumerate(contents.items()):
-            packed = gzip.compress(content[:4096], 1, mtime=3 * number + order)  # Headers are all that is read.
+            packed = gzip.compress(
+                content[:4096], 1, mtime=3 * number + order
+            )  # Headers are all that is read.
             (folder / f"sub-{number:04d}_{contrast}.nii.gz").write_bytes(packed)
     started = time.process_time()
     plan, left_out = participants.check_cohort(Study(bids_dir=str(tmp_path)), voxels=False)
@@ -496,11 +624,18 @@ def test_a_header_that_says_nothing_or_nonsense_of_its_place_is_refused(tmp_path
 
 def test_a_header_in_metres_or_micrometres_is_read_in_millimetres(tmp_path):
     for unit, factor in (("meter", 1e-3), ("micron", 1e3)):
-        path = save(tmp_path / f"{unit}.nii", image(), np.diag([factor] * 3 + [1]) @ AFFINE, lambda header, unit=unit: header.set_xyzt_units(unit))
+        path = save(
+            tmp_path / f"{unit}.nii",
+            image(),
+            np.diag([factor] * 3 + [1]) @ AFFINE,
+            lambda header, unit=unit: header.set_xyzt_units(unit),
+        )
         np.testing.assert_allclose(volumes.read(path)[1], AFFINE, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float32, np.float64, np.dtype(">i2"), np.dtype(">f4")])
+@pytest.mark.parametrize(
+    "dtype", [np.uint8, np.int16, np.uint16, np.float32, np.float64, np.dtype(">i2"), np.dtype(">f4")]
+)
 def test_numbers_of_any_kind_are_read(tmp_path, dtype):
     volume = image(1, dtype=np.uint8).astype(dtype)
     header = nib.Nifti1Header(endianness=">" if np.dtype(dtype).byteorder == ">" else "<")
@@ -520,18 +655,35 @@ def test_slope_and_intercept_are_applied(tmp_path):
 
 
 FAULTS = {
-    "cut short": (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), "not a readable NIfTI volume"),
+    "cut short": (
+        lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+        "not a readable NIfTI volume",
+    ),
     "text": (lambda path: path.write_bytes(b"hello"), "not a readable NIfTI volume"),
     "empty": (lambda path: path.write_bytes(b""), "not a readable NIfTI volume"),
     "pickle": (lambda path: path.write_bytes(pickle.dumps(os.getcwd)), "not a readable NIfTI volume"),
     "a folder": (lambda path: (path.unlink(), path.mkdir()), "sub-01_T2w.nii.gz is no file"),
     "2D": (lambda path: save(path, image()[:, :, 60]), "has 2 dimensions"),
     "4D": (lambda path: save(path, np.stack([image()] * 2, -1)), "has 4 dimensions"),
-    "NaN": (lambda path: save(path, np.where(image() > 100, np.float32(np.nan), 1)), "voxels that are NaN or infinite"),
-    "infinite": (lambda path: save(path, np.where(image() > 100, np.float32(np.inf), 1)), "voxels that are NaN or infinite"),
+    "NaN": (
+        lambda path: save(path, np.where(image() > 100, np.float32(np.nan), 1)),
+        "voxels that are NaN or infinite",
+    ),
+    "infinite": (
+        lambda path: save(path, np.where(image() > 100, np.float32(np.inf), 1)),
+        "voxels that are NaN or infinite",
+    ),
     "all zero": (lambda path: save(path, image() * 0), "every voxel is 0: accepted are images with contrast"),
-    "constant": (lambda path: save(path, image() * 0 + 7), "every voxel is 7: accepted are images with contrast"),
-    "sheared": (lambda path: save(path, image(), AFFINE @ np.array([[1, 0.2, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])), "off the right angle"),
+    "constant": (
+        lambda path: save(path, image() * 0 + 7),
+        "every voxel is 7: accepted are images with contrast",
+    ),
+    "sheared": (
+        lambda path: save(
+            path, image(), AFFINE @ np.array([[1, 0.2, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+        ),
+        "off the right angle",
+    ),
 }
 
 
@@ -562,7 +714,10 @@ EARLY = {
     "a flipped bit": (flip, "CRC check failed"),
     "the end is lost": (lambda path: path.write_bytes(path.read_bytes()[:-8]), "not a readable NIfTI volume"),
     "complex": (lambda path: save(path, image() * np.complex64(1j)), "it holds complex64"),
-    "z-scores": (lambda path: save(path, (image() - image()[image() > 0].mean()).astype(np.float32) * (image() > 0)), "is negative"),
+    "z-scores": (
+        lambda path: save(path, (image() - image()[image() > 0].mean()).astype(np.float32) * (image() > 0)),
+        "is negative",
+    ),
     "a mask": (lambda path: save(path, (image() > 0).astype(np.uint8)), "2 different values"),
     "lifted": (lambda path: save(path, image().astype(np.int16) + 1000), "its background is at 1000"),
     "NaN": FAULTS["NaN"],
@@ -594,7 +749,9 @@ def test_images_are_looked_at_once_and_not_after_they_were_prepared(tmp_path, mo
         participants.check_cohort(plan)
     assert len(calls) == 3
     participants._examine_version.cache_clear()  # As in another process.
-    volumes.write_bytes(volumes.sidecar_path(layout.image(tmp_path / "results", "01", "T1w", desc="preproc")), b"{}")
+    volumes.write_bytes(
+        volumes.sidecar_path(layout.image(tmp_path / "results", "01", "T1w", desc="preproc")), b"{}"
+    )
     participants.check_cohort(plan)
     assert sorted(path.name for path in calls[3:]) == ["sub-01_FLAIR.nii.gz", "sub-01_T2w.nii.gz"]
 
@@ -611,7 +768,9 @@ def test_a_sidecar_that_is_no_json_disturbs_nobody(tmp_path):
 
 
 def test_a_subject_that_was_never_prepared_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="sub-p07.*: not there yet: notebook 00_cohort makes it from bids_dir"):
+    with pytest.raises(
+        FileNotFoundError, match="sub-p07.*: not there yet: notebook 00_cohort makes it from bids_dir"
+    ):
         participants.cohort(Study(subjects=["p07"], output_dir=str(tmp_path)), "p07")
 
 
@@ -679,7 +838,11 @@ def test_a_bids_data_set_becomes_a_valid_derivative_that_says_where_it_comes_fro
     simulated = participants.cohort(Study(subjects=[1], output_dir=str(results_dir)), 1)
     for contrast in CONTRASTS:
         volume, affine = volumes.read(simulated[contrast])
-        save(tmp_path / "bids" / "sub-p1" / "ses-a" / "anat" / f"sub-p1_ses-a_{contrast}.nii.gz", volume, registration.motion(1, 1, contrast, "axial") @ affine)
+        save(
+            tmp_path / "bids" / "sub-p1" / "ses-a" / "anat" / f"sub-p1_ses-a_{contrast}.nii.gz",
+            volume,
+            registration.motion(1, 1, contrast, "axial") @ affine,
+        )
     plan = Study(bids_dir=str(tmp_path / "bids"), output_dir=str(tmp_path / "results"))
     plan, left_out = participants.check_cohort(plan)
     assert (plan.subjects, left_out) == (("p1_ses-a",), {})
@@ -690,14 +853,19 @@ def test_a_bids_data_set_becomes_a_valid_derivative_that_says_where_it_comes_fro
     assert sidecar["SpatialReference"] == layout.SPACE
     assert {"Name": "antspyx"}.items() <= sidecar["GeneratedBy"][1].items()
     assert "Semi-synthetic" not in sidecar["Note"]
-    # Later stages take what is there, without knowing of the data set, and their files say the same of themselves.
+    # Later stages take what is there, without knowing of the data set, and their files say the same of
+    # themselves.
     later = Study(subjects=["p1_ses-a"], output_dir=str(tmp_path / "results"))
     assert participants.cohort(later, "p1_ses-a") == paths
     stack = steps.registered(later, "p1_ses-a", "T2w", "axial", Resolution(5, 1.5))
     assert volumes.read_sidecar(stack)["Note"] == sidecar["Note"]
     assert invalid(tmp_path / "results") == []
     assert {path.name for path in tmp_path.iterdir()} == {"bids", "results"}
-    assert not [path for path in (tmp_path / "bids").rglob("*") if path.is_file() and not path.name.endswith(".nii.gz")]
+    assert not [
+        path
+        for path in (tmp_path / "bids").rglob("*")
+        if path.is_file() and not path.name.endswith(".nii.gz")
+    ]
     # And again, the same bytes.
     for path in paths.values():
         volumes.sidecar_path(path).unlink()
@@ -715,7 +883,9 @@ def grids(draw):
     angles = [draw(st.floats(-180, 180)) for _ in range(3)]
     sizes = [draw(st.floats(0.3, 6)) * draw(st.sampled_from([-1, 1])) for _ in range(3)]
     affine = np.eye(4)
-    affine[:3, :3] = registration.Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.diag(sizes)
+    affine[:3, :3] = registration.Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.diag(
+        sizes
+    )
     affine[:3, 3] = [draw(st.floats(-300, 300)) for _ in range(3)]
     return shape, affine
 

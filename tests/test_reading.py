@@ -47,7 +47,16 @@ def message(reader, path):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(
     "code, name",
-    [(32, "complex64"), (1792, "complex128"), (128, "RGB"), (2304, "RGBA"), (1536, "float128"), (1, "bits"), (0, "unknown"), (7, "unknown")],
+    [
+        (32, "complex64"),
+        (1792, "complex128"),
+        (128, "RGB"),
+        (2304, "RGBA"),
+        (1536, "float128"),
+        (1, "bits"),
+        (0, "unknown"),
+        (7, "unknown"),
+    ],
 )
 def test_anything_but_one_real_number_a_voxel_is_refused_by_the_header(tmp_path, code, name, packed):
     # Bytes enough for any type.
@@ -91,7 +100,11 @@ def test_a_header_must_describe_all_of_its_file(tmp_path, packed):
     path = tmp_path / ("x.nii.gz" if packed else "x.nii")
     shorter = patched(nifti(), dim=[3, 3, 4, 4, 1, 1, 1, 1])
     wider = patched(nifti(), datatype=16)
-    for content, words in ((shorter, "472 bytes where its header asks for 448"), (wider, "cut short: 472 bytes of the 592"), (nifti()[:-1], "cut short")):
+    for content, words in (
+        (shorter, "472 bytes where its header asks for 448"),
+        (wider, "cut short: 472 bytes of the 592"),
+        (nifti()[:-1], "cut short"),
+    ):
         path.write_bytes(gzip.compress(content) if packed else content)
         assert words in message(volumes.read, path)
     path.write_bytes(gzip.compress(nifti() + bytes(40)) if packed else nifti() + bytes(40))
@@ -106,7 +119,11 @@ def test_an_uncompressed_file_that_is_cut_short_is_known_without_reading_its_vox
 
 def test_numbers_that_a_32_bit_float_cannot_hold_are_refused_for_what_they_are(tmp_path):
     path = tmp_path / "x.nii"
-    for factor, words in ((1e36, "values beyond 3.4e+38"), (1e-45, "values of at most"), (1e-60, "values of at most 0: accepted are")):
+    for factor, words in (
+        (1e36, "values beyond 3.4e+38"),
+        (1e-45, "values of at most"),
+        (1e-60, "values of at most 0: accepted are"),
+    ):
         path.write_bytes(nifti(VOXELS * factor))
         assert words in message(volumes.read, path)
     path.write_bytes(patched(nifti(), scl_slope=1e-45))
@@ -149,8 +166,21 @@ def expected(content):
     order = "<" if int.from_bytes(content[:4], "little") in (348, 540) else ">"
     first = struct.unpack(order + "i", content[:4])[0] == 348
     places = (40, "8h", 70, "h", 108, "f", 112, "ff") if first else (16, "8q", 12, "h", 168, "q", 176, "dd")
-    dim, (code,), (offset,), (slope, inter) = (struct.unpack_from(order + form, content, place) for place, form in zip(places[::2], places[1::2]))
-    kind = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}[code]
+    dim, (code,), (offset,), (slope, inter) = (
+        struct.unpack_from(order + form, content, place) for place, form in zip(places[::2], places[1::2])
+    )
+    kind = {
+        2: "u1",
+        4: "i2",
+        8: "i4",
+        16: "f4",
+        64: "f8",
+        256: "i1",
+        512: "u2",
+        768: "u4",
+        1024: "i8",
+        1280: "u8",
+    }[code]
     offset = int(offset) or (352 if first else 544)
     shape = dim[1 : dim[0] + 1]
     values = np.frombuffer(content, order + kind, int(np.prod(shape)), offset).reshape(shape[:3], order="F")
@@ -158,7 +188,35 @@ def expected(content):
 
 
 FIELDS = {kind: tuple(kind.header_class.template_dtype.names) for kind in (nib.Nifti1Image, nib.Nifti2Image)}
-NUMBERS = st.sampled_from([0, 1, 2, 3, 4, 5, 7, 8, 16, 64, 127, 255, 256, 348, 352, 356, 512, 768, 1024, 1280, 2304, -1, -2, 32767, -32768])
+NUMBERS = st.sampled_from(
+    [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        7,
+        8,
+        16,
+        64,
+        127,
+        255,
+        256,
+        348,
+        352,
+        356,
+        512,
+        768,
+        1024,
+        1280,
+        2304,
+        -1,
+        -2,
+        32767,
+        -32768,
+    ]
+)
 
 
 @st.composite
@@ -199,7 +257,11 @@ def test_any_header_is_read_right_or_refused_in_one_line(tmp_path, content, pack
                 assert np.isfinite(result[1]).all() and abs(np.linalg.det(result[1])) > 0
 
 
-DAMAGE = st.lists(st.tuples(st.sampled_from(["flip", "cut", "drop", "double"]), st.floats(0, 1), st.integers(1, 255)), min_size=1, max_size=3)
+DAMAGE = st.lists(
+    st.tuples(st.sampled_from(["flip", "cut", "drop", "double"]), st.floats(0, 1), st.integers(1, 255)),
+    min_size=1,
+    max_size=3,
+)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -35,7 +35,9 @@ def waves(points):
 
 def rotated_affine(angles_degrees, spacing, flips, centre_index):
     affine = np.eye(4)
-    affine[:3, :3] = Rotation.from_euler("xyz", angles_degrees, degrees=True).as_matrix() * np.array(spacing) * flips
+    affine[:3, :3] = (
+        Rotation.from_euler("xyz", angles_degrees, degrees=True).as_matrix() * np.array(spacing) * flips
+    )
     affine[:3, 3] = np.array(registration.BRAIN_CENTRE_MM) - affine[:3, :3] @ np.array(centre_index)
     return affine
 
@@ -58,7 +60,9 @@ def head(shape, affine):
     """A brain of sorts: folded grey and white matter inside an ellipsoid, dark ventricles off the middle."""
     noise = np.random.default_rng(7).standard_normal(shape)
     folds = ndimage.gaussian_filter(noise, 4 / np.linalg.norm(affine[:3, 0]))
-    x, y, z = np.moveaxis((positions(shape, affine) - np.array(registration.BRAIN_CENTRE_MM)) / (62, 78, 60), -1, 0)
+    x, y, z = np.moveaxis(
+        (positions(shape, affine) - np.array(registration.BRAIN_CENTRE_MM)) / (62, 78, 60), -1, 0
+    )
     brain = x**2 + y**2 + z**2 < 1
     ventricles = (4 * (x - 0.1)) ** 2 + (2.5 * (y + 0.1)) ** 2 + (4 * (z - 0.1)) ** 2 < 0.6
     image = np.where(folds > 0, 100.0, 65.0) - 50 * ventricles
@@ -137,7 +141,9 @@ def test_parallel_grids_give_the_same_by_matrices_and_voxel_by_voxel():
     stack_affine = affine @ np.array([[2.1, 0, 0, -0.8], [0, 1, 0, 0], [0, 0, -3.9, 41], [0, 0, 0, 1]])
     index_map = np.linalg.inv(stack_affine) @ affine
     by_voxel = registration._resample_oblique(volume, index_map, shape)
-    by_matrix = registration._resample_parallel(volume, index_map, shape, registration._parallel_axes(index_map, shape))
+    by_matrix = registration._resample_parallel(
+        volume, index_map, shape, registration._parallel_axes(index_map, shape)
+    )
     assert (by_voxel == 0).any() and by_voxel.max() > 0.9
     np.testing.assert_allclose(by_matrix, by_voxel, atol=1e-5)
 
@@ -149,17 +155,24 @@ def test_a_volume_stored_with_other_axes_is_the_same_volume():
     stored = np.transpose(volume, (1, 2, 0))[:, ::-1]
     flip = np.diag([1.0, -1, 1, 1])
     flip[1, 3] = stored.shape[1] - 1
-    # Of numbers up to 1: the way from index to index goes through an inverse, so that the last bit may differ.
-    np.testing.assert_allclose(registration.resample(stored, affine @ swap @ flip, shape, affine), volume, rtol=0, atol=2**-22)
+    # Of numbers up to 1: the way from index to index goes through an inverse, so that the last bit may
+    # differ.
+    np.testing.assert_allclose(
+        registration.resample(stored, affine @ swap @ flip, shape, affine), volume, rtol=0, atol=2**-22
+    )
 
 
-@pytest.mark.parametrize("angles, flips", [((0, 0, 0), (-1, -1, 1)), ((12, -20, 33), (1, -1, 1)), ((-8, 15, 5), (-1, 1, -1))])
+@pytest.mark.parametrize(
+    "angles, flips", [((0, 0, 0), (-1, -1, 1)), ((12, -20, 33), (1, -1, 1)), ((-8, 15, 5), (-1, 1, -1))]
+)
 def test_a_ramp_in_world_coordinates_stays_that_ramp(angles, flips):
     shape, affine = small_grid(2.0, (16, 18, 14))
     source_shape = (60, 56, 22)
     source_affine = rotated_affine(angles, (1.4, 1.5, 4.0), flips, (np.array(source_shape) - 1) / 2)
     slope = np.array([0.3, -0.7, 0.5])
-    result = registration.resample(positions(source_shape, source_affine) @ slope, source_affine, shape, affine)
+    result = registration.resample(
+        positions(source_shape, source_affine) @ slope, source_affine, shape, affine
+    )
     np.testing.assert_allclose(result, positions(shape, affine) @ slope, atol=0.01)
 
 
@@ -189,7 +202,8 @@ def test_a_constant_fills_the_field_of_view_and_no_more():
 
 
 def test_a_voxel_exactly_on_the_rim_is_inside_whatever_the_motion():
-    # 34 slices 6.5 mm apart on 224 voxels (5||1.5, coronal): voxel 1 lies half a separation outside of the first slice.
+    # 34 slices 6.5 mm apart on 224 voxels (5||1.5, coronal): voxel 1 lies half a separation outside of the
+    # first slice.
     stack_affine = MNI @ np.diag([1, 6.5, 1, 1])
     stack_affine[1, 3] -= 4.25
     for subject in range(8):
@@ -216,7 +230,9 @@ def test_the_spline_is_that_of_ants(tmp_path):
     transform = registration.motion(1, 1, "T1w", "axial")
     lps = registration._FLIP @ transform @ registration._FLIP
     parameters = np.concatenate([lps[:3, :3].ravel(), lps[:3, 3]])
-    itk = ants.new_ants_transform(precision="double", dimension=3, transform_type="AffineTransform", parameters=parameters)
+    itk = ants.new_ants_transform(
+        precision="double", dimension=3, transform_type="AffineTransform", parameters=parameters
+    )
     ants.write_transform(itk, str(tmp_path / "t.mat"))
     fixed = registration.ants_image(ants, np.zeros(shape), affine)
     moving = registration.ants_image(ants, volume, stack_affine)
@@ -273,7 +289,11 @@ def test_a_seeded_motion_is_found_to_a_third_of_a_millimetre_and_twice_to_the_bi
     before = set(os.listdir(tempfile.gettempdir()))
     found = registration.estimate(stack, moving_affine, fixed, affine, brain)
     again = registration.estimate(stack, moving_affine, fixed, affine, brain)
-    left = {name for name in set(os.listdir(tempfile.gettempdir())) - before if name.endswith(".mat") or "registration_" in name}
+    left = {
+        name
+        for name in set(os.listdir(tempfile.gettempdir())) - before
+        if name.endswith(".mat") or "registration_" in name
+    }
     assert registration.error_mm(np.eye(4), true, brain, affine) > 3
     assert registration.error_mm(found, true, brain, affine) < 0.3
     np.testing.assert_allclose(found[:3, :3] @ found[:3, :3].T, np.eye(3), atol=1e-5)
@@ -298,7 +318,10 @@ def test_an_affine_registration_finds_scales_that_a_rigid_one_cannot():
     shape, affine = small_grid(2.0, (72, 88, 70))
     fixed, brain = head(shape, affine)
     true = registration.motion(2, 1, "T1w", "axial") @ np.diag([1.05, 0.96, 1.04, 1])
-    found = {kind: registration.estimate(fixed, true @ affine, fixed, affine, brain, kind) for kind in ("rigid", "affine")}
+    found = {
+        kind: registration.estimate(fixed, true @ affine, fixed, affine, brain, kind)
+        for kind in ("rigid", "affine")
+    }
     assert registration.error_mm(found["affine"], true, brain, affine) < 0.3
     assert registration.error_mm(found["rigid"], true, brain, affine) > 1
 
@@ -313,7 +336,8 @@ def test_the_best_of_several_starts_is_followed_and_twice_to_the_bit():
     near[:3, 3] += 5, -6, 7
     moving_affine = registration.move(affine, true)
     twice = [
-        registration.estimate(fixed, moving_affine, fixed, affine, brain, starts=[outside, bad, near]) for _ in range(2)
+        registration.estimate(fixed, moving_affine, fixed, affine, brain, starts=[outside, bad, near])
+        for _ in range(2)
     ]
     assert registration.error_mm(twice[0], true, brain, affine) < 0.3
     assert hashlib.sha256(twice[0].tobytes()).digest() == hashlib.sha256(twice[1].tobytes()).digest()
@@ -336,7 +360,13 @@ def test_coarse_voxels_are_means_that_stay_where_they_were():
 def valid():
     shape, affine = small_grid(4.0, (20, 24, 22))
     image = waves(positions(shape, affine)).astype(np.float32)
-    return {"moving": image, "moving_affine": affine, "fixed": image, "fixed_affine": affine, "fixed_mask": image > 0.5}
+    return {
+        "moving": image,
+        "moving_affine": affine,
+        "fixed": image,
+        "fixed_affine": affine,
+        "fixed_mask": image > 0.5,
+    }
 
 
 @pytest.mark.parametrize(

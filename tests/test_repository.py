@@ -1,4 +1,5 @@
-"""What holds for the repository as a whole: one list of dependencies, cheap imports, arrows that point down."""
+"""What holds for the repository as a whole: one list of dependencies, cheap imports, arrows that point
+down."""
 
 import ast
 import re
@@ -11,7 +12,18 @@ import pytest
 from helpers import layout
 
 PROJECT = tomllib.loads((layout.ROOT / "pyproject.toml").read_text())["project"]
-DESIGN_CARD = {"jupyterlab", "numpy", "nibabel", "sigpy", "antspyx", "torch", "scikit-image", "matplotlib", "papermill", "ipywidgets"}
+DESIGN_CARD = {
+    "jupyterlab",
+    "numpy",
+    "nibabel",
+    "sigpy",
+    "antspyx",
+    "torch",
+    "scikit-image",
+    "matplotlib",
+    "papermill",
+    "ipywidgets",
+}
 MODULES = sorted((layout.ROOT / "src" / "helpers").rglob("*.py"))
 
 
@@ -20,21 +32,33 @@ def name_of(requirement):
 
 
 def test_the_packages_of_the_design_card_are_dependencies():
-    declared = {name_of(each) for each in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["notebooks"]}
+    declared = {
+        name_of(each) for each in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["notebooks"]
+    }
     assert DESIGN_CARD <= declared
 
 
 def test_environment_yml_lists_no_version_that_pyproject_has():
     text = (layout.ROOT / "environment.yml").read_text()
     entries = re.findall(r"^\s*-\s+(.+?)\s*$", text, re.M)
-    assert [each for each in entries if not each.startswith("-")] == ["conda-forge", "python " + PROJECT["requires-python"], "pytorch=*=cpu*", "pip", "pip:"]
+    assert [each for each in entries if not each.startswith("-")] == [
+        "conda-forge",
+        "python " + PROJECT["requires-python"],
+        "pytorch=*=cpu*",
+        "pip",
+        "pip:",
+    ]
     extras = re.search(r"-e \.\[([a-z,]+)\]", text).group(1).split(",")
     assert set(extras) <= set(PROJECT["optional-dependencies"])
     assert all(package in text for package in DESIGN_CARD)
 
 
 def test_constraints_pin_every_dependency_once():
-    pins = [name_of(line) for line in (layout.ROOT / "constraints.txt").read_text().splitlines() if re.match(r"[a-z]", line, re.I)]
+    pins = [
+        name_of(line)
+        for line in (layout.ROOT / "constraints.txt").read_text().splitlines()
+        if re.match(r"[a-z]", line, re.I)
+    ]
     assert len(pins) == len(set(pins))
     extras = [each for extra in ("notebooks", "test") for each in PROJECT["optional-dependencies"][extra]]
     wanted = {name_of(each) for each in PROJECT["dependencies"] + extras}
@@ -47,31 +71,57 @@ def test_ci_runs_the_test_command_of_the_readme():
 
 
 def test_the_workflow_runs_the_commands_of_the_readme_in_their_order():
-    commands = re.findall(r"^      - run: (.*)$", (layout.ROOT / ".github" / "workflows" / "test.yml").read_text(), re.M)
+    commands = re.findall(
+        r"^      - run: (.*)$", (layout.ROOT / ".github" / "workflows" / "test.yml").read_text(), re.M
+    )
     readme = re.findall(r"^\s*(make (?:demo|test))\b", (layout.ROOT / "README.md").read_text(), re.M)
     assert commands == readme == ["make demo", "make test"]
 
 
-@pytest.mark.parametrize("modules", ["helpers.study, helpers.volumes, helpers.layout, helpers.pipeline.steps, helpers.pipeline.scoring, helpers.pipeline.run, helpers.pipeline.cli, "
-                                     "helpers.cohort.phantom, helpers.cohort.preparation, helpers.acquisition.degradation, helpers.registration, helpers.analysis.metrics, "
-                                     "helpers.analysis.figures, helpers.protocol.survey, helpers.protocol.advisor"])
+@pytest.mark.parametrize(
+    "modules",
+    [
+        "helpers.study, helpers.volumes, helpers.layout, helpers.pipeline.steps, helpers.pipeline.scoring, "
+        "helpers.pipeline.run, helpers.pipeline.cli, "
+        "helpers.cohort.phantom, helpers.cohort.preparation, helpers.acquisition.degradation, "
+        "helpers.registration, helpers.analysis.metrics, "
+        "helpers.analysis.figures, helpers.protocol.survey, helpers.protocol.advisor"
+    ],
+)
 def test_importing_helpers_imports_neither_ants_nor_torch_nor_sigpy(modules):
-    code = f"import sys, {modules}; print([name for name in ('ants', 'torch', 'sigpy') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        f"import sys, {modules}; print([name for name in ('ants', 'torch', 'sigpy') if name in sys.modules])"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_degrading_needs_no_ants_and_harmonizing_neither_ants_nor_sigpy():
     # sigpy itself imports torch where there is one.
     degrade = "degradation.degrade(np.ones((9, 9, 9)), np.eye(4), 'axial', study.Resolution(3, 0))"
     for code, absent in (
-        (f"import numpy as np; from helpers import study; from helpers.acquisition import degradation; {degrade}", ("ants",)),
+        (
+            "import numpy as np; from helpers import study; from helpers.acquisition import degradation; "
+            f"{degrade}",
+            ("ants",),
+        ),
         ("from helpers import haca3", ("sigpy", "ants")),
     ):
         code += f"; import sys; print([name for name in {absent} if name in sys.modules])"
-        assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+        assert (
+            subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            == "[]"
+        )
 
 
-#: From the lowest floor up; a room knows those of lower floors only, and a module of a folder may know others of it.
+#: From the lowest floor up; a room knows those of lower floors only, and a module of a folder may know others
+#: of it.
 FLOORS = (
     {"study", "compiler", "insides"},
     {"grid", "volumes", "linear", "layout", "drawing"},
@@ -114,18 +164,22 @@ def test_rooms_know_lower_floors_only():
 
 def test_the_harmonizer_knows_nothing_of_the_phantom():
     needs = {need.split(".")[1] for path in MODULES if "haca3" in path.parts for need in imports_of(path)}
-    # The fusion by resolution needs what slicing does to a frequency, which is the business of the degradation.
+    # The fusion by resolution needs what slicing does to a frequency, which is the business of the
+    # degradation.
     assert needs <= {"haca3", "volumes", "study", "grid", "acquisition", "compiler"}
 
 
 def test_only_volumes_touches_image_files():
     for path in MODULES:
         if path.name != "volumes.py":
-            assert not re.search(r"nib(abel)?\.(load|save)|imread|imwrite|image_write", path.read_text()), path
+            assert not re.search(r"nib(abel)?\.(load|save)|imread|imwrite|image_write", path.read_text()), (
+                path
+            )
 
 
 def test_no_global_seed_is_set():
     for path in (*MODULES, *layout.NOTEBOOKS.glob("*.ipynb")):
-        # torch draws first weights from its global generator: seeded there, but forked, so that nobody notices.
+        # torch draws first weights from its global generator: seeded there, but forked, so that nobody
+        # notices.
         text = re.sub(r"with torch\.random\.fork_rng\(.*\):.*\n\s+torch\.manual_seed", "", path.read_text())
         assert not re.search(r"np\.random\.seed|torch\.manual_seed|(?<![.\w])random\.seed", text), path

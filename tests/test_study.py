@@ -13,14 +13,23 @@ from helpers.study import (
     RESOLUTIONS,
     Resolution,
     Study,
-    check,
+    require,
     sources,
     visited_slices,
 )
 
 
 def test_resolutions_are_the_papers_eight_in_its_order():
-    assert [each.label for each in RESOLUTIONS] == ["3||0", "3||1", "4||0", "4||1", "4||1.2", "5||0", "5||1", "5||1.5"]
+    assert [each.label for each in RESOLUTIONS] == [
+        "3||0",
+        "3||1",
+        "4||0",
+        "4||1",
+        "4||1.2",
+        "5||0",
+        "5||1",
+        "5||1.5",
+    ]
     assert [each.separation_mm for each in RESOLUTIONS] == [3, 4, 4, 5, 5.2, 5, 6, 6.5]
 
 
@@ -35,7 +44,10 @@ def test_experiments_are_table_1():
     5  axial    axial    3D
     6  sagittal coronal  3D
     """
-    table = {row.split()[0]: dict(zip(CONTRASTS, row.split()[1:], strict=True)) for row in rows.strip().splitlines()}
+    table = {
+        row.split()[0]: dict(zip(CONTRASTS, row.split()[1:], strict=True))
+        for row in rows.strip().splitlines()
+    }
     assert EXPERIMENTS == table
     assert list(EXPERIMENTS) == list(table)
 
@@ -48,7 +60,12 @@ def test_vocabulary_is_plain_strings():
 def test_the_papers_labels_and_slugs():
     assert Resolution(5, 1.5).label == "5||1.5"
     assert Resolution(5, 1.5).slug == "5skip1p5"
-    assert Resolution.parse("5‖1.5") == Resolution.parse("5||1.5") == Resolution.parse("5skip1p5") == Resolution(5, 1.5)
+    assert (
+        Resolution.parse("5‖1.5")
+        == Resolution.parse("5||1.5")
+        == Resolution.parse("5skip1p5")
+        == Resolution(5, 1.5)
+    )
 
 
 @given(st.integers(1, 200), st.integers(0, 200))
@@ -85,7 +102,10 @@ def test_resolutions_that_no_scan_of_a_brain_has_are_refused(thickness, gap, mes
 
 
 def test_slices_thinner_than_the_voxels_that_they_are_made_from_are_refused():
-    with pytest.raises(ValueError, match=r"^resolutions has 0.5\|\|0, slices thinner than the voxels of 1 mm .*accepted are 1 to 20 mm$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^resolutions has 0.5\|\|0, slices thinner than the voxels of 1 mm .*accepted are 1 to 20 mm$",
+    ):
         Study(resolutions=["1||0", "0.5||0"])
 
 
@@ -96,12 +116,12 @@ def test_texts_that_are_no_resolution_are_refused(text):
 
 
 def test_an_experiment_may_be_given_as_the_number_that_papermill_makes_of_it():
-    assert check("experiment", 2, EXPERIMENTS) == "2"
+    assert require("experiment", 2, EXPERIMENTS) == "2"
 
 
 def test_an_unknown_choice_names_itself_and_what_is_accepted():
     with pytest.raises(ValueError, match=f"^experiment is '1d': accepted are {', '.join(EXPERIMENTS)}$"):
-        check("experiment", "1d", EXPERIMENTS)
+        require("experiment", "1d", EXPERIMENTS)
 
 
 def test_the_ground_truth_has_three_3d_sources():
@@ -112,8 +132,8 @@ def test_the_ground_truth_has_three_3d_sources():
 @pytest.mark.parametrize("step", [7, 11])
 @pytest.mark.parametrize("resolution", RESOLUTIONS, ids=lambda each: each.label)
 def test_a_preview_meets_the_phases_of_the_slice_grid_evenly(step, resolution):
-    # Offset of the visited planes from the nearest slice centre, in units of the separation: its distribution over
-    # the preview is that over all planes.
+    # Offset of the visited planes from the nearest slice centre, in units of the separation: its distribution
+    # over the preview is that over all planes.
     phases = [(z / resolution.separation_mm) % 1 for z in visited_slices(192 * step, step)]
     everything = [(z / resolution.separation_mm) % 1 for z in range(192 * step)]
     assert {round(phase, 6) % 1 for phase in phases} == {round(phase, 6) % 1 for phase in everything}
@@ -213,7 +233,9 @@ def test_a_preview_is_of_one_plane():
 def test_a_study_file_is_read_whole(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text('subjects = [4]\nresolutions = ["6||2"]\nexperiments = [2]\n')
-    assert Study.from_toml(file) == Study(name="mine", subjects=[4], resolutions=[Resolution(6, 2)], experiments=["2"])
+    assert Study.from_toml(file) == Study(
+        name="mine", subjects=[4], resolutions=[Resolution(6, 2)], experiments=["2"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -233,7 +255,14 @@ def test_a_bad_study_file_is_named_with_its_fault(tmp_path, text, message):
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("given, mask", [({}, "first"), ({"variant": "haca3plus"}, "union"), ({"variant": "haca3plus", "mask": "first"}, "first")])
+@pytest.mark.parametrize(
+    "given, mask",
+    [
+        ({}, "first"),
+        ({"variant": "haca3plus"}, "union"),
+        ({"variant": "haca3plus", "mask": "first"}, "first"),
+    ],
+)
 def test_the_mask_is_that_of_the_published_variant_unless_it_is_given(given, mask):
     assert Study(**given).mask == mask
     assert Study(**Study(**given).literals()) == Study(**given)
@@ -255,12 +284,26 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text", ["~/my data", "~/my data/", "$HOME/my data", "${HOME}/my data//", "$DATA", " ~/my data ", "../home/my data", "../home/./my data/"]
+    "text",
+    [
+        "~/my data",
+        "~/my data/",
+        "$HOME/my data",
+        "${HOME}/my data//",
+        "$DATA",
+        " ~/my data ",
+        "../home/my data",
+        "../home/./my data/",
+    ],
 )
 def test_a_path_is_read_as_people_write_it(home, text):
     plan = Study(bids_dir=text, output_dir=text, targets=dict.fromkeys(CONTRASTS, text), planes=[text])
     expected = str(home / "my data")
-    assert (plan.bids_dir, plan.output_dir, plan.planes) == (expected, expected, (expected if "/" in text or "$" in text else text,))
+    assert (plan.bids_dir, plan.output_dir, plan.planes) == (
+        expected,
+        expected,
+        (expected if "/" in text or "$" in text else text,),
+    )
     assert set(dict(plan.targets).values()) == {expected}
     assert Study(**plan.literals()) == plan
 
@@ -272,7 +315,9 @@ def test_a_path_that_was_pasted_with_quotes_or_as_an_address_of_a_file_is_that_p
 
 
 def test_weights_stay_relative_to_the_repository_and_names_of_studies_are_names(home):
-    plan = Study(weights="~/my data/w.pt", fusion="data/models/fusion-small.pt", ladder=["ladder-rigid", "~/my data"])
+    plan = Study(
+        weights="~/my data/w.pt", fusion="data/models/fusion-small.pt", ladder=["ladder-rigid", "~/my data"]
+    )
     assert plan.weights == str(home / "my data" / "w.pt")
     assert plan.fusion == "data/models/fusion-small.pt"
     assert plan.ladder == ("ladder-rigid", str(home / "my data"))
@@ -299,14 +344,18 @@ def test_a_folder_that_is_called_with_a_dollar_is_itself(home):
 
 
 def test_a_study_file_is_found_below_home_and_may_begin_with_a_byte_order_mark(home):
-    (home / "mine.toml").write_bytes(b"\xef\xbb\xbf" + b'subjects = [4]\r\n[cluster]\r\nkind = "local"\r\nworkers = 3\r\n')
+    (home / "mine.toml").write_bytes(
+        b"\xef\xbb\xbf" + b'subjects = [4]\r\n[cluster]\r\nkind = "local"\r\nworkers = 3\r\n'
+    )
     assert Study.from_toml("~/mine.toml") == Study(name="mine", subjects=[4])
     assert Cluster.from_toml("$HOME/mine.toml").workers == 3
 
 
 def test_a_study_file_that_is_no_utf_8_says_so(tmp_path):
     (tmp_path / "mine.toml").write_bytes('name = "x"'.encode("utf-16"))
-    with pytest.raises(ValueError, match="mine.toml: not TOML: byte 1 is no UTF-8: accepted is a file saved as UTF-8"):
+    with pytest.raises(
+        ValueError, match="mine.toml: not TOML: byte 1 is no UTF-8: accepted is a file saved as UTF-8"
+    ):
         Study.from_toml(tmp_path / "mine.toml")
 
 
@@ -374,7 +423,9 @@ def test_a_study_file_changes_what_it_says_of_the_file_that_it_extends(tmp_path)
 
 
 def test_a_study_that_extends_another_does_not_write_into_its_folder_unless_it_says_so(tmp_path):
-    write_files(tmp_path, a=f'name = "first"\noutput_dir = "{tmp_path / "results"}"\n', b='extends = "a.toml"\n')
+    write_files(
+        tmp_path, a=f'name = "first"\noutput_dir = "{tmp_path / "results"}"\n', b='extends = "a.toml"\n'
+    )
     plan = Study.from_toml(tmp_path / "b.toml")
     assert (plan.name, plan.output_dir) == ("b", "")
 
@@ -397,7 +448,10 @@ def test_a_study_file_has_the_cluster_of_the_file_that_it_extends_or_its_own(tmp
         ),
         ({"a": "extends = 3"}, "{0}/a.toml: extends is 3: accepted is the path of another study file"),
         ({"a": 'extends = ""'}, "{0}/a.toml: extends is '': accepted is the path"),
-        ({"a": 'extends = "$NOWHERE/b.toml"'}, "{0}/a.toml: extends: path is '$NOWHERE/b.toml': there is no variable"),
+        (
+            {"a": 'extends = "$NOWHERE/b.toml"'},
+            "{0}/a.toml: extends: path is '$NOWHERE/b.toml': there is no variable",
+        ),
         ({"a": 'extends = "b.toml"', "b": "seed = ["}, "{0}/b.toml: not TOML"),
         ({"a": 'extends = "b.toml"', "b": "sed = 1"}, "{0}/b.toml: unknown key 'sed': did you mean seed?"),
         ({"a": 'extends = "b.toml"', "b": "seed = -1"}, "{0}/b.toml: seed is -1: accepted are"),
@@ -423,7 +477,7 @@ def test_a_notebook_has_the_study_of_its_file_with_some_changes(home):
     # From any folder.
     assert Study.from_parameters("studies/demo.toml", {}) == demo
     (home / "mine.toml").write_text('extends = "base.toml"\nseed = 3\n')
-    (home / "base.toml").write_text('slice_step = 7\n')
+    (home / "base.toml").write_text("slice_step = 7\n")
     plan = Study.from_parameters("~/mine.toml", {"anatomy": "argmax", "seed": 4}, subjects=[2])
     assert plan == Study(name="mine", slice_step=7, seed=4, anatomy="argmax", subjects=[2])
 
@@ -449,7 +503,11 @@ def test_a_change_of_the_variant_changes_the_mask_that_the_file_does_not_say(tmp
         ("", {3: "argmax"}, "changes: unknown key '3': accepted are name, experiments"),
         ("", {"subjects": [1]}, "changes: unknown key 'subjects': accepted are name, experiments"),
         ("", {"anatomy": "sampled"}, "anatomy is 'sampled': accepted are shared, independent, argmax"),
-        ("studies/demo.toml", {"reconstruction": ["axial", "coronal"]}, "slice_step is 23 with reconstruction in 2 planes"),
+        (
+            "studies/demo.toml",
+            {"reconstruction": ["axial", "coronal"]},
+            "slice_step is 23 with reconstruction in 2 planes",
+        ),
     ],
 )
 def test_bad_parameters_of_a_notebook_are_refused_in_one_line(study, changes, message, monkeypatch):

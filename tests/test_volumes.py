@@ -87,7 +87,11 @@ def test_a_file_that_is_missing_truncated_or_no_nifti_is_named(tmp_path, volume)
         volumes.read(tmp_path / "none.nii.gz")
     whole = tmp_path / "whole.nii.gz"
     volumes.write(whole, volume, AFFINE)
-    for name, content in (("half.nii.gz", whole.read_bytes()[:200]), ("text.nii", b"hello"), ("text.nii.gz", b"hello")):
+    for name, content in (
+        ("half.nii.gz", whole.read_bytes()[:200]),
+        ("text.nii", b"hello"),
+        ("text.nii.gz", b"hello"),
+    ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"{name}: not a readable NIfTI volume") as error:
             volumes.read(tmp_path / name)
@@ -95,7 +99,10 @@ def test_a_file_that_is_missing_truncated_or_no_nifti_is_named(tmp_path, volume)
 
 
 def test_a_nifti_with_nan_or_four_dimensions_is_named(tmp_path):
-    for name, data in (("nan.nii", np.full((2, 2, 2), np.nan, np.float32)), ("many.nii", np.zeros((2, 2, 2, 3), np.float32))):
+    for name, data in (
+        ("nan.nii", np.full((2, 2, 2), np.nan, np.float32)),
+        ("many.nii", np.zeros((2, 2, 2, 3), np.float32)),
+    ):
         nib.save(nib.Nifti1Image(data, AFFINE), tmp_path / name)
         with pytest.raises(ValueError, match=name):
             volumes.read(tmp_path / name)
@@ -120,7 +127,9 @@ def test_names_follow_bids():
 
 
 @pytest.mark.parametrize("fails_at", [1, 2])
-def test_a_full_disk_is_one_line_that_names_the_file_and_leaves_nothing_half_done(tmp_path, volume, monkeypatch, fails_at):
+def test_a_full_disk_is_one_line_that_names_the_file_and_leaves_nothing_half_done(
+    tmp_path, volume, monkeypatch, fails_at
+):
     path, calls, fsync = tmp_path / "x.nii.gz", [], os.fsync
     before = volumes.write(path, volume, AFFINE, {"Key": "old"})
 
@@ -131,7 +140,9 @@ def test_a_full_disk_is_one_line_that_names_the_file_and_leaves_nothing_half_don
         fsync(handle)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"\[Errno 28\] No space left on device: '.*x\.(nii\.gz|json)'") as error:
+    with pytest.raises(
+        OSError, match=r"\[Errno 28\] No space left on device: '.*x\.(nii\.gz|json)'"
+    ) as error:
         volumes.write(path, volume + 1, AFFINE, {"Key": "new"})
     assert "\n" not in str(error.value)
     # Whatever is there, nothing vouches for it; no temporary file takes up the space that is missing.
@@ -185,7 +196,9 @@ def test_files_are_noted_once_and_only_for_a_study(tmp_path, volume, monkeypatch
     volumes.write(tmp_path / "y.nii.gz", volume, AFFINE)
     lines = [json.loads(line) for line in (tmp_path / "trace").read_text().splitlines()]
     names = [("x.nii.gz", False), ("y.nii.gz", True), ("y.json", True)]
-    assert lines == [[str(tmp_path / name), written, volumes.look(tmp_path / name)] for name, written in names]
+    assert lines == [
+        [str(tmp_path / name), written, volumes.look(tmp_path / name)] for name, written in names
+    ]
     facts = (tmp_path / "x.nii.gz").stat()
     assert lines[0][2] == [facts.st_size, facts.st_mtime_ns]
     assert volumes.look(tmp_path / "nothing") is None

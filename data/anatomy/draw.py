@@ -1,9 +1,10 @@
-"""Draw the tissue fractions of the embedded brains in three planes: `python data/anatomy/draw.py` writes fractions.png."""
+"""Draw the tissue fractions of the embedded brains in three planes: `python data/anatomy/draw.py` writes
+fractions.png."""
 
 import matplotlib
 
 from helpers import layout
-from helpers.cohort import figures, phantom
+from helpers.cohort import figures as cohort_figures, phantom
 from helpers.grid import upright
 
 #: One slice a plane: through the lateral ventricles, the deep grey matter and the cerebellum.
@@ -18,7 +19,7 @@ def main():
         for plane, index in SLICES.items()
         for tissue, fraction in phantom.anatomy(name).items()
     }
-    fig, _ = figures.contact_sheet(images, vmax=1)
+    fig, _ = cohort_figures.contact_sheet(images, vmax=1)
     fig.savefig(layout.ANATOMY / "fractions.png", dpi=70)
 
 

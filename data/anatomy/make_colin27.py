@@ -1,7 +1,7 @@
 """Make the second brain from Colin27, the average of 27 scans of one man.
 
-Nobody needs to run this: its result lies beside it. It needs `pip install nilearn` besides this repository, about ten
-minutes, and one image of Debian's package mricron-data::
+Nobody needs to run this: its result lies beside it. It needs `pip install nilearn` besides this repository,
+about ten minutes, and one image of Debian's package mricron-data::
 
     apt-get download mricron-data
     dpkg -x mricron-data_*.deb mricron
@@ -10,11 +10,14 @@ minutes, and one image of Debian's package mricron-data::
 What happens:
 
 1. The image is laid on our grid voxel by voxel, without interpolation: its voxels are of 1 mm there, too.
-2. Two maps are warped to it (SyN): the template says where brain is, S1's tissue maps say which structure is where.
+2. Two maps are warped to it (SyN): the template says where brain is, S1's tissue maps say which structure is
+   where.
    Neither says how much of a voxel is what: that follows from intensities, which hardly have noise here.
-3. Fluid, grey and white by linear mixing between their levels. Which grey matter a voxel belongs to is decided by a
+3. Fluid, grey and white by linear mixing between their levels. Which grey matter a voxel belongs to is
+   decided by a
    watershed from S1's structures, whose borders run where the image leaves the level of grey matter.
-4. Colin27 was stretched to the size of an older template, larger than people are: its brain is shrunk to that of an adult
+4. Colin27 was stretched to the size of an older template, larger than people are: its brain is shrunk to that
+   of an adult
    man (`SCALE`). Only here it is interpolated, from finer voxels to coarser ones.
 5. The brain mask as that of S1: the tissue, closed over sulci and fissures, plus 1 mm.
 
@@ -36,14 +39,22 @@ from helpers.cohort import phantom, preparation
 from helpers.grid import AFFINE, SHAPE
 from helpers.layout import SPACE
 
-SOURCE = "Colin27, 1 mm, with skull (usr/share/mricron/templates/ch2.nii.gz of Debian's package mricron-data 1.2.20211006+dfsg-4)"
-#: Size in our grid over size in the source. The true size is not known: with this the tissue has 1.21 litres (S1: 1.27).
+SOURCE = (
+    "Colin27, 1 mm, with skull (usr/share/mricron/templates/ch2.nii.gz of Debian's package mricron-data "
+    "1.2.20211006+dfsg-4)"
+)
+#: Size in our grid over size in the source. The true size is not known: with this the tissue has 1.21 litres
+#: (S1: 1.27).
 SCALE = 0.91
 #: Levels of the source: the middle of the ventricles, the peaks of cortex and of white matter.
 FLUID, GREY, WHITE = 33, 84, 115
 ORIGIN = {
-    "RawSources": SOURCE, "License": "see LICENSE-colin27.txt", "Script": "data/anatomy/make_colin27.py",
-    "SpatialReference": f"MNI152 2009a symmetric (as packaged with nilearn), shrunk to {SCALE} of the source, {SPACE}",
+    "RawSources": SOURCE,
+    "License": "see LICENSE-colin27.txt",
+    "Script": "data/anatomy/make_colin27.py",
+    "SpatialReference": (
+        f"MNI152 2009a symmetric (as packaged with nilearn), shrunk to {SCALE} of the source, {SPACE}"
+    ),
 }
 CEREBRAL, DEEP, CEREBELLAR = 1, 2, 3
 
@@ -52,7 +63,9 @@ def read_source(path):
     """The image on our grid, voxel by voxel."""
     image = nib.load(path)
     index = np.linalg.inv(image.affine) @ AFFINE
-    return ndimage.affine_transform(np.asarray(image.dataobj).astype(np.float32), index[:3, :3], index[:3, 3], SHAPE, order=0)
+    return ndimage.affine_transform(
+        np.asarray(image.dataobj).astype(np.float32), index[:3, :3], index[:3, 3], SHAPE, order=0
+    )
 
 
 def warp(t1w, moving, volumes):
@@ -75,7 +88,8 @@ def soft(mask, sigma):
 
 
 def find_brain(t1w, template):
-    """Where tissue may be: one thick piece near the template's tissue, grown back into gyri and folia, and its edge."""
+    """Where tissue may be: one thick piece near the template's tissue, grown back into gyri and folia, and
+    its edge."""
     near = template["t1"] > 20
     candidates = (t1w > 52) & near & (template["gm"] + template["wm"] > 38)
     core = largest(ndimage.binary_erosion(candidates & (t1w > 62), ball(2)))
@@ -97,7 +111,11 @@ def find_structures(t1w, prior, where):
     marks = np.zeros(SHAPE, np.int32)
     grey = np.abs(t1w - GREY) < 12
     marks[(soft(prior["CGM"], 1) > 0.6) & grey] = CEREBRAL
-    marks[ndimage.binary_erosion(prior["WM"] > 0.9, ball(2)) & (soft(prior["CGM"], 6) > 0.15) & (soft(prior["CBM"], 5) < 0.02)] = CEREBRAL
+    marks[
+        ndimage.binary_erosion(prior["WM"] > 0.9, ball(2))
+        & (soft(prior["CGM"], 6) > 0.15)
+        & (soft(prior["CBM"], 5) < 0.02)
+    ] = CEREBRAL
     marks[(soft(prior["SGM"], 1) > 0.6) & (t1w > 75) & (t1w < 110)] = DEEP
     marks[(soft(prior["CBM"], 1.5) > 0.6) & grey] = CEREBELLAR
     return watershed(np.abs(t1w - GREY), marks, mask=where)
@@ -118,10 +136,13 @@ def fractions(t1w, template, prior):
     dura = (t1w < 76) & (from_white > np.where(cerebral, 4.5, 8))
     tissue = ramp(t1w, 40, np.where(below, 72, 77)) * (where & ~dura)
 
-    # Surfaces of white matter: brain stem, corpus callosum. A thin sheet between white and fluid is both, not grey.
+    # Surfaces of white matter: brain stem, corpus callosum. A thin sheet between white and fluid is both, not
+    # grey.
     grey = cerebral & (t1w < 100) & (t1w > 58)
     thick = ndimage.binary_dilation(ndimage.binary_opening(grey, np.ones((3, 3, 3))), ball(1))
-    callosum = cerebral & ~thick & (np.abs(x) < 14) & grow(prior["VCSF"] > 0.3, 9) & (soft(prior["CGM"], 2) < 0.4)
+    callosum = (
+        cerebral & ~thick & (np.abs(x) < 14) & grow(prior["VCSF"] > 0.3, 9) & (soft(prior["CGM"], 2) < 0.4)
+    )
     stem = (structures == DEEP) & (z < -8)
     stem_surface = stem & (edt(t1w > 55) < 2.5)
     bare = callosum | stem_surface
@@ -136,7 +157,8 @@ def fractions(t1w, template, prior):
     tissue = np.where(at_ventricles, 1 - vcsf, tissue)
     sgm = sgm * tissue
 
-    # The rest is white, or grey of the cortex or the cerebellum. Deep white matter is not quite as bright as gyri.
+    # The rest is white, or grey of the cortex or the cerebellum. Deep white matter is not quite as bright as
+    # gyri.
     cgm = tissue * (1 - ramp(t1w, 89, 109)) * (cerebral & ~callosum & ~at_ventricles)
     cgm[cgm < 0.04] = 0
     cbm = tissue * (1 - ramp(t1w, 88, 106)) * below
@@ -150,7 +172,9 @@ def shrink(tissues, template):
     middle = np.argwhere(template["gm"] + template["wm"] > 127).mean(0)
     index = np.eye(3) / SCALE
     return {
-        tissue: ndimage.affine_transform(fraction.astype(np.float32), index, where - middle / SCALE, order=3).clip(0, 1)
+        tissue: ndimage.affine_transform(
+            fraction.astype(np.float32), index, where - middle / SCALE, order=3
+        ).clip(0, 1)
         for tissue, fraction in tissues.items()
     }
 

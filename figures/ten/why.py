@@ -1,15 +1,20 @@
-"""Why the verdicts differ from the paper: tables that `make results` derives from the studies that it ran, and copies here.
+"""Why the verdicts differ from the paper: tables that `make results` derives from the studies that it ran,
+and copies here.
 
 why_mask.csv
-    What a 3D source adds to each output, with the mask of the first source (ten) and with the union of all masks (ten-union).
+    What a 3D source adds to each output, with the mask of the first source (ten) and with the union of all
+    masks (ten-union).
 why_noise.csv
-    Through-plane cut-offs with sampled anatomy labels (ten-coronal) and with the most probable ones (ten-argmax), drawn without noise.
+    Through-plane cut-offs with sampled anatomy labels (ten-coronal) and with the most probable ones
+    (ten-argmax), drawn without noise.
 why_fusion.csv
     PSNR of slices in three planes (scores.csv of ten) and of whole volumes fused from them (whole).
 why_registration.csv
-    How far off each stack lies that ANTs registered (ladder-rigid, ladder-affine): mean over the brain, in mm.
+    How far off each stack lies that ANTs registered (ladder-rigid, ladder-affine): mean over the brain, in
+    mm.
 figure_ladder
-    Scores at 5||1.5, means over the experiments, with the known, a rigid and an affine transform (ladder, ladder-rigid, ladder-affine).
+    Scores at 5||1.5, means over the experiments, with the known, a rigid and an affine transform (ladder,
+    ladder-rigid, ladder-affine).
 """
 
 import pandas as pd
@@ -29,10 +34,20 @@ def inside(scores):
 
 def mask():
     keys = ["mask", "contrast", "subject", "experiment"]
-    mean = inside(scoring.other_studies(["ten", "ten-union"])).groupby(keys)[["psnr_db", "ssim_axial"]].mean().unstack("experiment")
-    gains = {f"{sharp} - 1a": mean.xs(sharp, axis=1, level=1) - mean.xs("1a", axis=1, level=1) for sharp in ("3", "5")}
+    mean = (
+        inside(scoring.other_studies(["ten", "ten-union"]))
+        .groupby(keys)[["psnr_db", "ssim_axial"]]
+        .mean()
+        .unstack("experiment")
+    )
+    gains = {
+        f"{sharp} - 1a": mean.xs(sharp, axis=1, level=1) - mean.xs("1a", axis=1, level=1)
+        for sharp in ("3", "5")
+    }
     gains = pd.concat(gains, names=["comparison"]).reset_index()
-    return gains[["mask", "comparison", "contrast", "subject", "psnr_db", "ssim_axial"]].sort_values(["mask", "comparison", "contrast", "subject"])
+    return gains[["mask", "comparison", "contrast", "subject", "psnr_db", "ssim_axial"]].sort_values(
+        ["mask", "comparison", "contrast", "subject"]
+    )
 
 
 def noise():
@@ -45,11 +60,15 @@ def noise():
 
 def fusion():
     keys = ["subject", "experiment", "resolution", "contrast"]
-    planes = pd.read_csv(folders.figures_folder(TEN) / "scores.csv", dtype={"experiment": str, "resolution": str})
+    planes = pd.read_csv(
+        folders.figures_folder(TEN) / "scores.csv", dtype={"experiment": str, "resolution": str}
+    )
     both = {"mean over planes": planes, "fused": scoring.other_studies(["whole"])}
     both = {how: inside(scores).set_index(keys).psnr_db for how, scores in both.items()}
     wanted = both["fused"].index
-    return pd.concat({how: psnr_db.loc[wanted] for how, psnr_db in both.items()}, names=["reconstruction"]).reset_index()
+    return pd.concat(
+        {how: psnr_db.loc[wanted] for how, psnr_db in both.items()}, names=["reconstruction"]
+    ).reset_index()
 
 
 def registration():
@@ -60,10 +79,14 @@ def registration():
 
 def draw_ladder():
     studies = ["ladder", "ladder-rigid", "ladder-affine"]
-    fig, _, drawn = figures.ladder_figure(scoring.other_studies(studies), scoring.other_studies(studies, "registrations"))
+    fig, _, drawn = figures.ladder_figure(
+        scoring.other_studies(studies), scoring.other_studies(studies, "registrations")
+    )
     folders.save_figure(TEN, "ladder", fig, drawn)
 
 
 if __name__ == "__main__":
-    folders.save_tables(TEN, {f"why_{table.__name__}": table() for table in (mask, noise, fusion, registration)})
+    folders.save_tables(
+        TEN, {f"why_{table.__name__}": table() for table in (mask, noise, fusion, registration)}
+    )
     draw_ladder()

@@ -21,8 +21,8 @@ _FLAGS = (("-march=native",), ())
 def library(source: Path) -> tuple[ctypes.CDLL | None, str]:
     """Compile a C++ file and load it, or load what an earlier process has compiled.
 
-    Compiled programs are kept in the user's folder for caches, by their source, compiler and instructions, so that several
-    kinds of machines can share that folder.
+    Compiled programs are kept in the user's folder for caches, by their source, compiler and instructions, so
+    that several kinds of machines can share that folder.
 
     Parameters
     ----------
@@ -40,7 +40,9 @@ def library(source: Path) -> tuple[ctypes.CDLL | None, str]:
     if not compiler:
         return None, "there is no C++ compiler here (g++, clang++, or CXX)"
     for flags in _FLAGS:
-        with contextlib.suppress(OSError, RuntimeError):  # No home, a folder that cannot be written, or of which nothing may run.
+        with contextlib.suppress(
+            OSError, RuntimeError
+        ):  # No home, a folder that cannot be written, or of which nothing may run.
             return _loaded(compiler, flags, source, _cache()), ""
         with tempfile.TemporaryDirectory() as folder, contextlib.suppress(OSError):
             return _loaded(compiler, flags, source, Path(folder)), ""
@@ -57,7 +59,9 @@ def _loaded(compiler: str, flags: tuple[str, ...], source: Path, folder: Path) -
     """The library of a source in a folder; OSError if it is not there and cannot be made."""
     # The macros of a compiler name its version and every instruction that it will use.
     macros = subprocess.run([compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True)
-    digest = hashlib.sha256(b"\0".join((macros.stdout, " ".join(flags).encode(), source.read_bytes()))).hexdigest()
+    digest = hashlib.sha256(
+        b"\0".join((macros.stdout, " ".join(flags).encode(), source.read_bytes()))
+    ).hexdigest()
     path = folder / f"{source.stem}-{digest[:16]}.so"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)

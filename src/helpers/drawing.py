@@ -15,16 +15,25 @@ COLOURS = {"T1w": "#0072B2", "T2w": "#D55E00", "FLAIR": "#009E73"}
 MARKERS = {"T1w": "o", "T2w": "s", "FLAIR": "^"}
 TIGHT_LEGEND = {"handlelength": 1.6, "columnspacing": 1.2, "handletextpad": 0.5}
 
-#: Look of the figures about scores, for a journal's page: letters of 8 points at the width that they are drawn at.
+#: Look of the figures about scores, for a journal's page: letters of 8 points at the width that they are
+#: drawn at.
 _SMALL_PRINT = {
-    "font.size": 8, "axes.titlesize": 9, "axes.linewidth": 0.7, "axes.spines.top": False, "axes.spines.right": False, "legend.fontsize": 8,
-    "xtick.labelsize": 8, "ytick.labelsize": 8, "axes.labelsize": 8,
-}  # fmt: skip
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.fontsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "axes.labelsize": 8,
+}
 
 
 @contextlib.contextmanager
 def small_print():
-    # Not rc_context, which puts back all settings: a notebook's first figure makes its backend interactive, and that must stay so.
+    # Not rc_context, which puts back all settings: a notebook's first figure makes its backend interactive,
+    # and that must stay so.
     before = {name: plt.rcParams[name] for name in _SMALL_PRINT}
     plt.rcParams.update(_SMALL_PRINT)
     try:
@@ -33,7 +42,14 @@ def small_print():
         plt.rcParams.update(before)
 
 
-def slices(images: dict[str, np.ndarray], vmax: float, columns: int, unit: str = "", cmap: str = "gray", vmin: float = 0):
+def slices(
+    images: dict[str, np.ndarray],
+    vmax: float,
+    columns: int,
+    unit: str = "",
+    cmap: str = "gray",
+    vmin: float = 0,
+):
     """Brain slices side by side with one look-up table.
 
     Parameters
@@ -48,7 +64,9 @@ def slices(images: dict[str, np.ndarray], vmax: float, columns: int, unit: str =
         Label of the colour bar.
     """
     rows = -(-len(images) // columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(2.6 * columns + 0.6, 3.1 * rows), squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(2.6 * columns + 0.6, 3.1 * rows), squeeze=False, layout="constrained"
+    )
     for ax in axes.flat:
         ax.axis("off")
     for ax, (title, image) in zip(axes.flat, images.items(), strict=False):

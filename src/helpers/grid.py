@@ -1,4 +1,5 @@
-"""The grid that all images are compared on: MNI space, 1 mm, as HACA3 takes it; its axes, and which way is up."""
+"""The grid that all images are compared on: MNI space, 1 mm, as HACA3 takes it; its axes, and which way is
+up."""
 
 import nibabel as nib
 import numpy as np
@@ -9,7 +10,8 @@ from helpers import study
 SHAPE = (192, 224, 192)
 AFFINE = np.array([[-1, 0, 0, 96], [0, -1, 0, 96], [0, 0, 1, -78], [0, 0, 0, 1]], dtype=np.float64)
 AFFINE.setflags(write=False)
-#: The array axis along which an orientation stacks its slices, on a grid stored left, posterior, superior such as HACA3's.
+#: The array axis along which an orientation stacks its slices, on a grid stored left, posterior, superior
+#: such as HACA3's.
 AXIS = {"axial": 2, "coronal": 1, "sagittal": 0}
 #: The two anatomical directions between which the slices of an orientation are stacked.
 THROUGH_PLANE = {"axial": "IS", "sagittal": "LR", "coronal": "PA"}
@@ -40,7 +42,7 @@ def through_plane_axis(affine: np.ndarray, orientation: str) -> int:
     >>> through_plane_axis(np.eye(4), "sagittal")
     0
     """
-    study.check("orientation", orientation, study.ORIENTATIONS)
+    study.require("orientation", orientation, study.ORIENTATIONS)
     affine = np.asarray(affine, dtype=float)
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
         raise ValueError(f"affine is {affine.tolist()}: accepted is an invertible 4 x 4 matrix")
@@ -49,7 +51,8 @@ def through_plane_axis(affine: np.ndarray, orientation: str) -> int:
 
 
 def upright(volume: np.ndarray, orientation: str, index: int) -> np.ndarray:
-    """One slice of an LPS volume as radiologists hang it: anterior or superior up, the patient's right on the left.
+    """One slice of an LPS volume as radiologists hang it: anterior or superior up, the patient's right on the
+    left.
 
     Parameters
     ----------

@@ -21,7 +21,8 @@ SPACE = "MNI152NLin2009aSym"
 def name(subject: int | str) -> str:
     """Return a subject's part of the names of its files.
 
-    Simulated subjects have names that `helpers.study.check_label` refuses to images of one's own, so that the two never share a file.
+    Simulated subjects have names that `helpers.study.require_label` refuses to images of one's own, so that
+    the two never share a file.
 
     Examples
     --------
@@ -32,7 +33,14 @@ def name(subject: int | str) -> str:
 
 
 def image(
-    root, subject: int | str, suffix: str, *, desc: str, acq: str | None = None, rec: str | None = None, res: str | None = None
+    root,
+    subject: int | str,
+    suffix: str,
+    *,
+    desc: str,
+    acq: str | None = None,
+    rec: str | None = None,
+    res: str | None = None,
 ) -> Path:
     """Path of one image of a study.
 
@@ -59,12 +67,15 @@ def image(
     'sub-sim01_acq-axial_space-MNI152NLin2009aSym_res-5skip1p5_desc-registered_T1w.nii.gz'
     """
     entities = {"acq": acq, "rec": rec, "space": SPACE, "res": res, "desc": desc}
-    stem = "_".join([name(subject), *(f"{key}-{value}" for key, value in entities.items() if value is not None)])
+    stem = "_".join(
+        [name(subject), *(f"{key}-{value}" for key, value in entities.items() if value is not None)]
+    )
     return Path(root).joinpath(*name(subject).split("_"), "anat", f"{stem}_{suffix}.nii.gz")
 
 
 def uri(path: Path, dataset: str = "", root: str | Path = "") -> str:
-    """BIDS URI of an image: of one of the study's own, or of one in the data set at `root` that a description calls `dataset`.
+    """BIDS URI of an image: of one of the study's own, or of one in the data set at `root` that a description
+    calls `dataset`.
 
     Examples
     --------
@@ -79,11 +90,16 @@ def uri(path: Path, dataset: str = "", root: str | Path = "") -> str:
 
 
 def find_subjects(
-    bids_dir: str | Path, labels: Iterable[str], select: Mapping[str, str], contrasts: Iterable[str] = CONTRASTS
+    bids_dir: str | Path,
+    labels: Iterable[str],
+    select: Mapping[str, str],
+    contrasts: Iterable[str] = CONTRASTS,
 ) -> tuple[dict[str, dict[str, Path]], dict[str, str]]:
-    """Look for the contrasts of each subject, and of each session of one that has sessions, in a BIDS data set.
+    """Look for the contrasts of each subject, and of each session of one that has sessions, in a BIDS data
+    set.
 
-    Looks into ``sub-*/anat`` and ``sub-*/ses-*/anat`` and nowhere else, so no link can lead it round in circles.
+    Looks into ``sub-*/anat`` and ``sub-*/ses-*/anat`` and nowhere else, so no link can lead it round in
+    circles.
 
     Parameters
     ----------
@@ -92,8 +108,8 @@ def find_subjects(
     labels : iterable of str
         Subjects (``"01"``), sessions (``"01_ses-2"``), or ``"all"``.
     select : mapping of str to str
-        Contrast -> entities, as in ``"acq-3D_run-2"``, that decide where a subject has several images of a contrast; ``"no-ce"``
-        means an image without that entity, and no other.
+        Contrast -> entities, as in ``"acq-3D_run-2"``, that decide where a subject has several images of a
+        contrast; ``"no-ce"`` means an image without that entity, and no other.
     contrasts : iterable of str
         Those that a subject must have; others are not looked at.
 
@@ -137,13 +153,18 @@ def find_subjects(
             left_out[label] = str(error)
             continue
         if sessions and not session and any(_is_image(name, contrasts) for name in _names(folder / "anat")):
-            left_out[label] = f"{folder / 'anat'}: images beside folders ses-* belong to no session: accepted are images in ses-*/anat"
+            left_out[label] = (
+                f"{folder / 'anat'}: images beside folders ses-* belong to no session: accepted are images "
+                "in ses-*/anat"
+            )
         for each in sessions or [""]:
             name = f"{subject}_ses-{each}" if each else subject
             try:
                 if each and not _LABEL.fullmatch(each):
                     raise ValueError(f"sub-{name}: labels have letters and digits only")
-                images, question = _contrasts(folder / f"ses-{each}" if each else folder, name, select, contrasts)
+                images, question = _contrasts(
+                    folder / f"ses-{each}" if each else folder, name, select, contrasts
+                )
             except (ValueError, OSError) as error:
                 left_out[name] = str(error)
                 continue
@@ -161,7 +182,11 @@ _LABEL = re.compile("[A-Za-z0-9]+")
 def _folders(folder: Path, prefix: str) -> list[str]:
     """What follows the prefix in the names of the folders in `folder`, sorted."""
     with os.scandir(folder) as entries:
-        return sorted(entry.name.removeprefix(prefix) for entry in entries if entry.name.startswith(prefix) and _is_folder(entry))
+        return sorted(
+            entry.name.removeprefix(prefix)
+            for entry in entries
+            if entry.name.startswith(prefix) and _is_folder(entry)
+        )
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -176,10 +201,14 @@ def _names(folder: Path) -> list[str]:
 
 
 def _is_image(name: str, contrasts: Iterable[str]) -> bool:
-    return name.endswith(tuple(f"_{contrast}{ending}" for contrast in contrasts for ending in (".nii", ".nii.gz")))
+    return name.endswith(
+        tuple(f"_{contrast}{ending}" for contrast in contrasts for ending in (".nii", ".nii.gz"))
+    )
 
 
-def _contrasts(folder: Path, label: str, select: Mapping[str, str], contrasts: tuple[str, ...]) -> tuple[dict[str, Path], list[str]]:
+def _contrasts(
+    folder: Path, label: str, select: Mapping[str, str], contrasts: tuple[str, ...]
+) -> tuple[dict[str, Path], list[str]]:
     """The images of one subject or session, and a question for each contrast of which there are several."""
     names = _names(folder / "anat")
     images, missing, questions = {}, {}, []
@@ -196,7 +225,10 @@ def _contrasts(folder: Path, label: str, select: Mapping[str, str], contrasts: t
                 raise ValueError(f"{listed}, which no entity tells apart: accepted is one of them")
             questions.append(f'{listed}: say in the study which, as in select = {{{contrast} = "{answer}"}}')
         elif there and not (folder / "anat" / there[0]).is_file():
-            reasons = [f"{there[0]} {'is a link to nothing' if (folder / 'anat' / there[0]).is_symlink() else 'is no file'}"]
+            reasons = [
+                f"{there[0]} "
+                f"{'is a link to nothing' if (folder / 'anat' / there[0]).is_symlink() else 'is no file'}"
+            ]
         elif not there:
             reasons = [f'{name} is not meant by select = {{{contrast} = "{wish}"}}' for name in named]
             others = [name for name in names if re.search(rf"_{contrast}\.(?!json$)", name, re.IGNORECASE)]
@@ -205,7 +237,10 @@ def _contrasts(folder: Path, label: str, select: Mapping[str, str], contrasts: t
             missing[contrast] = f"{contrast} ({', '.join(reasons)})" if reasons else contrast
         images[contrast] = folder / "anat" / (there[0] if there else "")
     if missing:
-        raise ValueError(f"sub-{label}: no {', no '.join(missing.values())} in {folder / 'anat'}{_without(contrasts, missing)}")
+        raise ValueError(
+            f"sub-{label}: no {', no '.join(missing.values())} in "
+            f"{folder / 'anat'}{_without(contrasts, missing)}"
+        )
     return images, questions
 
 
@@ -221,7 +256,8 @@ def _fault(name: str, label: str, contrast: str) -> str:
 
 
 def _chosen(names: list[str], wish: str) -> list[str]:
-    """The names that a study's `select` means; where several are left and none has the entities that it wants, all of them."""
+    """The names that a study's `select` means; where several are left and none has the entities that it
+    wants, all of them."""
     parts = wish.split("_") if wish else []
     without = {part.removeprefix("no-") for part in parts if part.startswith("no-")}
     names = [name for name in names if not without & {part.split("-")[0] for part in name.split("_")[1:-1]}]
@@ -230,13 +266,18 @@ def _chosen(names: list[str], wish: str) -> list[str]:
 
 
 def _answer(names: list[str]) -> str:
-    """The shortest `select` that leaves one of several images, the one with the fewest entities if possible; empty if none does.
+    """The shortest `select` that leaves one of several images, the one with the fewest entities if possible;
+    empty if none does.
 
     Each is tried on the code that will read it.
     """
-    entities = {name: [part for part in name.split("_")[1:-1] if not part.startswith("ses-")] for name in names}
+    entities = {
+        name: [part for part in name.split("_")[1:-1] if not part.startswith("ses-")] for name in names
+    }
     keys = sorted({part.split("-")[0] for parts in entities.values() for part in parts})
-    for name in sorted(names, key=lambda name: (any(part.startswith("ce-") for part in entities[name]), len(entities[name]))):
+    for name in sorted(
+        names, key=lambda name: (any(part.startswith("ce-") for part in entities[name]), len(entities[name]))
+    ):
         own = {part.split("-")[0] for part in entities[name]}
         words = [*entities[name], *(f"no-{key}" for key in keys if key not in own)]
         for count in range(1, len(words) + 1):
@@ -248,7 +289,8 @@ def _answer(names: list[str]) -> str:
 
 
 def _without(contrasts: Iterable[str], missing: Iterable[str]) -> str:
-    """How a study could take a subject that lacks some of the contrasts: nothing if HACA3 cannot do without them."""
+    """How a study could take a subject that lacks some of the contrasts: nothing if HACA3 cannot do without
+    them."""
     dropped = [contrast for contrast in CONTRASTS if contrast in missing or contrast not in contrasts]
     names = ", ".join(f'"{contrast}"' for contrast in dropped)
     return f": accepted in a study with dropped = [{names}]" if set(dropped) <= set(DROPPABLE) else ""

@@ -6,17 +6,18 @@ from functools import lru_cache
 import numpy as np
 from scipy import ndimage
 
-#: Index maps that differ by less than this anywhere on the grid are the same one. It is the size of the error of an affine
-#: that went through a NIfTI header (float32), and moves a voxel's value by less than 0.1 % of the step to its neighbour.
+#: Index maps that differ by less than this anywhere on the grid are the same one. It is the size of the error
+#: of an affine that went through a NIfTI header (float32), and moves a voxel's value by less than 0.1 % of
+#: the step to its neighbour.
 SAME_VOXEL = 1e-3
 
 
 def along_axis(matrix: np.ndarray, volume: np.ndarray, axis: int) -> np.ndarray:
     """Apply a matrix to every line of a volume along one axis, as one matrix product.
 
-    The same input gives the same bits on any number of cores: BLAS is held to one thread, since OpenBLAS on a processor
-    without AVX-512 rounds elements at the seams of what its threads share differently (measured). On volumes of this size
-    memory is the limit, and a second thread gains little.
+    The same input gives the same bits on any number of cores: BLAS is held to one thread, since OpenBLAS on a
+    processor without AVX-512 rounds elements at the seams of what its threads share differently (measured).
+    On volumes of this size memory is the limit, and a second thread gains little.
 
     Parameters
     ----------
@@ -56,13 +57,16 @@ def spline_matrix(position: np.ndarray, n: int) -> np.ndarray:
         Rows outside the field of view are zero.
     """
     # The spline is linear in the samples, so its values for the n unit vectors are its matrix.
-    matrix = np.stack([ndimage.map_coordinates(unit, [position], order=3, mode="mirror") for unit in np.eye(n)], axis=1)
+    matrix = np.stack(
+        [ndimage.map_coordinates(unit, [position], order=3, mode="mirror") for unit in np.eye(n)], axis=1
+    )
     matrix[~inside(position, n)] = 0
     return matrix
 
 
 def inside(position: np.ndarray, n: int) -> np.ndarray:
-    """Whether positions on an axis lie in the field of view, which ends half a voxel beyond the outermost centres.
+    """Whether positions on an axis lie in the field of view, which ends half a voxel beyond the outermost
+    centres.
 
     Parameters
     ----------

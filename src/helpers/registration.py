@@ -1,11 +1,13 @@
-"""Back to the MNI grid: the seeded motion of a simulated scan, its estimate by ANTs, cubic B-spline resampling, the error.
+"""Back to the MNI grid: the seeded motion of a simulated scan, its estimate by ANTs, cubic B-spline
+resampling, the error.
 
-Conventions of every function here. Positions are RAS+ millimetres, an affine maps a voxel index to such a position, and a
-transform is a 4x4 matrix between positions that maps a point of the *fixed* image to the point of the *moving* image that
-shows the same anatomy: the direction in which images are resampled.
+Conventions of every function here. Positions are RAS+ millimetres, an affine maps a voxel index to such a
+position, and a transform is a 4x4 matrix between positions that maps a point of the *fixed* image to the
+point of the *moving* image that shows the same anatomy: the direction in which images are resampled.
 
-The headers of a simulated acquisition already sit in MNI space, which would make registration trivial. Therefore a stack is
-first moved (`motion`, `move`). The known transform, which undoes that exactly, is the motion itself.
+The headers of a simulated acquisition already sit in MNI space, which would make registration trivial.
+Therefore a stack is first moved (`motion`, `move`). The known transform, which undoes that exactly, is the
+motion itself.
 """
 
 import os
@@ -17,7 +19,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from helpers import insides, linear, volumes
-from helpers.study import CONTRASTS, ORIENTATIONS, check, subject_seed
+from helpers.study import CONTRASTS, ORIENTATIONS, require, subject_seed
 
 #: Near the centre of mass of a brain in MNI space (RAS, mm): the point about which a head is turned.
 BRAIN_CENTRE_MM = (0.0, -20.0, 12.0)
@@ -30,16 +32,20 @@ _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 #: Voxels of the short registrations that choose between starts. One takes a third of a second.
 COARSE_MM = 4.0
 #: Shrinking, smoothing (voxels) and iterations at each scale.
-_FINE = {"aff_shrink_factors": (6, 4, 2), "aff_smoothing_sigmas": (3, 2, 1), "aff_iterations": (500, 250, 100)}
+_FINE = {
+    "aff_shrink_factors": (6, 4, 2),
+    "aff_smoothing_sigmas": (3, 2, 1),
+    "aff_iterations": (500, 250, 100),
+}
 _COARSE = {"aff_shrink_factors": (2, 1), "aff_smoothing_sigmas": (1, 0), "aff_iterations": (100, 50)}
 
 
 def motion(seed: int, subject: int | str, contrast: str, orientation: str) -> np.ndarray:
     """Rigid motion of one simulated scan: how the head lay when these slices were acquired.
 
-    Three rotations (about x, then y, then z) through the centre of the brain, `BRAIN_CENTRE_MM`, each uniform in
-    ±5 degrees, then a translation, uniform in ±5 mm per axis. One motion for each subject, contrast and orientation;
-    the eight resolutions share it, so that they differ in nothing but resolution.
+    Three rotations (about x, then y, then z) through the centre of the brain, `BRAIN_CENTRE_MM`, each uniform
+    in ±5 degrees, then a translation, uniform in ±5 mm per axis. One motion for each subject, contrast and
+    orientation; the eight resolutions share it, so that they differ in nothing but resolution.
 
     Parameters
     ----------
@@ -62,8 +68,8 @@ def motion(seed: int, subject: int | str, contrast: str, orientation: str) -> np
     ValueError
         If the contrast or the orientation is unknown, or a number is negative.
     """
-    contrast = check("contrast", contrast, CONTRASTS)
-    orientation = check("orientation", orientation, ORIENTATIONS)
+    contrast = require("contrast", contrast, CONTRASTS)
+    orientation = require("orientation", orientation, ORIENTATIONS)
     subject = subject_seed(subject)
     for name, value in (("seed", seed), ("subject", subject)):
         if value != int(value) or value < 0:
@@ -102,7 +108,7 @@ def move(affine: np.ndarray, motion: np.ndarray) -> np.ndarray:
     ValueError
         If one of the two is not an invertible 4x4 affine.
     """
-    return _matrix(motion, "motion") @ _matrix(affine, "affine")
+    return _checked_matrix(motion, "motion") @ _checked_matrix(affine, "affine")
 
 
 def estimate(
@@ -117,14 +123,15 @@ def estimate(
 ) -> np.ndarray:
     """Register `moving` to `fixed` with ANTs.
 
-    Mattes mutual information within the mask at three scales (shrinking 6, 4, 2; smoothing 3, 2, 1 voxels), from the
-    aligned centres of mass, or from the best of several starts. A fourth stage at full resolution is left out: on 6.5 mm slices it doubled the time, for a rigid
-    error of 0.05 instead of 0.14 mm. Expect `affine` to be worse than `rigid` on thick slices (0.4-0.5 mm): blurred
-    through-plane, a brain looks taller, and 12 degrees of freedom scale it to fit.
-    Each of several starts is followed by a short rigid registration of coarse images; the one that ends at the largest
-    `mutual_information` goes on to the three scales. Where the wrong part of the body is in the way, or a head is turned,
-    one start ends in a local optimum tens of mm away, and its mutual information is far below that of the right place.
-    The same input and seed give the same bits, provided that ants was first imported in the process by `import_ants`.
+    Mattes mutual information within the mask at three scales (shrinking 6, 4, 2; smoothing 3, 2, 1 voxels),
+    from the aligned centres of mass, or from the best of several starts. A fourth stage at full resolution is
+    left out: on 6.5 mm slices it doubled the time, for a rigid error of 0.05 instead of 0.14 mm. Expect
+    `affine` to be worse than `rigid` on thick slices (0.4-0.5 mm): blurred through-plane, a brain looks
+    taller, and 12 degrees of freedom scale it to fit. Each of several starts is followed by a short rigid
+    registration of coarse images; the one that ends at the largest `mutual_information` goes on to the three
+    scales. Where the wrong part of the body is in the way, or a head is turned, one start ends in a local
+    optimum tens of mm away, and its mutual information is far below that of the right place. The same input
+    and seed give the same bits, provided that ants was first imported in the process by `import_ants`.
 
     Parameters
     ----------
@@ -143,8 +150,8 @@ def estimate(
     seed : int
         Seed of the sampling of voxels, 0 or more.
     starts : sequence of ndarray, shape (4, 4)
-        Rigid transforms to begin with, position in the fixed image to position in the moving image, mm. None of them: the
-        centres of mass of the two whole images are aligned.
+        Rigid transforms to begin with, position in the fixed image to position in the moving image, mm. None
+        of them: the centres of mass of the two whole images are aligned.
 
     Returns
     -------
@@ -154,27 +161,30 @@ def estimate(
     Raises
     ------
     ValueError
-        If the kind is unknown, an image is not a 3D image with contrast, the mask is empty or of another shape, an affine
-        cannot be inverted, or the seed is negative.
+        If the kind is unknown, an image is not a 3D image with contrast, the mask is empty or of another
+        shape, an affine cannot be inverted, or the seed is negative.
 
     References
     ----------
-    B. B. Avants et al., "A reproducible evaluation of ANTs similarity metric performance in brain image registration",
-    NeuroImage 54:2033-2044, 2011.
+    B. B. Avants et al., "A reproducible evaluation of ANTs similarity metric performance in brain image
+    registration", NeuroImage 54:2033-2044, 2011.
     """
-    kind = check("kind", kind, _ANTS_NAME)
+    kind = require("kind", kind, _ANTS_NAME)
     if seed != int(seed) or seed < 0:
         raise ValueError(f"seed is {seed!r}: accepted are whole numbers from 0")
-    moving, fixed = volumes.check(moving, "moving"), volumes.check(fixed, "fixed")
-    mask = _mask(fixed_mask, "fixed_mask")
+    moving, fixed = volumes.as_volume(moving, "moving"), volumes.as_volume(fixed, "fixed")
+    mask = _checked_mask(fixed_mask, "fixed_mask")
     if mask.shape != fixed.shape:
         raise ValueError(f"fixed_mask has shape {mask.shape}: accepted is that of fixed, {fixed.shape}")
     for name, image in (("moving", moving), ("fixed", fixed)):
         if image.min() == image.max():
             raise ValueError(f"{name} is {image.min()} everywhere: accepted are images with contrast")
-    moving_affine, fixed_affine = _matrix(moving_affine, "moving_affine"), _matrix(fixed_affine, "fixed_affine")
+    moving_affine, fixed_affine = (
+        _checked_matrix(moving_affine, "moving_affine"),
+        _checked_matrix(fixed_affine, "fixed_affine"),
+    )
 
-    starts = [_matrix(start, "start") for start in starts]
+    starts = [_checked_matrix(start, "start") for start in starts]
     if starts:
         start = _best_start(moving, moving_affine, fixed, fixed_affine, mask, seed, starts)
         return _run_ants(moving, moving_affine, fixed, fixed_affine, mask, kind, seed, _FINE, start)
@@ -185,7 +195,8 @@ def _run_ants(moving, moving_affine, fixed, fixed_affine, mask, kind, seed, scal
     """From a rigid start, or from the aligned centres of mass."""
     ants = import_ants()
     if start is not None:
-        # Where the start brings the moving image, the identity is the start. No other way keeps the centre of rotation in the head.
+        # Where the start brings the moving image, the identity is the start. No other way keeps the centre of
+        # rotation in the head.
         moving_affine = np.linalg.inv(start) @ moving_affine
     with insides.seeded_ants(ants, seed), tempfile.TemporaryDirectory(prefix="registration_") as folder:
         result = ants.registration(
@@ -212,7 +223,8 @@ def _run_ants(moving, moving_affine, fixed, fixed_affine, mask, kind, seed, scal
 
 
 def _best_start(moving, moving_affine, fixed, fixed_affine, mask, seed, starts):
-    """The start whose short registration ends at the largest mutual information, as that registration left it."""
+    """The start whose short registration ends at the largest mutual information, as that registration left
+    it."""
     moving, moving_affine = coarsen(moving, moving_affine)
     mask = coarsen(mask.astype(np.float32), fixed_affine)[0] > 0.5
     fixed, fixed_affine = coarsen(fixed, fixed_affine)
@@ -223,26 +235,33 @@ def _best_start(moving, moving_affine, fixed, fixed_affine, mask, seed, starts):
         return to_voxel[:3, :3] @ points.T + to_voxel[:3, 3:]
 
     def alike(transform):
-        # Outside of its field of view the moving image is 0: a start that leaves half of the brain there has no advantage.
+        # Outside of its field of view the moving image is 0: a start that leaves half of the brain there has
+        # no advantage.
         values = ndimage.map_coordinates(moving, index(transform), order=1, mode="constant")
         return mutual_information(fixed[mask], values, np.ones(len(values), bool))
 
     def part_inside(transform):
         voxel = index(transform)
-        return np.mean(np.all([linear.inside(row, n) for row, n in zip(voxel, moving.shape, strict=True)], axis=0))
+        return np.mean(
+            np.all([linear.inside(row, n) for row, n in zip(voxel, moving.shape, strict=True)], axis=0)
+        )
 
     # ITK gives up where hardly anything overlaps.
     parts = [part_inside(start) for start in starts]
     ends = []
     for start in [start for start, part in zip(starts, parts, strict=True) if part >= max(parts) / 2]:
         try:
-            ends.append(_run_ants(moving, moving_affine, fixed, fixed_affine, mask, "rigid", seed, _COARSE, start))
+            ends.append(
+                _run_ants(moving, moving_affine, fixed, fixed_affine, mask, "rigid", seed, _COARSE, start)
+            )
         except RuntimeError:  # It went out of the image: that start was none.
             continue
     return max(ends or starts, key=alike)
 
 
-def coarsen(volume: np.ndarray, affine: np.ndarray, voxel_mm: float = COARSE_MM) -> tuple[np.ndarray, np.ndarray]:
+def coarsen(
+    volume: np.ndarray, affine: np.ndarray, voxel_mm: float = COARSE_MM
+) -> tuple[np.ndarray, np.ndarray]:
     """Means of whole blocks of voxels, about as large as asked for; larger voxels stay as they are.
 
     Parameters
@@ -261,7 +280,7 @@ def coarsen(volume: np.ndarray, affine: np.ndarray, voxel_mm: float = COARSE_MM)
     """
     from skimage.measure import block_reduce
 
-    affine = _matrix(affine, "affine")
+    affine = _checked_matrix(affine, "affine")
     factors = np.maximum(np.round(voxel_mm / np.linalg.norm(affine[:3, :3], axis=0)), 1).astype(int)
     step = np.diag([*factors, 1.0])
     step[:3, 3] = (factors - 1) / 2
@@ -277,16 +296,18 @@ def resample(
 ) -> np.ndarray:
     """Bring a volume onto another grid with cubic B-spline interpolation.
 
-    Where the axes of the two grids are parallel, as under the known transform, the interpolation is one small matrix per
-    axis; else every voxel is interpolated on its own. Both evaluate the spline of ANTs (``interpolator="bSpline"``), from
-    which they differ by rounding only: pre-filter with mirrored edges (Unser 1999), no smoothing.
+    Where the axes of the two grids are parallel, as under the known transform, the interpolation is one small
+    matrix per axis; else every voxel is interpolated on its own. Both evaluate the spline of ANTs
+    (``interpolator="bSpline"``), from which they differ by rounding only: pre-filter with mirrored edges
+    (Unser 1999), no smoothing.
 
-    *Outside the field of view* the result is 0, as in ANTs. The field of view reaches half a voxel beyond the outermost
-    voxel centres, which through-plane is half a slice separation; there the spline of the mirrored volume is taken.
+    *Outside the field of view* the result is 0, as in ANTs. The field of view reaches half a voxel beyond the
+    outermost voxel centres, which through-plane is half a slice separation; there the spline of the mirrored
+    volume is taken.
 
-    *Below zero.* A cubic B-spline undershoots beside edges. Magnitude images have no negative values, and harmonization
-    clips them in any case, so the result is clipped at 0 if the volume has no negative value. Overshoot stays: it is what
-    this interpolation does to thick slices, which is under study.
+    *Below zero.* A cubic B-spline undershoots beside edges. Magnitude images have no negative values, and
+    harmonization clips them in any case, so the result is clipped at 0 if the volume has no negative value.
+    Overshoot stays: it is what this interpolation does to thick slices, which is under study.
 
     Parameters
     ----------
@@ -309,19 +330,25 @@ def resample(
     Raises
     ------
     ValueError
-        If the volume is not a finite 3D volume, a matrix cannot be inverted, or the shape is not three positive numbers.
+        If the volume is not a finite 3D volume, a matrix cannot be inverted, or the shape is not three
+        positive numbers.
 
     References
     ----------
-    M. Unser, "Splines: a perfect fit for signal and image processing", IEEE Signal Processing Magazine 16(6):22-38, 1999.
+    M. Unser, "Splines: a perfect fit for signal and image processing", IEEE Signal Processing Magazine
+    16(6):22-38, 1999.
     """
-    volume = volumes.check(volume)
+    volume = volumes.as_volume(volume)
     shape = tuple(int(n) for n in shape)
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"shape is {shape}: accepted are three numbers greater than 0")
-    transform = np.eye(4) if transform is None else _matrix(transform, "transform")
+    transform = np.eye(4) if transform is None else _checked_matrix(transform, "transform")
     # Voxel index of the target to voxel index of the volume.
-    index_map = np.linalg.inv(_matrix(affine, "affine")) @ transform @ _matrix(target_affine, "target_affine")
+    index_map = (
+        np.linalg.inv(_checked_matrix(affine, "affine"))
+        @ transform
+        @ _checked_matrix(target_affine, "target_affine")
+    )
     axes = _parallel_axes(index_map, shape)
     if axes is None:
         result = _resample_oblique(volume, index_map, shape)
@@ -352,8 +379,10 @@ def error_mm(estimated: np.ndarray, true: np.ndarray, mask: np.ndarray, affine: 
     ValueError
         If the mask is empty or a matrix cannot be inverted.
     """
-    difference = (_matrix(estimated, "estimated") - _matrix(true, "true")) @ _matrix(affine, "affine")
-    inside = _mask(mask, "mask")
+    difference = (_checked_matrix(estimated, "estimated") - _checked_matrix(true, "true")) @ _checked_matrix(
+        affine, "affine"
+    )
+    inside = _checked_mask(mask, "mask")
     if not difference.any():
         return 0.0
     displacement = np.argwhere(inside) @ difference[:3, :3].T + difference[:3, 3]
@@ -361,7 +390,8 @@ def error_mm(estimated: np.ndarray, true: np.ndarray, mask: np.ndarray, affine: 
 
 
 def mutual_information(first: np.ndarray, second: np.ndarray, mask: np.ndarray, bins: int = 48) -> float:
-    """Normalized mutual information within a mask, (H(a) + H(b)) / H(a, b): 1 if one tells nothing of the other, 2 if it tells all.
+    """Normalized mutual information within a mask, (H(a) + H(b)) / H(a, b): 1 if one tells nothing of the
+    other, 2 if it tells all.
 
     Parameters
     ----------
@@ -372,8 +402,8 @@ def mutual_information(first: np.ndarray, second: np.ndarray, mask: np.ndarray, 
 
     References
     ----------
-    C. Studholme, D. L. G. Hill, D. J. Hawkes, "An overlap invariant entropy measure of 3D medical image alignment", Pattern
-    Recognition 32(1):71-86, 1999.
+    C. Studholme, D. L. G. Hill, D. J. Hawkes, "An overlap invariant entropy measure of 3D medical image
+    alignment", Pattern Recognition 32(1):71-86, 1999.
     """
     values = [image[mask] for image in (first, second)]
     if not values[0].size:
@@ -390,8 +420,8 @@ def mutual_information(first: np.ndarray, second: np.ndarray, mask: np.ndarray, 
 def import_ants():
     """Import ants so that its results can be reproduced bit by bit.
 
-    ITK adds up the contributions of its threads in the order in which they end, and reads their number once, from the
-    environment. So every module of ours takes ants from here.
+    ITK adds up the contributions of its threads in the order in which they end, and reads their number once,
+    from the environment. So every module of ours takes ants from here.
 
     Returns
     -------
@@ -409,11 +439,14 @@ def ants_image(ants, volume: np.ndarray, affine: np.ndarray):
     affine = _FLIP @ affine
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     origin, voxels = affine[:3, 3].tolist(), np.ascontiguousarray(volume, dtype=np.float32)
-    return ants.from_numpy(voxels, origin=origin, spacing=spacing.tolist(), direction=affine[:3, :3] / spacing)
+    return ants.from_numpy(
+        voxels, origin=origin, spacing=spacing.tolist(), direction=affine[:3, :3] / spacing
+    )
 
 
 def _parallel_axes(index_map, shape):
-    """For each axis of the target the axis of the volume that runs along it; None if some axis runs along several."""
+    """For each axis of the target the axis of the volume that runs along it; None if some axis runs along
+    several."""
     reach = np.abs(index_map[:3, :3]) * np.maximum(np.array(shape) - 1, 1)
     axes = np.argmax(reach, axis=0)
     rest = reach.copy()
@@ -435,19 +468,30 @@ def _resample_parallel(volume, index_map, shape, axes):
 
 def _resample_oblique(volume, index_map, shape):
     result = ndimage.affine_transform(
-        volume, index_map[:3, :3], index_map[:3, 3], output_shape=shape, output=np.float32, order=3, mode="mirror"
+        volume,
+        index_map[:3, :3],
+        index_map[:3, 3],
+        output_shape=shape,
+        output=np.float32,
+        order=3,
+        mode="mirror",
     )
     steps = np.ogrid[: shape[0], : shape[1], : shape[2]]
     for axis, n in enumerate(volume.shape):
-        position = sum(weight * step for weight, step in zip(index_map[axis, :3], steps, strict=True)) + index_map[axis, 3]
+        position = (
+            sum(weight * step for weight, step in zip(index_map[axis, :3], steps, strict=True))
+            + index_map[axis, 3]
+        )
         result[~linear.inside(position, n)] = 0
     return result
 
 
-def _matrix(matrix, what):
+def _checked_matrix(matrix, what):
     matrix = np.asarray(matrix, dtype=np.float64)
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.allclose(matrix[3], [0, 0, 0, 1]):
-        raise ValueError(f"{what} is {matrix.tolist()}: accepted are finite 4x4 matrices whose last row is 0 0 0 1")
+        raise ValueError(
+            f"{what} is {matrix.tolist()}: accepted are finite 4x4 matrices whose last row is 0 0 0 1"
+        )
     # Relative to the lengths of the columns, so that small voxels are not mistaken for flat ones.
     lengths = np.linalg.norm(matrix[:3, :3], axis=0)
     if lengths.min() == 0 or abs(np.linalg.det(matrix[:3, :3] / lengths)) < 1e-6:
@@ -455,8 +499,8 @@ def _matrix(matrix, what):
     return matrix
 
 
-def _mask(mask, what):
-    mask = volumes.check(mask, what) != 0
+def _checked_mask(mask, what):
+    mask = volumes.as_volume(mask, what) != 0
     if not mask.any():
         raise ValueError(f"{what} is empty, shape {mask.shape}: accepted are masks with at least one voxel")
     return mask

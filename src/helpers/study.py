@@ -65,7 +65,8 @@ class Resolution:
     thickness_mm : float
         Slice thickness in mm: full width at half maximum of the slice profile. Within `PLAUSIBLE_MM`.
     gap_mm : float
-        Slice gap in mm: distance between neighbouring slices minus thickness. From 0 to the largest of `PLAUSIBLE_MM`.
+        Slice gap in mm: distance between neighbouring slices minus thickness. From 0 to the largest of
+        `PLAUSIBLE_MM`.
 
     Raises
     ------
@@ -116,12 +117,18 @@ class Resolution:
         """
         match = _RESOLUTION.fullmatch(str(text))
         if match is None:
-            raise ValueError(f"resolution {text!r} is unknown: accepted is thickness||gap in mm, as in '5||1.5' or '5skip1p5'")
+            raise ValueError(
+                f"resolution {text!r} is unknown: accepted is thickness||gap in mm, as in '5||1.5' or "
+                "'5skip1p5'"
+            )
         return cls(*(float(number.replace("p", ".")) for number in match.groups()))
 
 
-#: The eight resolutions in the paper's order. Their separations are 3, 4, 4, 5, 5.2, 5, 6, 6.5 mm: not monotone.
-RESOLUTIONS = tuple(Resolution(*pair) for pair in ((3, 0), (3, 1), (4, 0), (4, 1), (4, 1.2), (5, 0), (5, 1), (5, 1.5)))
+#: The eight resolutions in the paper's order. Their separations are 3, 4, 4, 5, 5.2, 5, 6, 6.5 mm: not
+#: monotone.
+RESOLUTIONS = tuple(
+    Resolution(*pair) for pair in ((3, 0), (3, 1), (4, 0), (4, 1), (4, 1.2), (5, 0), (5, 1), (5, 1.5))
+)
 
 #: Table 1: experiment -> contrast -> orientation of the 2D acquisition, or "3D" for the 1 mm isotropic image.
 EXPERIMENTS = {
@@ -139,7 +146,7 @@ EXPERIMENTS = {
 ONE_ORIENTATION = ("1a", "1b", "1c")
 
 
-def check(name: str, value, accepted: Iterable):
+def require(name: str, value, accepted: Iterable):
     """Return `value` if it is one of `accepted`, else raise one line that says what is.
 
     Papermill turns ``-p experiment 2`` into the integer 2, so values are compared as text and the
@@ -162,7 +169,7 @@ def check(name: str, value, accepted: Iterable):
     raise ValueError(f"{name} is {value!r}: accepted are {', '.join(map(str, accepted))}")
 
 
-def check_keys(where: str, values: Iterable[str], known: Iterable[str]) -> None:
+def require_keys(where: str, values: Iterable[str], known: Iterable[str]) -> None:
     """Raise one line that names the nearest known key if one of `values` is none of them.
 
     Raises
@@ -184,7 +191,7 @@ GROUND_TRUTH = "3D"
 
 def sources(experiment: str) -> dict[str, str]:
     """Contrast -> orientation or ``"3D"`` of the sources of an experiment, `GROUND_TRUTH` included."""
-    experiment = check("experiment", experiment, (*EXPERIMENTS, GROUND_TRUTH))
+    experiment = require("experiment", experiment, (*EXPERIMENTS, GROUND_TRUTH))
     return EXPERIMENTS.get(experiment, dict.fromkeys(CONTRASTS, "3D"))
 
 
@@ -200,7 +207,8 @@ def visited_slices(n: int, step: int) -> range:
 
 
 def expand_path(path: str | Path) -> Path:
-    """A path as people write or paste it: ``~`` and ``$VARIABLES`` are replaced; spaces, quotes, slashes behind it and ``file://`` dropped.
+    """A path as people write or paste it: ``~`` and ``$VARIABLES`` are replaced; spaces, quotes, slashes
+    behind it and ``file://`` dropped.
 
     Relative paths stay relative. A file or folder that is called so, dollars and all, is taken as it is.
 
@@ -224,22 +232,35 @@ def expand_path(path: str | Path) -> Path:
     expanded = os.path.expanduser(os.path.expandvars(text))
     if unset := re.search(r"\$(\w+|\{[^}]*\})", expanded) or re.match(r"~\w+(?=/|$)", expanded):
         what = "variable" if unset[0].startswith("$") else "user"
-        raise ValueError(f"path is {text!r}: there is no {what} {unset[0]}: accepted are those that are there")
+        raise ValueError(
+            f"path is {text!r}: there is no {what} {unset[0]}: accepted are those that are there"
+        )
     return Path(expanded)
 
 
 def _per_contrast(field: str, values, settle) -> tuple:
-    """A table with a contrast per key as pairs, which can be compared and hashed; each value as `settle` leaves it."""
+    """A table with a contrast per key as pairs, which can be compared and hashed; each value as `settle`
+    leaves it."""
     try:
         values = dict(values)
     except (TypeError, ValueError):
-        raise ValueError(f"{field} is {values!r}: accepted is a table with keys of {', '.join(CONTRASTS)}") from None
-    return tuple(sorted((check(field, contrast, CONTRASTS), settle(f"{field}.{contrast}", value)) for contrast, value in values.items()))
+        raise ValueError(
+            f"{field} is {values!r}: accepted is a table with keys of {', '.join(CONTRASTS)}"
+        ) from None
+    return tuple(
+        sorted(
+            (require(field, contrast, CONTRASTS), settle(f"{field}.{contrast}", value))
+            for contrast, value in values.items()
+        )
+    )
 
 
 def _entities(field: str, value) -> str:
     if not isinstance(value, str) or not ENTITIES.fullmatch(value):
-        accepted = "entities of a file name, such as 'run-1' or 'acq-3D_run-2', or 'no-ce' for a name without that one"
+        accepted = (
+            "entities of a file name, such as 'run-1' or 'acq-3D_run-2', or 'no-ce' for a name without that "
+            "one"
+        )
         raise ValueError(f"{field} is {value!r}: accepted are {accepted}")
     return value
 
@@ -265,7 +286,12 @@ def _target(field: str, value) -> str | tuple[float, ...]:
         numbers = tuple(float(number) for number in numbers)
     except (KeyError, TypeError, ValueError):
         numbers = ()
-    if len(numbers) != 5 or not all(map(math.isfinite, numbers)) or numbers[4] <= 0 or (isinstance(value, dict) and len(value) != 3):
+    if (
+        len(numbers) != 5
+        or not all(map(math.isfinite, numbers))
+        or numbers[4] <= 0
+        or (isinstance(value, dict) and len(value) != 3)
+    ):
         accepted = "the path of an image, or theta and eta, two numbers each, and norm, a number above 0"
         raise ValueError(f"{field} is {value!r}: accepted are {accepted}")
     return numbers
@@ -275,13 +301,14 @@ def _target_table(numbers: tuple[float, ...]) -> dict:
     return {"theta": list(numbers[:2]), "eta": list(numbers[2:4]), "norm": numbers[4]}
 
 
-def check_label(label: str) -> str:
+def require_label(label: str) -> str:
     """Return `label` if images of one's own may have it, else raise one line that says why not.
 
     Raises
     ------
     ValueError
-        If it is no label of BIDS, or would give files of one's own the names of a simulated subject's or of a target's.
+        If it is no label of BIDS, or would give files of one's own the names of a simulated subject's or of a
+        target's.
 
     Examples
     --------
@@ -291,14 +318,21 @@ def check_label(label: str) -> str:
     if not _LABEL.fullmatch(label):
         raise ValueError(f"{label!r}: accepted are labels of letters and digits, such as '01' or '01_ses-2'")
     if _SIMULATED_LABEL.fullmatch(label):
-        raise ValueError(f"{label!r}, as files of simulated subjects are named: accepted are other labels than sim and digits")
+        raise ValueError(
+            f"{label!r}, as files of simulated subjects are named: accepted are other labels than sim and "
+            "digits"
+        )
     if _TARGET_LABEL.fullmatch(label):
-        raise ValueError(f"{label!r}, as files of images given as targets are named: accepted are other labels than {TARGET}")
+        raise ValueError(
+            f"{label!r}, as files of images given as targets are named: accepted are other labels than "
+            f"{TARGET}"
+        )
     return label
 
 
 def subject_seed(subject: int | str) -> int:
-    """What random numbers of a subject start from: its number, or for a label one that no numbered subject has.
+    """What random numbers of a subject start from: its number, or for a label one that no numbered subject
+    has.
 
     Examples
     --------
@@ -310,7 +344,8 @@ def subject_seed(subject: int | str) -> int:
 
 
 def read_toml(path: str | Path) -> list[tuple[Path, dict]]:
-    """A study file and the files that it builds on (``extends = "ten.toml"``, relative to the file that says so).
+    """A study file and the files that it builds on (``extends = "ten.toml"``, relative to the file that says
+    so).
 
     Returns
     -------
@@ -330,7 +365,9 @@ def read_toml(path: str | Path) -> list[tuple[Path, dict]]:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such study file{extended_by}")
         if any(path.samefile(file) for file, _ in files):
-            raise ValueError(f"{path}: builds on itself{extended_by}: accepted is a chain of files that has an end")
+            raise ValueError(
+                f"{path}: builds on itself{extended_by}: accepted is a chain of files that has an end"
+            )
         try:
             # TOML wants UTF-8; some editors put a byte order mark before it.
             values = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
@@ -361,8 +398,9 @@ class Study:
     name : str
         Letters, digits and hyphens; the folder below ``data/derivatives``.
     subjects : tuple of int or of str
-        Seeds of the semi-synthetic subjects, of which 1 to 10 are the study's; or labels of your own, as in ``sub-<label>``, which stand
-        for all sessions of a subject, ``"01_ses-2"`` for one. Unless given: subject 1, or all in `bids_dir`, as does ``"all"``.
+        Seeds of the semi-synthetic subjects, of which 1 to 10 are the study's; or labels of your own, as in
+        ``sub-<label>``, which stand for all sessions of a subject, ``"01_ses-2"`` for one. Unless given:
+        subject 1, or all in `bids_dir`, as does ``"all"``.
     experiments : tuple of str
         Keys of `EXPERIMENTS`.
     resolutions : tuple of Resolution
@@ -376,10 +414,12 @@ class Study:
     anatomy : str
         How anatomy codes are sampled: one of `ANATOMIES`.
     fusion_weights : str
-        How the anatomies of the sources are mixed: by the ``attention`` alone, as published, or by ``resolution`` too: what one source
-        lacks by its slices, the others fill in (`helpers.haca3.resolution`). Where all sources are sliced alike both are the same.
+        How the anatomies of the sources are mixed: by the ``attention`` alone, as published, or by
+        ``resolution`` too: what one source lacks by its slices, the others fill in
+        (`helpers.haca3.resolution`). Where all sources are sliced alike both are the same.
     mask : str
-        Which sources' foreground masks the output: one of `MASKS`; unless given that of the published program, by `VARIANTS`.
+        Which sources' foreground masks the output: one of `MASKS`; unless given that of the published
+        program, by `VARIANTS`.
     weights : str
         HACA3 checkpoint; relative paths start at the repository.
     fusion : str
@@ -389,28 +429,31 @@ class Study:
     precision : str
         Of HACA3's large networks: one of `PRECISIONS`.
     compiled : bool
-        Where there is a C++ compiler, harmonize with what it builds in two seconds: about twice as fast on a CPU, the same to
-        rounding. Results say whether it was used.
+        Where there is a C++ compiler, harmonize with what it builds in two seconds: about twice as fast on a
+        CPU, the same to rounding. Results say whether it was used.
     seed : int
         Seed of anatomy noise and of the motion that registration has to undo.
     planes, ladder : tuple of str
-        Finished studies, by name, or by folder (relative: to the working folder), that the analysis takes in: those that differ from
-        this one in their plane of reconstruction alone, which makes previews in three planes one study, and those that differ in
-        `transform` alone.
+        Finished studies, by name, or by folder (relative: to the working folder), that the analysis takes in:
+        those that differ from this one in their plane of reconstruction alone, which makes previews in three
+        planes one study, and those that differ in `transform` alone.
     bids_dir : str
-        Your own BIDS data set, with T1w, T2w and FLAIR of each subject; empty: semi-synthetic subjects. Relative: to the working folder.
+        Your own BIDS data set, with T1w, T2w and FLAIR of each subject; empty: semi-synthetic subjects.
+        Relative: to the working folder.
     dropped : tuple of str
-        Contrasts, of `DROPPABLE`, that HACA3 does not get as sources, of no subject; those of a `bids_dir` need not have them. All
-        three target contrasts are made all the same.
+        Contrasts, of `DROPPABLE`, that HACA3 does not get as sources, of no subject; those of a `bids_dir`
+        need not have them. All three target contrasts are made all the same.
     select : dict
-        Contrast -> entities of the file name, such as ``"acq-3D_run-2"``: which image is meant where a subject has several.
-        ``"no-ce"`` means one without that entity.
+        Contrast -> entities of the file name, such as ``"acq-3D_run-2"``: which image is meant where a
+        subject has several. ``"no-ce"`` means one without that entity.
     brain : str
-        ``extract``: background is removed unless it is already; ``keep``: your images stay as they are. HACA3 expects it removed.
+        ``extract``: background is removed unless it is already; ``keep``: your images stay as they are. HACA3
+        expects it removed.
     targets : dict
-        Contrast -> what harmonized images look like: an image's path, or a table of ``theta`` and ``eta`` (two numbers each) and
-        ``norm``, the scale of the output. An image is prepared as subjects are; but for a T1w its background must be removed. All
-        three contrasts, or none for the semi-synthetic target subject.
+        Contrast -> what harmonized images look like: an image's path, or a table of ``theta`` and ``eta``
+        (two numbers each) and ``norm``, the scale of the output. An image is prepared as subjects are; but
+        for a T1w its background must be removed. All three contrasts, or none for the semi-synthetic target
+        subject.
     output_dir : str
         Folder of the results (relative: to the working folder), or empty for ``data/derivatives/<name>``.
 
@@ -456,7 +499,8 @@ class Study:
                 raise ValueError(f"{field} is {getattr(self, field)!r}: accepted is a path as text")
             if getattr(self, field):
                 path = _path(field, getattr(self, field))
-                # Kernels have a working folder of their own; what comes with the repository is found from there.
+                # Kernels have a working folder of their own; what comes with the repository is found from
+                # there.
                 settle(field, str(path.resolve() if field.endswith("_dir") else path))
         if self.subjects is None:
             settle("subjects", ("all",) if self.bids_dir else (1,))
@@ -471,46 +515,70 @@ class Study:
                 # Notebook 00 prepares a target's images as a subject of their own.
                 if subject != TARGET or self.bids_dir:
                     try:
-                        check_label(subject)
+                        require_label(subject)
                     except ValueError as error:
                         raise ValueError(f"subjects has {error}") from None
             elif isinstance(subject, bool) or not isinstance(subject, int) or subject < 1:
                 raise ValueError(
-                    f"subjects has {subject!r}: accepted are whole numbers from 1, and with bids_dir labels as text (papermill -r subject LABEL)"
+                    f"subjects has {subject!r}: accepted are whole numbers from 1, and with bids_dir labels "
+                    "as text (papermill -r subject LABEL)"
                 )
             elif self.bids_dir:
                 raise ValueError(
-                    f"subjects has {subject!r}, the number of a simulated subject: accepted with bids_dir are labels as text, "
+                    f"subjects has {subject!r}, the number of a simulated subject: accepted with bids_dir "
+                    "are labels as text, "
                     f"such as '{subject:02d}' (papermill -r subject {subject:02d})"
                 )
         if len({type(subject) for subject in self.subjects}) > 1:
             text = "accepted are numbers of semi-synthetic subjects or labels of your own, not both"
             raise ValueError(f"subjects is {list(self.subjects)!r}: {text}")
         for field in ("planes", "ladder"):
-            if not isinstance(getattr(self, field), (list, tuple)) or not all(isinstance(each, str) and each for each in getattr(self, field)):
-                raise ValueError(f"{field} is {getattr(self, field)!r}: accepted is a list of names or folders of studies")
+            if not isinstance(getattr(self, field), (list, tuple)) or not all(
+                isinstance(each, str) and each for each in getattr(self, field)
+            ):
+                raise ValueError(
+                    f"{field} is {getattr(self, field)!r}: accepted is a list of names or folders of studies"
+                )
             settle(field, tuple(_study_place(field, each) for each in getattr(self, field)))
-        settle("experiments", tuple(check("experiment", each, EXPERIMENTS) for each in self.experiments))
-        settle("resolutions", tuple(each if isinstance(each, Resolution) else Resolution.parse(each) for each in self.resolutions))
+        settle("experiments", tuple(require("experiment", each, EXPERIMENTS) for each in self.experiments))
+        settle(
+            "resolutions",
+            tuple(
+                each if isinstance(each, Resolution) else Resolution.parse(each) for each in self.resolutions
+            ),
+        )
         for each in self.resolutions:
             if each.thickness_mm < GRID_MM:
                 thin = f"slices thinner than the voxels of {GRID_MM:g} mm that they are made from"
-                raise ValueError(f"resolutions has {each.label}, {thin}: accepted are {GRID_MM:g} to {PLAUSIBLE_MM[1]:g} mm")
-        settle("reconstruction", tuple(check("reconstruction", each, ORIENTATIONS) for each in self.reconstruction))
+                raise ValueError(
+                    f"resolutions has {each.label}, {thin}: accepted are {GRID_MM:g} to {PLAUSIBLE_MM[1]:g} "
+                    "mm"
+                )
+        settle(
+            "reconstruction",
+            tuple(require("reconstruction", each, ORIENTATIONS) for each in self.reconstruction),
+        )
         if not isinstance(self.dropped, (list, tuple)):
-            raise ValueError(f"dropped is {self.dropped!r}: accepted is a list of contrasts, of {', '.join(DROPPABLE)}")
+            raise ValueError(
+                f"dropped is {self.dropped!r}: accepted is a list of contrasts, of {', '.join(DROPPABLE)}"
+            )
         # In the order of the contrasts: which was named first makes no other study.
-        settle("dropped", tuple(sorted((check("dropped", each, DROPPABLE) for each in self.dropped), key=CONTRASTS.index)))
+        settle(
+            "dropped",
+            tuple(
+                sorted((require("dropped", each, DROPPABLE) for each in self.dropped), key=CONTRASTS.index)
+            ),
+        )
         for field in ("subjects", "experiments", "resolutions", "reconstruction", "dropped"):
             if len(set(getattr(self, field))) < len(getattr(self, field)):
                 raise ValueError(f"{field} names something twice: accepted is a list without repetition")
-        check("transform", self.transform, TRANSFORMS)
-        check("anatomy", self.anatomy, ANATOMIES)
-        check("fusion_weights", self.fusion_weights, FUSION_WEIGHTS)
-        check("variant", self.variant, VARIANTS)
-        settle("mask", check("mask", self.mask or VARIANTS[self.variant], MASKS))
-        check("precision", self.precision, PRECISIONS)
-        check("brain", self.brain, BRAINS)
+        require("transform", self.transform, TRANSFORMS)
+        require("anatomy", self.anatomy, ANATOMIES)
+        require("fusion_weights", self.fusion_weights, FUSION_WEIGHTS)
+        require("variant", self.variant, VARIANTS)
+        settle("mask", require("mask", self.mask or VARIANTS[self.variant], MASKS))
+        require("precision", self.precision, PRECISIONS)
+        require("brain", self.brain, BRAINS)
         settle("select", _per_contrast("select", self.select, _entities))
         settle("targets", _per_contrast("targets", self.targets, _target))
         if self.targets and len(self.targets) < len(CONTRASTS):
@@ -521,22 +589,34 @@ class Study:
         for field in ("slice_step", "seed"):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or value < (field == "slice_step"):
-                raise ValueError(f"{field} is {value!r}: accepted are whole numbers from {int(field == 'slice_step')}")
-        # Slice separations repeat after 3, 4, 5, 26, 6 and 13 mm. A step that shares a factor with one of them
-        # meets some phases of the slice grid more often than others, and biases the scores.
+                raise ValueError(
+                    f"{field} is {value!r}: accepted are whole numbers from {int(field == 'slice_step')}"
+                )
+        # Slice separations repeat after 3, 4, 5, 26, 6 and 13 mm. A step that shares a factor with one of
+        # them meets some phases of the slice grid more often than others, and biases the scores.
         if self.slice_step > 1 and math.gcd(self.slice_step, 2 * 3 * 5 * 13) > 1:
-            raise ValueError(f"slice_step is {self.slice_step}: accepted are 1 and steps without a factor 2, 3, 5 or 13, such as 7 and 11")
+            raise ValueError(
+                f"slice_step is {self.slice_step}: accepted are 1 and steps without a factor 2, 3, 5 or 13, "
+                "such as 7 and 11"
+            )
         if self.slice_step > 1 and len(self.reconstruction) > 1:
-            raise ValueError(f"slice_step is {self.slice_step} with reconstruction in {len(self.reconstruction)} planes: accepted is one plane, or slice_step 1")
+            raise ValueError(
+                f"slice_step is {self.slice_step} with reconstruction in {len(self.reconstruction)} planes: "
+                "accepted is one plane, or slice_step 1"
+            )
         if self.fusion and len(self.reconstruction) == 2:
-            raise ValueError(f"reconstruction is {', '.join(self.reconstruction)}: accepted for a fusion network are one plane or all three")
+            raise ValueError(
+                f"reconstruction is {', '.join(self.reconstruction)}: accepted for a fusion network are one "
+                "plane or all three"
+            )
 
     @classmethod
     def from_toml(cls, path: str | Path) -> "Study":
         """Read a study file, whole, before anything starts.
 
-        A file that builds on another (``extends``) takes over its values, but not its `name` and `output_dir`: two studies do not
-        write into one folder unless both files say so. Unless given, the name is that of the file.
+        A file that builds on another (``extends``) takes over its values, but not its `name` and
+        `output_dir`: two studies do not write into one folder unless both files say so. Unless given, the
+        name is that of the file.
 
         Raises
         ------
@@ -558,7 +638,8 @@ class Study:
         changes : dict
             Field -> value, where the study differs from the file.
         own
-            Fields for which the notebook has parameters of its own, such as `subjects`: not to be changed otherwise.
+            Fields for which the notebook has parameters of its own, such as `subjects`: not to be changed
+            otherwise.
 
         Raises
         ------
@@ -570,20 +651,29 @@ class Study:
         if not isinstance(changes, Mapping):
             accepted = "accepted are fields and their values (papermill -y '{changes: {anatomy: argmax}}')"
             raise ValueError(f"changes is {changes!r}: {accepted}")
-        check_keys("changes", map(str, changes), [field.name for field in fields(cls) if field.name not in own])
-        # What the file says, not what became of it: another variant has another mask, unless the file says which.
+        require_keys(
+            "changes", map(str, changes), [field.name for field in fields(cls) if field.name not in own]
+        )
+        # What the file says, not what became of it: another variant has another mask, unless the file says
+        # which.
         values = cls._read(REPOSITORY / _path("study", study)) if study else {}
         return cls(**{**values, **changes, **own})
 
     @classmethod
     def _read(cls, path: str | Path) -> dict:
-        """The values of a study file and of those that it extends, once each of these files has proved to be a study."""
+        """The values of a study file and of those that it extends, once each of these files has proved to be
+        a study."""
         known = [field.name for field in fields(cls)]
         inherited = {}
         for file, values in read_toml(path):
-            # Where it is computed is for `helpers.pipeline.cluster` to read: it does not decide what is computed.
-            check_keys(str(file), values, [*known, "extends", "cluster"])
-            values = {"name": file.stem} | inherited | {key: value for key, value in values.items() if key != "cluster"}
+            # Where it is computed is for `helpers.pipeline.cluster` to read: it does not decide what is
+            # computed.
+            require_keys(str(file), values, [*known, "extends", "cluster"])
+            values = (
+                {"name": file.stem}
+                | inherited
+                | {key: value for key, value in values.items() if key != "cluster"}
+            )
             try:
                 cls(**values)  # So an error names the file that has it.
             except (ValueError, TypeError) as error:
@@ -593,9 +683,19 @@ class Study:
 
     def literals(self) -> dict:
         """The study as plain lists, strings and numbers: what a notebook's parameters cell can hold."""
-        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        targets = {contrast: each if isinstance(each, str) else _target_table(each) for contrast, each in self.targets}
-        return {**plain, "resolutions": [each.label for each in self.resolutions], "select": dict(self.select), "targets": targets}
+        plain = {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
+        targets = {
+            contrast: each if isinstance(each, str) else _target_table(each)
+            for contrast, each in self.targets
+        }
+        return {
+            **plain,
+            "resolutions": [each.label for each in self.resolutions],
+            "select": dict(self.select),
+            "targets": targets,
+        }
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -604,9 +704,18 @@ class Study:
 
     def sources(self, experiment: str) -> dict[str, str]:
         """What is left of `sources` without the dropped contrasts."""
-        return {contrast: orientation for contrast, orientation in sources(experiment).items() if contrast in self.given}
+        return {
+            contrast: orientation
+            for contrast, orientation in sources(experiment).items()
+            if contrast in self.given
+        }
 
     def acquisitions(self) -> list[tuple[str, str]]:
         """The (contrast, orientation) pairs that the study's experiments need as 2D stacks."""
         needed = {pair for experiment in self.experiments for pair in self.sources(experiment).items()}
-        return [(contrast, orientation) for contrast in CONTRASTS for orientation in ORIENTATIONS if (contrast, orientation) in needed]
+        return [
+            (contrast, orientation)
+            for contrast in CONTRASTS
+            for orientation in ORIENTATIONS
+            if (contrast, orientation) in needed
+        ]

@@ -141,7 +141,7 @@ def load(path: str | Path, resolution: Resolution | None = None, device: str = "
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    volumes.note(path)
+    volumes.record_use(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content["kind"] != _KIND:
@@ -394,7 +394,7 @@ def super_resolve(
         If the stack cannot be resolved, the resolver is of another protocol, or the length does not give as
         many slices.
     """
-    stack = volumes.check(stack, "stack")
+    stack = volumes.as_volume(stack, "stack")
     axis = through_plane_axis(stack.shape, affine, resolution)
     _check_protocol(resolver, resolution, "resolver")
     voxel_mm = np.linalg.norm(np.asarray(affine, float)[:3, :3], axis=0)
@@ -454,7 +454,7 @@ class _Image:
 
 def _images(volume, affine, resolution, pulse, what):
     """Both axes of the plane of a stack's slices, checked and ready to be drawn from."""
-    volume = volumes.check(volume, what)
+    volume = volumes.as_volume(volume, what)
     axis = through_plane_axis(volume.shape, affine, resolution, what)
     voxel_mm = np.linalg.norm(np.asarray(affine, float)[:3, :3], axis=0)
     scale = _scale(volume)

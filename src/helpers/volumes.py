@@ -33,8 +33,9 @@ _LEFTOVER = ".*.*.????????.tmp"
 _noted = set()
 
 
-def note(path: str | Path, written: bool = False) -> None:
-    """Note that a file was read or written, if this process is a study's notebook (`TRACE` is set); else do nothing."""
+def record_use(path: str | Path, written: bool = False) -> None:
+    """Note that a file was read or written, if this process is a study's notebook (`TRACE` is set); else do
+    nothing."""
     trace = os.environ.get(TRACE)
     entry = [os.path.abspath(path), bool(written)]
     if trace and (trace, *entry) not in _noted:
@@ -53,7 +54,7 @@ def look(path: str | Path) -> list[int] | None:
     return [facts.st_size, facts.st_mtime_ns]
 
 
-def check(volume: np.ndarray, what: str = "volume") -> np.ndarray:
+def as_volume(volume: np.ndarray, what: str = "volume") -> np.ndarray:
     """Return `volume` as an array if it can be an image, else raise one line that says why not.
 
     Parameters
@@ -70,9 +71,13 @@ def check(volume: np.ndarray, what: str = "volume") -> np.ndarray:
     """
     volume = np.asarray(volume)
     if volume.ndim != 3:
-        raise ValueError(f"{what} has {volume.ndim} dimensions, shape {volume.shape}: accepted are 3D volumes")
+        raise ValueError(
+            f"{what} has {volume.ndim} dimensions, shape {volume.shape}: accepted are 3D volumes"
+        )
     if volume.size == 0:
-        raise ValueError(f"{what} is empty, shape {volume.shape}: accepted are volumes with at least one voxel")
+        raise ValueError(
+            f"{what} is empty, shape {volume.shape}: accepted are volumes with at least one voxel"
+        )
     if not (np.issubdtype(volume.dtype, np.number) or volume.dtype == bool) or np.iscomplexobj(volume):
         raise ValueError(f"{what} holds {volume.dtype}: accepted are real numbers")
     # One sum finds NaN and inf (inf - inf included) far faster than isfinite on every voxel.
@@ -104,9 +109,9 @@ def read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is not NIfTI, is truncated or damaged (the checksum of gzip counts), does not have the length that its header asks for,
-        is not 3D, is empty, holds anything but one real number a voxel, values that are not finite or that float32 cannot hold,
-        or does not say where its voxels lie.
+        If it is not NIfTI, is truncated or damaged (the checksum of gzip counts), does not have the length
+        that its header asks for, is not 3D, is empty, holds anything but one real number a voxel, values that
+        are not finite or that float32 cannot hold, or does not say where its voxels lie.
     """
     header, content = _open(path, whole=True)
     shape, affine = _shape(header, path), _affine(header, path)
@@ -117,11 +122,16 @@ def read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     lowest, highest = float(volume.min()), float(volume.max())
     largest = max(abs(lowest), abs(highest))
     if not np.isfinite(largest):
-        check(data.get_unscaled().reshape(shape, order="F"), str(path))
-        raise ValueError(f"{path} has values beyond {np.finfo(np.float32).max:.2g}: accepted are those that a 32-bit float can hold")
+        as_volume(data.get_unscaled().reshape(shape, order="F"), str(path))
+        raise ValueError(
+            f"{path} has values beyond {np.finfo(np.float32).max:.2g}: accepted are those that a 32-bit "
+            "float can hold"
+        )
     if largest < _SMALLEST and (largest > 0 or np.ptp(data.get_unscaled()) > 0):
-        raise ValueError(f"{path} has values of at most {largest:.2g}: accepted are images with values above {_SMALLEST:g}")
-    return check(volume, str(path)), affine
+        raise ValueError(
+            f"{path} has values of at most {largest:.2g}: accepted are images with values above {_SMALLEST:g}"
+        )
+    return as_volume(volume, str(path)), affine
 
 
 def geometry(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
@@ -144,15 +154,38 @@ def geometry(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
 
 #: What nibabel raises at a header that is none, and what reading damaged bytes does.
 _UNREADABLE = (
-    nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError, OverflowError, zlib.error
+    nib.filebasedimages.ImageFileError,
+    nib.spatialimages.HeaderDataError,
+    OSError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    zlib.error,
 )
 #: Kinds of header by their first number, and where the voxels may begin.
 _KINDS = {348: (nib.Nifti1Header, b"n+1\0", 352), 540: (nib.Nifti2Header, b"n+2\0", 544)}
 #: Data types by their codes: those whose voxels are one real number each, and what others are called.
 _REAL = {
-    2: "uint8", 256: "int8", 512: "uint16", 4: "int16", 768: "uint32", 8: "int32", 1280: "uint64", 1024: "int64", 16: "float32", 64: "float64",
+    2: "uint8",
+    256: "int8",
+    512: "uint16",
+    4: "int16",
+    768: "uint32",
+    8: "int32",
+    1280: "uint64",
+    1024: "int64",
+    16: "float32",
+    64: "float64",
 }
-_OTHER = {1: "bits", 32: "complex64", 1792: "complex128", 2048: "complex256", 128: "RGB colours", 2304: "RGBA colours", 1536: "float128"}
+_OTHER = {
+    1: "bits",
+    32: "complex64",
+    1792: "complex128",
+    2048: "complex256",
+    128: "RGB colours",
+    2304: "RGBA colours",
+    1536: "float128",
+}
 #: Units of length in a NIfTI header, in mm. Where a header names none, they are mm.
 _UNIT_MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 #: Voxels of an MR image of a head, generously.
@@ -166,15 +199,17 @@ _PADDING = 4095
 
 
 def _open(path: str | Path, whole: bool = False) -> tuple[nib.Nifti1Header, bytes | None]:
-    """The header of a NIfTI file as it is stored, once it is known to be one that can be believed; and all bytes, if `whole`.
+    """The header of a NIfTI file as it is stored, once it is known to be one that can be believed; and all
+    bytes, if `whole`.
 
-    This is the one place where an image file is opened. nibabel's own loading mends headers without a word (a voxel size of 0
-    becomes 1), does not look at the end of a compressed file, and lets a header say less than the file holds.
+    This is the one place where an image file is opened. nibabel's own loading mends headers without a word (a
+    voxel size of 0 becomes 1), does not look at the end of a compressed file, and lets a header say less than
+    the file holds.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    note(path)
+    record_use(path)
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"{path}: accepted are names that end in .nii or .nii.gz")
     packed = path.name.endswith(".gz")
@@ -198,7 +233,12 @@ def _open(path: str | Path, whole: bool = False) -> tuple[nib.Nifti1Header, byte
 def _header(content: bytes) -> nib.Nifti1Header:
     """The header at the beginning of a file, nothing in it mended; ValueError says what it cannot be."""
     order, size = next(
-        ((mark, n) for mark, name in (("<", "little"), (">", "big")) if (n := int.from_bytes(content[:4], name)) in _KINDS), (None, 0)
+        (
+            (mark, n)
+            for mark, name in (("<", "little"), (">", "big"))
+            if (n := int.from_bytes(content[:4], name)) in _KINDS
+        ),
+        (None, 0),
     )
     if order is None or len(content) < size:
         raise ValueError("it has no NIfTI header")
@@ -209,7 +249,9 @@ def _header(content: bytes) -> nib.Nifti1Header:
         raise ValueError("its voxels are in a second file, .img" if pair else "it has no NIfTI header")
     if not 1 <= header["dim"][0] <= 7:
         raise ValueError(f"dim[0] is {header['dim'][0]}: accepted are 1 to 7")
-    if header["vox_offset"] == 0:  # Not set. The length of the file tells whether the voxels begin where they may at the earliest.
+    if (
+        header["vox_offset"] == 0
+    ):  # Not set. The length of the file tells whether the voxels begin where they may at the earliest.
         header["vox_offset"] = first
     offset = float(header["vox_offset"])
     if not (first <= offset < 2**53 and offset.is_integer()):
@@ -228,13 +270,16 @@ def _header(content: bytes) -> nib.Nifti1Header:
 
 
 def _check_length(header: nib.Nifti1Header, content: bytes | None, length: int) -> None:
-    """Refuse a file that is shorter or longer than its header says; zeros that fill up a block are no matter."""
+    """Refuse a file that is shorter or longer than its header says; zeros that fill up a block are no
+    matter."""
     voxels = math.prod(max(int(n), 0) for n in header.get_data_shape())
     end = int(header["vox_offset"]) + voxels * header.get_data_dtype().itemsize
     if length < end:
         raise ValueError(f"cut short: {length} bytes of the {end} that its header asks for")
     if length - end > _PADDING or (content is not None and content[end:].strip(b"\0")):
-        raise ValueError(f"{length} bytes where its header asks for {end}: accepted is a header that describes its voxels")
+        raise ValueError(
+            f"{length} bytes where its header asks for {end}: accepted is a header that describes its voxels"
+        )
 
 
 def _shape(header: nib.Nifti1Header, path: str | Path) -> tuple[int, int, int]:
@@ -254,7 +299,9 @@ def _millimetres(header: nib.Nifti1Header, path: str | Path) -> float:
     try:
         return _UNIT_MM[header.get_xyzt_units()[0]]
     except KeyError:  # A code that the format does not know.
-        raise ValueError(f"{path}: not a readable NIfTI volume (unknown unit {int(header['xyzt_units'])})") from None
+        raise ValueError(
+            f"{path}: not a readable NIfTI volume (unknown unit {int(header['xyzt_units'])})"
+        ) from None
 
 
 def _unreadable(path: str | Path, error: Exception) -> ValueError:
@@ -263,12 +310,14 @@ def _unreadable(path: str | Path, error: Exception) -> ValueError:
 
 
 def disguise(path: str | Path) -> str | None:
-    """What a file is that only has the name of an image or of weights, as far as its first bytes tell; else None.
+    """What a file is that only has the name of an image or of weights, as far as its first bytes tell; else
+    None.
 
     Returns
     -------
     str or None
-        For a message: a pointer of git-lfs or git-annex, a web page, nothing at all, or compressed where its name says otherwise.
+        For a message: a pointer of git-lfs or git-annex, a web page, nothing at all, or compressed where its
+        name says otherwise.
     """
     path = Path(path)
     with open(path, "rb") as file:
@@ -284,7 +333,11 @@ def disguise(path: str | Path) -> str | None:
         return "it is a web page, not the file itself: a download that went wrong"
     if path.name.endswith(".nii") and start.startswith(b"\x1f\x8b"):
         return "it is compressed by gzip: accepted with the name .nii.gz"
-    if path.name.endswith(".nii.gz") and not start.startswith(b"\x1f\x8b") and int.from_bytes(start[:4], "little") in _KINDS:
+    if (
+        path.name.endswith(".nii.gz")
+        and not start.startswith(b"\x1f\x8b")
+        and int.from_bytes(start[:4], "little") in _KINDS
+    ):
         return "it is not compressed: accepted with the name .nii"
     return None
 
@@ -294,7 +347,10 @@ def _affine(header: nib.Nifti1Header, path: str | Path) -> np.ndarray:
     with np.errstate(all="ignore"):
         (sform, has_sform), (qform, has_qform) = header.get_sform(coded=True), _qform(header, path)
     if not has_sform and not has_qform:
-        raise ValueError(f"{path}: neither qform nor sform is set, so left and right cannot be told: accepted is a header with one of them")
+        raise ValueError(
+            f"{path}: neither qform nor sform is set, so left and right cannot be told: accepted is a "
+            "header with one of them"
+        )
     affine = np.array(sform if has_sform else qform, dtype=np.float64)
     millimetres = _millimetres(header, path)
     affine[:3] *= millimetres
@@ -306,10 +362,14 @@ def _affine(header: nib.Nifti1Header, path: str | Path) -> np.ndarray:
         raise ValueError(f"{path}: impossible geometry, voxels of {sizes} mm: {accepted}")
     if has_sform and has_qform:
         shape = header.get_data_shape()
-        corners = np.array([(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in (*shape, 1, 1)[:3]))]).T
+        corners = np.array(
+            [(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in (*shape, 1, 1)[:3]))]
+        ).T
         apart = np.linalg.norm(((sform - qform) @ corners)[:3], axis=0).max() * millimetres
         if not apart <= _SAME_PLACE_MM:
-            accepted = f"accepted are headers with one of them, or with two that agree to {_SAME_PLACE_MM:g} mm"
+            accepted = (
+                f"accepted are headers with one of them, or with two that agree to {_SAME_PLACE_MM:g} mm"
+            )
             raise ValueError(f"{path}: sform and qform disagree by up to {apart:.1f} mm: {accepted}")
     return affine
 
@@ -322,7 +382,8 @@ def _qform(header: nib.Nifti1Header, path: str | Path):
 
 
 def fingerprint(path: str | Path) -> tuple:
-    """What two files must have in common to be copies of each other: their size, and 64 kB of their beginning, middle and end."""
+    """What two files must have in common to be copies of each other: their size, and 64 kB of their
+    beginning, middle and end."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         parts = []
@@ -344,7 +405,8 @@ class Header(NamedTuple):
 
 
 def read_header(path: str | Path) -> Header:
-    """Read what the header of a NIfTI volume says of its grid, and none of its voxels; `geometry` is for those that must have a place.
+    """Read what the header of a NIfTI volume says of its grid, and none of its voxels; `geometry` is for
+    those that must have a place.
 
     Parameters
     ----------
@@ -366,12 +428,17 @@ def read_header(path: str | Path) -> Header:
     header, _ = _open(path)
     shape = tuple(int(n) for n in header.get_data_shape())
     if len(shape) < 3 or min(shape) < 1:
-        raise ValueError(f"{path} has shape {shape}: accepted are volumes with at least one voxel along three axes")
+        raise ValueError(
+            f"{path} has shape {shape}: accepted are volumes with at least one voxel along three axes"
+        )
     millimetres, placed = _millimetres(header, path), header["sform_code"] > 0 or header["qform_code"] > 0
     if not placed:
         voxel_mm = np.abs(np.array(header["pixdim"][1:4], dtype=float)) * millimetres
         if not (np.isfinite(voxel_mm).all() and voxel_mm.min() > 0):
-            raise ValueError(f"{path} has voxels of {' x '.join(f'{mm:g}' for mm in voxel_mm)} mm: accepted are sizes above 0")
+            raise ValueError(
+                f"{path} has voxels of {' x '.join(f'{mm:g}' for mm in voxel_mm)} mm: accepted are sizes "
+                "above 0"
+            )
         return Header(shape, voxel_mm, None)
     with np.errstate(all="ignore"):
         stored = header.get_sform() if header["sform_code"] > 0 else _qform(header, path)[0]
@@ -390,8 +457,8 @@ def sidecar_path(path: str | Path) -> Path:
 
 def read_sidecar(path: str | Path) -> dict | None:
     """The sidecar of the volume at `path`, or None if there is none that can be read."""
-    note(path)
-    note(sidecar_path(path))
+    record_use(path)
+    record_use(sidecar_path(path))
     return _sidecar(path)
 
 
@@ -425,23 +492,29 @@ def write(path: str | Path, volume: np.ndarray, affine: np.ndarray, sidecar: dic
     Raises
     ------
     ValueError
-        If the volume fails `check`, the affine cannot be one, the name does not end in ``.nii.gz``, or the volume that is there already
-        has another ``Note`` in its sidecar, which says whether it is simulated or somebody's own.
+        If the volume fails `check`, the affine cannot be one, the name does not end in ``.nii.gz``, or the
+        volume that is there already has another ``Note`` in its sidecar, which says whether it is simulated
+        or somebody's own.
     """
     path = Path(path)
     if not path.name.endswith(".nii.gz"):
         raise ValueError(f"{path}: accepted are names that end in .nii.gz")
     before, now = (_sidecar(path) or {}).get("Note"), (sidecar or {}).get("Note")
     if before and now and before != now:
-        raise ValueError(f"{path}: not replaced, since it is there and says {before!r}, the new one {now!r}: accepted is another folder")
-    volume = check(volume, str(path))
+        raise ValueError(
+            f"{path}: not replaced, since it is there and says {before!r}, the new one {now!r}: accepted is "
+            "another folder"
+        )
+    volume = as_volume(volume, str(path))
     if volume.dtype == bool:
         volume = volume.astype(np.uint8)
     elif volume.dtype not in (np.uint8, np.int16):
         volume = volume.astype(np.float32)
     affine = np.asarray(affine, dtype=np.float64)
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
-        raise ValueError(f"{path}: affine is {affine.tolist()}: accepted are finite 4x4 matrices that can be inverted")
+        raise ValueError(
+            f"{path}: affine is {affine.tolist()}: accepted are finite 4x4 matrices that can be inverted"
+        )
     image = nib.Nifti1Image(volume, affine)
     image.header.set_xyzt_units("mm", "sec")
     # mtime=0 and no file name in the gzip header: the same volume gives the same bytes.
@@ -450,11 +523,13 @@ def write(path: str | Path, volume: np.ndarray, affine: np.ndarray, sidecar: dic
 
 
 def write_with_sidecar(path: str | Path, content: bytes, sidecar: dict) -> dict:
-    """Write a file and, last, its sidecar with ``ContentSha256`` and ``ContentBytes`` added; return that sidecar."""
+    """Write a file and, last, its sidecar with ``ContentSha256`` and ``ContentBytes`` added; return that
+    sidecar."""
     sidecar = dict(sidecar, ContentSha256=hashlib.sha256(content).hexdigest(), ContentBytes=len(content))
     text = json.dumps(sidecar, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    # An old sidecar must not vouch for new data, should we be killed between the two renames. If the data are the same, as when
-    # two notebooks make one table at once, it stays: whoever looks meanwhile shall not find it missing.
+    # An old sidecar must not vouch for new data, should we be killed between the two renames. If the data are
+    # the same, as when two notebooks make one table at once, it stays: whoever looks meanwhile shall not find
+    # it missing.
     if (_sidecar(path) or {}).get("ContentSha256") != sidecar["ContentSha256"]:
         sidecar_path(path).unlink(missing_ok=True)
     write_bytes(path, content)
@@ -468,7 +543,8 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     Raises
     ------
     OSError
-        Naming the file, if it could not be written: a full disk, a missing permission. What was there before is kept.
+        Naming the file, if it could not be written: a full disk, a missing permission. What was there before
+        is kept.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -483,7 +559,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    note(path, written=True)
+    record_use(path, written=True)
 
 
 @contextlib.contextmanager
@@ -498,7 +574,8 @@ def naming(path: str | Path) -> Iterator[None]:
 
 
 def remove_leftovers(folder: str | Path, below: Iterable[str] = ()) -> None:
-    """Remove the temporary files that a killed `write_bytes` left in a folder, and in all that is below those of its folders that match."""
+    """Remove the temporary files that a killed `write_bytes` left in a folder, and in all that is below those
+    of its folders that match."""
     for top in itertools.chain.from_iterable(map(Path(folder).glob, below)):
         for temporary in top.rglob(_LEFTOVER):
             temporary.unlink(missing_ok=True)

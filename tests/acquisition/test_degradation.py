@@ -14,10 +14,11 @@ from helpers.acquisition.rf_pulse import Pulse
 
 MNI = np.array([[-1.0, 0, 0, 96], [0, -1, 0, 96], [0, 0, 1, -78], [0, 0, 0, 1]])
 OBLIQUE = nib.affines.from_matvec(
-    nib.eulerangles.euler2mat(0.2, -0.15, 0.3) @ np.array([[0, 0, 0.9], [-1.1, 0, 0], [0, 0.8, 0]]), [12.5, -30, 7]
+    nib.eulerangles.euler2mat(0.2, -0.15, 0.3) @ np.array([[0, 0, 0.9], [-1.1, 0, 0], [0, 0.8, 0]]),
+    [12.5, -30, 7],
 )
-# The paper's and three others. What is promised of widths and frequencies holds from 3 voxels per slice on: below, the
-# voxels themselves are too coarse to hold the profile.
+# The paper's and three others. What is promised of widths and frequencies holds from 3 voxels per slice on:
+# below, the voxels themselves are too coarse to hold the profile.
 RESOLUTIONS = [*study.RESOLUTIONS, study.Resolution(3, 3), study.Resolution(3.7, 0.3), study.Resolution(7, 0)]
 
 quickly = settings(max_examples=40, deadline=None, derandomize=True)
@@ -30,7 +31,9 @@ orientations = st.sampled_from(study.ORIENTATIONS)
 def affines(draw):
     """Any rotation up to 25 degrees on top of any order and direction of the axes, voxels of 0.5 to 2 mm."""
     turn = nib.eulerangles.euler2mat(*[draw(st.floats(-0.4, 0.4)) for _ in range(3)])
-    axes = np.eye(3)[list(draw(st.permutations(range(3))))] * [draw(st.sampled_from([-1, 1])) for _ in range(3)]
+    axes = np.eye(3)[list(draw(st.permutations(range(3))))] * [
+        draw(st.sampled_from([-1, 1])) for _ in range(3)
+    ]
     voxels = np.diag([draw(st.floats(0.5, 2)) for _ in range(3)])
     return nib.affines.from_matvec(turn @ axes @ voxels, [draw(st.floats(-100, 100)) for _ in range(3)])
 
@@ -41,7 +44,9 @@ def label(resolution):
 
 def world(shape, affine):
     """World position of every voxel, shape (X, Y, Z, 3), mm."""
-    return nib.affines.apply_affine(affine, np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1))
+    return nib.affines.apply_affine(
+        affine, np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+    )
 
 
 def positions_mm(n, resolution):
@@ -52,7 +57,9 @@ def positions_mm(n, resolution):
 # --- What any 2D acquisition must satisfy
 
 
-@pytest.mark.parametrize("affine", [MNI, OBLIQUE, np.diag([0.8, -0.8, 0.8, 1])], ids=["mni", "oblique", "0.8 mm"])
+@pytest.mark.parametrize(
+    "affine", [MNI, OBLIQUE, np.diag([0.8, -0.8, 0.8, 1])], ids=["mni", "oblique", "0.8 mm"]
+)
 @pytest.mark.parametrize("orientation", study.ORIENTATIONS)
 @pytest.mark.parametrize("resolution", RESOLUTIONS, ids=label)
 def test_a_ramp_in_world_coordinates_stays_that_ramp(affine, orientation, resolution):
@@ -82,7 +89,9 @@ def test_the_weights_of_every_slice_sum_to_one(n, voxel, resolution):
     np.testing.assert_allclose(degradation.matrix(n, voxel, resolution).sum(axis=1), 1, atol=1e-12)
 
 
-@pytest.mark.parametrize("profile", [{}, {"tb": 4}, {"tb": 8, "ptype": "se"}, {"tb": 4, "flip_angle_deg": 20}], ids=str)
+@pytest.mark.parametrize(
+    "profile", [{}, {"tb": 4}, {"tb": 8, "ptype": "se"}, {"tb": 4, "flip_angle_deg": 20}], ids=str
+)
 @pytest.mark.parametrize("resolution", RESOLUTIONS, ids=label)
 def test_the_response_to_a_point_source_is_as_wide_as_the_slice_is_thick(resolution, profile):
     n = 150
@@ -97,7 +106,9 @@ def test_a_sinusoid_is_attenuated_by_the_transfer_function_and_not_shifted(resol
     n = 192
     z, slices = np.arange(n) - (n - 1) / 2, positions_mm(n, resolution)
     frequency = np.linspace(0, 1 / resolution.thickness_mm, 12)
-    expected = slice_profile.transfer_function(frequency, *slice_profile.profile(resolution.thickness_mm)).real
+    expected = slice_profile.transfer_function(
+        frequency, *slice_profile.profile(resolution.thickness_mm)
+    ).real
     waves = np.exp(2j * np.pi * np.outer(z, frequency))
     kept = degradation.matrix(n, 1.0, resolution) @ waves * np.exp(-2j * np.pi * np.outer(slices, frequency))
     inner = kept[6:-6]
@@ -107,7 +118,8 @@ def test_a_sinusoid_is_attenuated_by_the_transfer_function_and_not_shifted(resol
 
 
 def response_to_a_plane(weights, slices, offset):
-    """Signal of each inner slice from a plane `offset` voxels beyond its centre (shared between two voxels)."""
+    """Signal of each inner slice from a plane `offset` voxels beyond its centre (shared between two
+    voxels)."""
     signal = []
     for row, centre in zip(weights[3:-4], slices[3:-4], strict=True):
         signal.append(np.interp(centre + offset, np.arange(len(row)), row))
@@ -115,9 +127,12 @@ def response_to_a_plane(weights, slices, offset):
 
 
 def plane_in_the_gap(resolution, n=192):
-    """Signal from a plane half way to the next slice, as a share of that from one in the slice, for each slice."""
+    """Signal from a plane half way to the next slice, as a share of that from one in the slice, for each
+    slice."""
     weights, slices = degradation.matrix(n, 1.0, resolution), degradation.slice_positions(n, 1.0, resolution)
-    return response_to_a_plane(weights, slices, resolution.separation_mm / 2) / response_to_a_plane(weights, slices, 0)
+    return response_to_a_plane(weights, slices, resolution.separation_mm / 2) / response_to_a_plane(
+        weights, slices, 0
+    )
 
 
 @pytest.mark.parametrize("thickness", [3, 4, 5])
@@ -131,7 +146,9 @@ def test_a_plane_in_the_middle_of_the_narrow_gaps_of_the_paper_contributes_far_m
 
 
 @quickly
-@given(shape=shapes, orientation=orientations, resolution=resolutions, affine=affines(), seed=st.integers(0, 99))
+@given(
+    shape=shapes, orientation=orientations, resolution=resolutions, affine=affines(), seed=st.integers(0, 99)
+)
 def test_it_is_linear(shape, orientation, resolution, affine, seed):
     rng = np.random.default_rng(seed)
     one, other = rng.standard_normal((2, *shape))
@@ -155,7 +172,9 @@ def test_the_other_axes_are_untouched(shape, orientation, resolution, affine):
     degraded, lr_affine = degradation.degrade(volume, affine, orientation, resolution)
     assert degraded.dtype == np.float32
     assert np.delete(degraded.shape, axis).tolist() == np.delete(shape, axis).tolist()
-    np.testing.assert_array_equal(np.delete(lr_affine[:3, :3], axis, axis=1), np.delete(affine[:3, :3], axis, axis=1))
+    np.testing.assert_array_equal(
+        np.delete(lr_affine[:3, :3], axis, axis=1), np.delete(affine[:3, :3], axis, axis=1)
+    )
     # Each line along the axis is degraded by itself: alone it gives the same.
     line = tuple(slice(None) if each == axis else slice(0, 1) for each in range(3))
     alone, _ = degradation.degrade(volume[line], affine, orientation, resolution)
@@ -196,7 +215,9 @@ def test_fortran_order_gives_what_c_order_gives(orientation):
 
 @quickly
 @given(shape=shapes, orientation=orientations, resolution=resolutions, affine=affines())
-def test_the_centre_of_the_field_of_view_stays_put_and_the_step_is_the_separation(shape, orientation, resolution, affine):
+def test_the_centre_of_the_field_of_view_stays_put_and_the_step_is_the_separation(
+    shape, orientation, resolution, affine
+):
     axis = grid.through_plane_axis(affine, orientation)
     degraded, lr_affine = degradation.degrade(np.ones(shape), affine, orientation, resolution)
     before = nib.affines.apply_affine(affine, (np.array(shape) - 1) / 2)
@@ -223,7 +244,10 @@ def test_an_affine_that_was_stored_in_single_precision_gives_the_same_slices():
 
 def test_the_gap_changes_the_spacing_and_never_the_kernel():
     # 3 and 6 mm apart, in a field of view where the middle slices of both fall on the same voxel.
-    near, far = degradation.matrix(99, 1.0, study.Resolution(3, 0)), degradation.matrix(99, 1.0, study.Resolution(3, 6))
+    near, far = (
+        degradation.matrix(99, 1.0, study.Resolution(3, 0)),
+        degradation.matrix(99, 1.0, study.Resolution(3, 6)),
+    )
     np.testing.assert_allclose(near[len(near) // 2], far[len(far) // 2], atol=1e-15)
 
 
@@ -236,7 +260,9 @@ def test_a_cropped_edge_is_extended_by_its_outermost_voxel():
 @pytest.mark.parametrize(
     ("orientation", "direction"), [("axial", [0, 0, 1]), ("coronal", [0, 1, 0]), ("sagittal", [1, 0, 0])]
 )
-@pytest.mark.parametrize("affine", [MNI, OBLIQUE, np.diag([1.0, -2, 3, 1])[:, [2, 0, 1, 3]]], ids=["mni", "oblique", "permuted"])
+@pytest.mark.parametrize(
+    "affine", [MNI, OBLIQUE, np.diag([1.0, -2, 3, 1])[:, [2, 0, 1, 3]]], ids=["mni", "oblique", "permuted"]
+)
 def test_orientation_names_the_anatomical_axis_across_the_slices(affine, orientation, direction):
     columns = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     assert grid.through_plane_axis(affine, orientation) == np.argmax(np.abs(direction @ columns))
@@ -266,9 +292,13 @@ def test_the_volume_equals_the_two_steps_on_the_volume():
     volume = np.random.default_rng(5).random((12, 40, 9))
     resolution = study.Resolution(4, 1.2)
     blurred = ndimage.convolve1d(volume, slice_profile.taps(4, 1.0), axis=1, mode="nearest")
-    grid = np.meshgrid(np.arange(12.0), degradation.slice_positions(40, 1.0, resolution), np.arange(9.0), indexing="ij")
+    grid = np.meshgrid(
+        np.arange(12.0), degradation.slice_positions(40, 1.0, resolution), np.arange(9.0), indexing="ij"
+    )
     expected = ndimage.map_coordinates(blurred, grid, order=3, mode="nearest")
-    np.testing.assert_allclose(degradation.degrade(volume, MNI, "coronal", resolution)[0], expected, atol=2e-6)
+    np.testing.assert_allclose(
+        degradation.degrade(volume, MNI, "coronal", resolution)[0], expected, atol=2e-6
+    )
 
 
 def test_the_matrix_is_built_once_and_nobody_can_change_it():
@@ -284,7 +314,17 @@ def test_every_parameter_of_the_profile_reaches_it():
     resolution = study.Resolution(3, 0)
     ours, _ = degradation.degrade(volume, MNI, "axial", resolution, Pulse())
     np.testing.assert_array_equal(ours, degradation.degrade(volume, MNI, "axial", resolution)[0])
-    changes = {"tb": 4, "n": 64, "ptype": "se", "flip_angle_deg": 30, "ftype": "ms", "d1": 0.1, "d2": 0.1, "part": "real", "compat": "radifox"}
+    changes = {
+        "tb": 4,
+        "n": 64,
+        "ptype": "se",
+        "flip_angle_deg": 30,
+        "ftype": "ms",
+        "d1": 0.1,
+        "d2": 0.1,
+        "part": "real",
+        "compat": "radifox",
+    }
     assert set(changes) == {field.name for field in fields(Pulse)}
     for name, value in changes.items():
         other, _ = degradation.degrade(volume, MNI, "axial", resolution, Pulse(**{name: value}))
@@ -302,12 +342,16 @@ def test_the_input_is_not_changed():
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, bool, np.float64])
 def test_any_real_numbers_are_degraded_as_float32(dtype):
     volume = (np.random.default_rng(7).random((4, 5, 30)) > 0.5).astype(dtype)
-    degraded, expected = (degradation.degrade(each, MNI, "axial", study.Resolution(3, 0))[0] for each in (volume, np.float32(volume)))
+    degraded, expected = (
+        degradation.degrade(each, MNI, "axial", study.Resolution(3, 0))[0]
+        for each in (volume, np.float32(volume))
+    )
     np.testing.assert_array_equal(degraded, expected)
 
 
 def lines_through_tissue(n=192, lines=400, length_mm=13):
-    """Runs of tissue of random length and intensity, as a line through a T1w brain meets them; 1 mm voxels."""
+    """Runs of tissue of random length and intensity, as a line through a T1w brain meets them; 1 mm
+    voxels."""
     rng = np.random.default_rng(0)
     begins = rng.random((n, lines)) < 1 / length_mm
     begins[0] = True
@@ -321,9 +365,13 @@ def test_two_readings_of_the_paper_differ_far_less_than_a_gaussian_of_the_same_w
     image = lines_through_tissue()
     ours = degradation.matrix(192, 1.0, resolution) @ image
     radifox = degradation.matrix(192, 1.0, resolution, Pulse(compat="radifox")) @ image
-    blurred = ndimage.gaussian_filter1d(image, resolution.thickness_mm / np.sqrt(8 * np.log(2)), axis=0, mode="nearest")
+    blurred = ndimage.gaussian_filter1d(
+        image, resolution.thickness_mm / np.sqrt(8 * np.log(2)), axis=0, mode="nearest"
+    )
     positions = degradation.slice_positions(192, 1.0, resolution)
-    gaussian = ndimage.map_coordinates(blurred, np.meshgrid(positions, np.arange(400.0), indexing="ij"), order=3, mode="nearest")
+    gaussian = ndimage.map_coordinates(
+        blurred, np.meshgrid(positions, np.arange(400.0), indexing="ij"), order=3, mode="nearest"
+    )
 
     def nrmse(other):
         return np.sqrt(np.mean((other - ours) ** 2) / np.mean(ours**2))
@@ -342,7 +390,11 @@ def test_two_readings_of_the_paper_differ_far_less_than_a_gaussian_of_the_same_w
         ((np.ones((3, 3)), MNI, "axial"), {}, ["2 dimensions", "3D"]),
         ((np.ones((3, 0, 3)), MNI, "axial"), {}, ["empty", "(3, 0, 3)"]),
         ((np.full((3, 3, 3), np.nan), MNI, "axial"), {}, ["27 voxels", "NaN"]),
-        ((np.ones((3, 3, 3)), MNI, "transverse"), {}, ["orientation is 'transverse'", "axial, sagittal, coronal"]),
+        (
+            (np.ones((3, 3, 3)), MNI, "transverse"),
+            {},
+            ["orientation is 'transverse'", "axial, sagittal, coronal"],
+        ),
         ((np.ones((3, 3, 3)), np.zeros((4, 4)), "axial"), {}, ["affine is", "invertible"]),
         ((np.ones((3, 3, 3)), np.eye(3), "axial"), {}, ["affine is", "4 x 4"]),
         ((np.ones((3, 3, 3)), np.full((4, 4), np.nan), "axial"), {}, ["affine is", "invertible"]),

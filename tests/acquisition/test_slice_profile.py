@@ -10,7 +10,15 @@ from helpers.acquisition import rf_pulse, slice_profile
 from helpers.acquisition.rf_pulse import Pulse
 
 # Pulses of every kind; the first is the study's.
-DESIGNS = [{}, {"tb": 4}, {"tb": 2, "ptype": "se"}, {"tb": 8, "ftype": "pm"}, {"ftype": "ms"}, {"ftype": "min"}, {"tb": 4, "n": 64}]
+DESIGNS = [
+    {},
+    {"tb": 4},
+    {"tb": 2, "ptype": "se"},
+    {"tb": 8, "ftype": "pm"},
+    {"ftype": "ms"},
+    {"ftype": "min"},
+    {"tb": 4, "n": 64},
+]
 
 
 def rotate_by_hand(rf, position):
@@ -44,7 +52,10 @@ def test_an_excitation_agrees_with_magnetization_rotated_by_hand(tb):
 def test_only_a_linear_phase_is_taken_out(ftype):
     position, mxy, _ = rf_pulse.bloch(Pulse(tb=8, ftype=ftype))
     indices = len(position) // 2 + np.arange(-90, 91, 30)
-    by_hand = [rotate_by_hand(rf_pulse.waveform(Pulse(tb=8, ftype=ftype)), position[index] + 1e-12) for index in indices]
+    by_hand = [
+        rotate_by_hand(rf_pulse.waveform(Pulse(tb=8, ftype=ftype)), position[index] + 1e-12)
+        for index in indices
+    ]
     turned = np.array([x + 1j * y for x, y, _ in by_hand]) / mxy[indices]
     # Equal steps in position, equal steps in phase.
     np.testing.assert_allclose(turned[1:-1] ** 2 / (turned[:-2] * turned[2:]), 1, atol=1e-5)
@@ -65,7 +76,8 @@ def test_the_middle_of_a_slice_is_turned_by_the_flip_angle(flip_angle_deg, tb, f
     middle = len(mxy) // 2
     assert abs(mxy[middle]) == pytest.approx(np.hypot(x, y), abs=1e-6)
     assert mz[middle] == pytest.approx(z, abs=1e-6)
-    # To the ripple of 1 % that the design allows. At 90 degrees, where the signal does not see it, it allows the angle more.
+    # To the ripple of 1 % that the design allows. At 90 degrees, where the signal does not see it, it allows
+    # the angle more.
     flip, allowed = np.deg2rad(flip_angle_deg), 0.2 if flip_angle_deg == 90 else 0.03
     assert np.hypot(x, y) == pytest.approx(np.sin(flip), rel=0.02)
     assert z == pytest.approx(np.cos(flip), abs=allowed * np.sin(flip))
@@ -99,7 +111,9 @@ def test_the_usual_flip_angles_give_the_pulses_that_sigpy_designs(ptype, flip_an
     assert pulse == Pulse(tb=4, ptype=ptype, ftype=ftype, flip_angle_deg=flip_angle_deg)
     expected = slr.dzrf(128, 4, ptype, ftype, 0.01, 0.01).real
     # Minimum phase takes the logarithm of a filter that is all but 0 in its stop band: rounding grows there.
-    np.testing.assert_allclose(rf_pulse.waveform(pulse), expected, atol=1e-12 if ftype not in ("min", "max") else 1e-7)
+    np.testing.assert_allclose(
+        rf_pulse.waveform(pulse), expected, atol=1e-12 if ftype not in ("min", "max") else 1e-7
+    )
 
 
 def test_the_samples_of_the_pulse_add_up_to_its_flip_angle():
@@ -151,7 +165,9 @@ def test_taps_sum_to_one_and_are_symmetric(design, thickness, voxel):
     np.testing.assert_allclose(taps, taps[::-1], atol=1e-6)
 
 
-@pytest.mark.parametrize(("thickness", "voxel", "radius"), [(3, 1, 4), (4.5, 1, 6), (2.1, 0.7, 4), (5, 0.8, 8)])
+@pytest.mark.parametrize(
+    ("thickness", "voxel", "radius"), [(3, 1, 4), (4.5, 1, 6), (2.1, 0.7, 4), (5, 0.8, 8)]
+)
 def test_taps_reach_one_voxel_beyond_the_thickness(thickness, voxel, radius):
     assert len(slice_profile.taps(thickness, voxel)) == 2 * radius + 1
 
@@ -238,7 +254,9 @@ def test_a_radifox_slice_as_thick_as_a_voxel_is_the_voxel():
     np.testing.assert_array_equal(slice_profile.taps(1, 1, Pulse(compat="radifox")), [1])
 
 
-@pytest.mark.parametrize(("tb", "touching", "gap_of_a_fifth"), [(2, 15, 3.3), (4, 9, 1.3), (8, 5, 0.8), (16, 3, 0.5)])
+@pytest.mark.parametrize(
+    ("tb", "touching", "gap_of_a_fifth"), [(2, 15, 3.3), (4, 9, 1.3), (8, 5, 0.8), (16, 3, 0.5)]
+)
 def test_cross_talk_in_percent(tb, touching, gap_of_a_fifth):
     assert 100 * slice_profile.cross_talk(5, 0, Pulse(tb=tb)) == pytest.approx(touching, abs=0.6)
     assert 100 * slice_profile.cross_talk(5, 1, Pulse(tb=tb)) == pytest.approx(gap_of_a_fifth, abs=0.15)
@@ -255,7 +273,10 @@ def test_a_pulse_is_designed_once_and_nobody_can_change_it():
 
 
 def test_importing_the_module_does_not_import_sigpy():
-    code = "import sys, helpers.acquisition.degradation; sys.exit(any(m in sys.modules for m in ('sigpy', 'ants', 'torch')))"
+    code = (
+        "import sys, helpers.acquisition.degradation; sys.exit(any(m in sys.modules for m in ('sigpy', "
+        "'ants', 'torch')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -279,8 +300,14 @@ def test_importing_the_module_does_not_import_sigpy():
         ({"part": "imaginary"}, ["part is 'imaginary'", "magnitude, real"]),
         ({"compat": "spm"}, ["compat is 'spm'", "radifox"]),
         ({"tb": 1}, ["no ex pulse with tb 1", "larger tb"]),
-        ({"tb": 1, "ptype": "se", "ftype": "ms"}, ["does not select a slice", "refocuses 26%", "90% or more", "larger tb"]),
-        ({"tb": 2, "ptype": "se", "ftype": "ms"}, ["does not select a slice", "refocuses 71%", "90% or more", "larger tb"]),
+        (
+            {"tb": 1, "ptype": "se", "ftype": "ms"},
+            ["does not select a slice", "refocuses 26%", "90% or more", "larger tb"],
+        ),
+        (
+            {"tb": 2, "ptype": "se", "ftype": "ms"},
+            ["does not select a slice", "refocuses 71%", "90% or more", "larger tb"],
+        ),
         ({"flip_angle_deg": 0}, ["flip_angle_deg is 0", "ptype ex are 0.1 to 90 degrees"]),
         ({"flip_angle_deg": 91}, ["flip_angle_deg is 91", "ptype ex are 0.1 to 90 degrees"]),
         ({"flip_angle_deg": 60, "ptype": "se"}, ["flip_angle_deg is 60", "ptype se are 90 to 180 degrees"]),
@@ -310,7 +337,9 @@ def test_an_impossible_length_is_refused(bad):
 
 
 def test_a_radifox_slice_thinner_than_a_voxel_is_refused():
-    with pytest.raises(ValueError, match="thickness_mm is 0.5: accepted with compat radifox is 1 mm, a voxel, or more"):
+    with pytest.raises(
+        ValueError, match="thickness_mm is 0.5: accepted with compat radifox is 1 mm, a voxel, or more"
+    ):
         slice_profile.taps(0.5, 1, Pulse(compat="radifox"))
 
 

@@ -31,10 +31,28 @@ def table():
                 for contrast in CONTRASTS:
                     for arm in ("harmonized", "input"):
                         perfect = arm == "input" and sources[contrast] == "3D"
-                        psnr = np.inf if perfect else 30 - each.separation_mm + 3 * (subject == 2) - 5 * (arm == "input")
-                        rows.append((subject, experiment, each.label, contrast, arm, "brain", psnr, np.nan, psnr / 40))
-        rows += [(subject, "3D", "3D", contrast, "ceiling", "brain", 26.0, np.nan, 0.9) for contrast in CONTRASTS]
-    columns = ["subject", "experiment", "resolution", "contrast", "arm", "region", "psnr_db", "ssim", "ssim_axial"]
+                        psnr = (
+                            np.inf
+                            if perfect
+                            else 30 - each.separation_mm + 3 * (subject == 2) - 5 * (arm == "input")
+                        )
+                        rows.append(
+                            (subject, experiment, each.label, contrast, arm, "brain", psnr, np.nan, psnr / 40)
+                        )
+        rows += [
+            (subject, "3D", "3D", contrast, "ceiling", "brain", 26.0, np.nan, 0.9) for contrast in CONTRASTS
+        ]
+    columns = [
+        "subject",
+        "experiment",
+        "resolution",
+        "contrast",
+        "arm",
+        "region",
+        "psnr_db",
+        "ssim",
+        "ssim_axial",
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -42,7 +60,10 @@ def test_slices_hang_as_radiologists_hang_them():
     # A volume stored LPS, with a bright voxel to the patient's left, at the front, and at the top.
     volume = np.zeros((10, 12, 14))
     volume[9, 0, 13] = 1  # left, anterior, superior
-    where = {plane: tuple(np.argwhere(grid.upright(volume, plane, index) == 1)[0]) for plane, index in (("axial", 13), ("coronal", 0), ("sagittal", 9))}
+    where = {
+        plane: tuple(np.argwhere(grid.upright(volume, plane, index) == 1)[0])
+        for plane, index in (("axial", 13), ("coronal", 0), ("sagittal", 9))
+    }
     assert where["axial"] == (0, 9)  # front is up, the patient's left is on the right
     assert where["coronal"] == (0, 9)  # top is up
     assert where["sagittal"] == (0, 0)  # front is on the left
@@ -117,7 +138,12 @@ def test_single_subjects_and_their_distribution_are_visible(table):
     dots = [line for line in axes[0, 0].get_lines() if line.get_linestyle() == "None"]
     assert sum(len(line.get_xdata()) for line in dots) == 2 * 3 * 8
     assert not axes[0, 0].patches  # two subjects have no quartiles
-    ten = pd.concat([table[table.subject == 1].assign(subject=n, psnr_db=lambda rows, n=n: rows.psnr_db + n / 10) for n in range(10)])
+    ten = pd.concat(
+        [
+            table[table.subject == 1].assign(subject=n, psnr_db=lambda rows, n=n: rows.psnr_db + n / 10)
+            for n in range(10)
+        ]
+    )
     _, axes, _ = figures.score_figure(ten, 5)
     assert len(axes[0, 0].patches) == 3 * 8
 
@@ -127,24 +153,45 @@ def test_the_arms_without_harmonizer_and_the_ceiling_lie_in_grey_behind(table):
     lines = axes[0, 0].get_lines()
     grey = [line for line in lines if line.get_color() in (drawing.GREY, "0.45")]
     assert len(grey) == 4
-    assert max(line.get_zorder() for line in grey) < min(line.get_zorder() for line in lines if line.get_color() in drawing.COLOURS.values())
+    assert max(line.get_zorder() for line in grey) < min(
+        line.get_zorder() for line in lines if line.get_color() in drawing.COLOURS.values()
+    )
 
 
 @pytest.fixture
 def attention():
     rows = [
-        (subject, experiment, each.label, target, "axial", source, orientation, 0.6 if source == target else 0.2)
-        for subject in (1, 2) for experiment, sources in EXPERIMENTS.items() for each in RESOLUTIONS
-        for target in CONTRASTS for source, orientation in sources.items()
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["subject", "experiment", "resolution", "target", "plane", "source", "orientation", "weight"])
+        (
+            subject,
+            experiment,
+            each.label,
+            target,
+            "axial",
+            source,
+            orientation,
+            0.6 if source == target else 0.2,
+        )
+        for subject in (1, 2)
+        for experiment, sources in EXPERIMENTS.items()
+        for each in RESOLUTIONS
+        for target in CONTRASTS
+        for source, orientation in sources.items()
+    ]
+    return pd.DataFrame(
+        rows,
+        columns=["subject", "experiment", "resolution", "target", "plane", "source", "orientation", "weight"],
+    )
 
 
 def test_the_attention_has_a_row_per_target_and_a_column_per_experiment_with_a_3d_source(attention):
     _, axes, drawn = figures.attention_figure(attention)
     assert axes.shape == (3, 4)
     assert [ax.get_title() for ax in axes[0]] == [f"Experiment {n}" for n in "3456"]
-    solid = {line.get_label(): line.get_linestyle() for line in axes[0, 0].get_lines() if line.get_label() in CONTRASTS}
+    solid = {
+        line.get_label(): line.get_linestyle()
+        for line in axes[0, 0].get_lines()
+        if line.get_label() in CONTRASTS
+    }
     assert solid == {"T1w": "-", "T2w": "--", "FLAIR": "--"}
     assert set(drawn.experiment) == set("3456")
     _, axes, _ = figures.attention_figure(attention[attention.experiment == "1a"])
@@ -152,20 +199,44 @@ def test_the_attention_has_a_row_per_target_and_a_column_per_experiment_with_a_3
 
 
 def test_the_frequencies_show_both_arms_and_the_nyquist_of_the_slices():
-    about = [(1, e, r.label, r.separation_mm, c, arm) for e in ("1b", "1c") for r in RESOLUTIONS for c in CONTRASTS for arm in ("input", "harmonized")]
-    cutoffs = pd.DataFrame(about, columns=["subject", "experiment", "resolution", "separation_mm", "contrast", "arm"])
+    about = [
+        (1, e, r.label, r.separation_mm, c, arm)
+        for e in ("1b", "1c")
+        for r in RESOLUTIONS
+        for c in CONTRASTS
+        for arm in ("input", "harmonized")
+    ]
+    cutoffs = pd.DataFrame(
+        about, columns=["subject", "experiment", "resolution", "separation_mm", "contrast", "arm"]
+    )
     cutoffs["cutoff_per_mm"] = 0.6 / cutoffs.separation_mm
-    curves = cutoffs.merge(pd.DataFrame({"frequency_per_mm": [0.1, 0.2], "correlation": [0.9, 0.1]}), how="cross")
+    curves = cutoffs.merge(
+        pd.DataFrame({"frequency_per_mm": [0.1, 0.2], "correlation": [0.9, 0.1]}), how="cross"
+    )
     _, axes, drawn = figures.frequency_figure(curves, cutoffs)
     assert axes.shape == (2, 2)
     assert len(axes[0, 0].get_lines()) == 5  # two resolutions in two arms, and the level
-    assert any(np.allclose(line.get_ydata(), [0.5 / each.separation_mm for each in RESOLUTIONS]) for line in axes[1, 0].get_lines())
+    assert any(
+        np.allclose(line.get_ydata(), [0.5 / each.separation_mm for each in RESOLUTIONS])
+        for line in axes[1, 0].get_lines()
+    )
     assert drawn is cutoffs
 
 
 def test_the_ladder_joins_the_same_subjects_on_every_step(table):
-    steps = pd.concat([table.assign(transform=t, psnr_db=table.psnr_db - n) for n, t in enumerate(("rigid", "affine", "known"))])
-    errors = pd.DataFrame({"resolution": ["3||0", "5||1.5"] * 2, "transform": ["rigid"] * 2 + ["known"] * 2, "registration_error_mm": [0.1, 0.2, 0, 0]})
+    steps = pd.concat(
+        [
+            table.assign(transform=t, psnr_db=table.psnr_db - n)
+            for n, t in enumerate(("rigid", "affine", "known"))
+        ]
+    )
+    errors = pd.DataFrame(
+        {
+            "resolution": ["3||0", "5||1.5"] * 2,
+            "transform": ["rigid"] * 2 + ["known"] * 2,
+            "registration_error_mm": [0.1, 0.2, 0, 0],
+        }
+    )
     _, axes, drawn = figures.ladder_figure(steps, errors)
     assert [label.get_text() for label in axes[0, 0].get_xticklabels()] == ["known", "rigid", "affine"]
     (line,) = [line for line in axes[0, 0].get_lines() if line.get_label() == "T1w"]
@@ -179,7 +250,9 @@ def test_a_dropped_contrast_is_drawn_as_a_target_and_not_as_a_source(table, atte
     fig, axes, _ = figures.score_figure(table, 6)
     assert "without FLAIR" in fig.get_suptitle()
     assert axes[0, 0].get_legend_handles_labels()[1] == list(CONTRASTS)
-    assert sorted(len(line.get_xdata()) for line in axes[0, 0].get_lines() if line.get_color() == drawing.GREY) == [0, 0, 8]  # T1w is perfect
+    assert sorted(
+        len(line.get_xdata()) for line in axes[0, 0].get_lines() if line.get_color() == drawing.GREY
+    ) == [0, 0, 8]  # T1w is perfect
     _, axes, _ = figures.attention_figure(attention[attention.source != "FLAIR"])
     assert axes.shape == (3, 2)  # In experiments 5 and 6 nothing 3D is left.
     assert {line.get_label() for line in axes[0, 0].get_lines()} & set(CONTRASTS) == {"T1w", "T2w"}
@@ -190,20 +263,42 @@ def test_a_dropped_contrast_is_drawn_as_a_target_and_not_as_a_source(table, atte
 
 
 def test_the_forest_has_a_row_per_claim_with_its_verdict_and_is_in_margins():
-    verdicts = pd.DataFrame({"claim": ["C1", "C2", "C3"], "statement": ["a", "b", "c"], "verdict": ["supported", "contradicted", "undecided"],
-                             "sentence": ["", "", "Undecided: not run: x."], "comparison": ["p", "q", None]})  # fmt: skip
+    verdicts = pd.DataFrame(
+        {
+            "claim": ["C1", "C2", "C3"],
+            "statement": ["a", "b", "c"],
+            "verdict": ["supported", "contradicted", "undecided"],
+            "sentence": ["", "", "Undecided: not run: x."],
+            "comparison": ["p", "q", None],
+        }
+    )
     columns = ["claim", "comparison", "unit", "margin", "estimate", "low", "high"]
-    rows = [("C1", "p", "dB", 0.5, 1.0, 0.5, 1.5), ("C2", "q", "variance ratio", 1.5, 1.5**2, 1.5, 1.5**3), ("C2", "r", "variance ratio", 1.5, 1.0, 0.5, np.inf)]
+    rows = [
+        ("C1", "p", "dB", 0.5, 1.0, 0.5, 1.5),
+        ("C2", "q", "variance ratio", 1.5, 1.5**2, 1.5, 1.5**3),
+        ("C2", "r", "variance ratio", 1.5, 1.0, 0.5, np.inf),
+    ]
     _, ax, _ = figures.forest(verdicts, pd.DataFrame(rows, columns=columns))
     assert [label.get_text().split()[0] for label in ax.get_yticklabels()] == ["C1", "C2"]
     said = [text.get_text() for text in ax.texts]
-    assert [text for text in said if text.split()[-1] in figures.VERDICTS] == ["✓ supported", "✗ contradicted"]
+    assert [text for text in said if text.split()[-1] in figures.VERDICTS] == [
+        "✓ supported",
+        "✗ contradicted",
+    ]
     dots = [float(line.get_xdata()[0]) for line in ax.get_lines() if line.get_marker() == "o"]
     assert dots == pytest.approx([2, 2])
 
 
 def test_a_scaling_says_that_it_is_simulated_and_how_long_one_worker_and_all_take():
-    table = pd.DataFrame({"workers": [1, 2, 4], "hours": [3.0, 1.5, 0.8], "speed_up": [1, 2, 3.75], "bound": [1, 2, 4], "study": "preview"})
+    table = pd.DataFrame(
+        {
+            "workers": [1, 2, 4],
+            "hours": [3.0, 1.5, 0.8],
+            "speed_up": [1, 2, 3.75],
+            "bound": [1, 2, 4],
+            "study": "preview",
+        }
+    )
     fig, ax = figures.scaling(table)
     assert "simulated" in ax.get_title()
     assert [text.get_text() for text in ax.texts] == ["3.0 h", "48 min"]
@@ -229,7 +324,9 @@ def test_a_quality_sheet_has_a_row_per_contrast_and_an_outline_in_every_panel():
     image, brain = np.zeros((20, 24, 22)), np.zeros((20, 24, 22), bool)
     brain[4:16, 4:20, 4:18] = True
     image[brain] = 1
-    _, axes = cohort_figures.quality_sheet({"T1w": image, "T2w": image}, {"brain": brain, "template": np.roll(brain, 1, 0)}, (10, 12, 11))
+    _, axes = cohort_figures.quality_sheet(
+        {"T1w": image, "T2w": image}, {"brain": brain, "template": np.roll(brain, 1, 0)}, (10, 12, 11)
+    )
     assert axes.shape == (2, 3)
     assert all(len(ax.collections) == 2 for ax in axes.flat)
     # What holds nothing is drawn without an outline, not refused.
@@ -237,8 +334,17 @@ def test_a_quality_sheet_has_a_row_per_contrast_and_an_outline_in_every_panel():
 
 
 def test_a_notebook_shows_every_figure_not_its_first_alone():
-    table = f"pd.read_csv({str(layout.FIGURES / 'ten' / 'scores.csv')!r}, dtype={{'experiment': str, 'resolution': str}})"
-    cells = [f"import pandas as pd\nfrom helpers.analysis import figures\ntable = {table}", *(f"figures.score_figure(table, {n});" for n in (3, 5))]
-    executed = nbclient.execute(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells]), kernel_name="python3")
+    table = (
+        f"pd.read_csv({str(layout.FIGURES / 'ten' / 'scores.csv')!r}, "
+        f"dtype={{'experiment': str, 'resolution': str}})"
+    )
+    cells = [
+        f"import pandas as pd\nfrom helpers.analysis import figures\ntable = {table}",
+        *(f"figures.score_figure(table, {n});" for n in (3, 5)),
+    ]
+    executed = nbclient.execute(
+        nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells]),
+        kernel_name="python3",
+    )
     shown = [[kind for output in cell.outputs for kind in output.get("data", {})] for cell in executed.cells]
     assert ["image/png" in kinds for kinds in shown] == [False, True, True]

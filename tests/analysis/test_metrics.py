@@ -55,7 +55,9 @@ def test_the_smallest_difference_is_not_taken_for_equality():
 def test_units_do_not_matter():
     volume, brain = ball()
     worse = noisy(volume, 60)
-    for row, scaled in zip(metrics.score(volume, worse, brain), metrics.score(volume * 1e-3, worse * 1e-3, brain), strict=True):
+    for row, scaled in zip(
+        metrics.score(volume, worse, brain), metrics.score(volume * 1e-3, worse * 1e-3, brain), strict=True
+    ):
         for column in COLUMNS[1:6]:
             assert scaled[column] == pytest.approx(row[column], rel=1e-4)
 
@@ -73,7 +75,9 @@ def test_neither_metric_depends_on_the_order_of_the_two_images():
     volume, brain = ball()
     worse = noisy(volume, 40)
     assert metrics.psnr(volume, worse, 900, brain) == metrics.psnr(worse, volume, 900, brain)
-    np.testing.assert_allclose(metrics.ssim_map(volume, worse, 900), metrics.ssim_map(worse, volume, 900), atol=1e-6)
+    np.testing.assert_allclose(
+        metrics.ssim_map(volume, worse, 900), metrics.ssim_map(worse, volume, 900), atol=1e-6
+    )
 
 
 def test_a_blurred_image_loses_structure_that_a_brighter_one_keeps():
@@ -86,7 +90,9 @@ def test_a_blurred_image_loses_structure_that_a_brighter_one_keeps():
 # The map
 
 
-@pytest.mark.parametrize("centre, radius", [((22, 24, 23), 14), ((4, 24, 40), 9), ((22, 24, 23), 40), ((0, 0, 0), 3)])
+@pytest.mark.parametrize(
+    "centre, radius", [((22, 24, 23), 14), ((4, 24, 40), 9), ((22, 24, 23), 40), ((0, 0, 0), 3)]
+)
 @pytest.mark.parametrize("axis", [None, 0, 1, 2])
 def test_the_map_is_that_of_scikit_image_inside_and_outside_of_the_box(axis, centre, radius):
     volume, _ = ball(radius=radius, centre=centre)
@@ -130,8 +136,12 @@ def test_the_mean_over_a_mask_is_that_of_the_map():
 def test_golden_numbers():
     volume, brain = ball()
     full, inside = metrics.score(volume, noisy(volume, 50), brain)
-    assert [full[c] for c in COLUMNS[1:6]] == pytest.approx([31.419046, 0.965340, 0.955233, 0.956891, 0.955723], rel=1e-4)
-    assert [inside[c] for c in COLUMNS[1:6]] == pytest.approx([23.004879, 0.766391, 0.694519, 0.706025, 0.697945], rel=1e-4)
+    assert [full[c] for c in COLUMNS[1:6]] == pytest.approx(
+        [31.419046, 0.965340, 0.955233, 0.956891, 0.955723], rel=1e-4
+    )
+    assert [inside[c] for c in COLUMNS[1:6]] == pytest.approx(
+        [23.004879, 0.766391, 0.694519, 0.706025, 0.697945], rel=1e-4
+    )
 
 
 # The table
@@ -152,7 +162,9 @@ def test_a_preview_knows_its_own_plane_only(axis, column):
     worse = noisy(volume, 30)
     some = tuple(slice(5, None, 11) if a == axis else slice(None) for a in range(3))
     whole = metrics.score(volume, worse, brain)
-    for row, complete in zip(metrics.score(volume[some], worse[some], brain[some], slice_axis=axis), whole, strict=True):
+    for row, complete in zip(
+        metrics.score(volume[some], worse[some], brain[some], slice_axis=axis), whole, strict=True
+    ):
         numbers = {name for name in COLUMNS[2:6] if not math.isnan(row[name])}
         assert numbers == {column}
         assert row[column] == pytest.approx(complete[column], abs=0.05)
@@ -208,7 +220,9 @@ def resolved(volume, axis, limit):
     """The volume without what is beyond a frequency (cycles/mm) along one axis."""
     spectrum = np.fft.rfft(volume, axis=axis)
     keep = np.fft.rfftfreq(volume.shape[axis]) <= limit
-    return np.fft.irfft(spectrum * np.expand_dims(keep, [a for a in range(3) if a != axis]), volume.shape[axis], axis=axis)
+    return np.fft.irfft(
+        spectrum * np.expand_dims(keep, [a for a in range(3) if a != axis]), volume.shape[axis], axis=axis
+    )
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +237,9 @@ def texture():
 def test_the_cutoff_is_where_the_frequencies_end_and_only_along_their_axis(texture, axis, limit):
     volume, window = texture
     blurred = resolved(volume, axis, limit)
-    assert metrics.cutoff(*metrics.fourier_correlation(volume, blurred, window, axis)) == pytest.approx(limit, abs=0.03)
+    assert metrics.cutoff(*metrics.fourier_correlation(volume, blurred, window, axis)) == pytest.approx(
+        limit, abs=0.03
+    )
     for other in {0, 1, 2} - {axis}:
         assert metrics.cutoff(*metrics.fourier_correlation(volume, blurred, window, other)) > 0.4
 
@@ -283,8 +299,11 @@ def test_psnr_and_ssim_are_those_of_scikit_image_to_1e_10():
     peak = metrics.data_range(volume)
     expected = peak_signal_noise_ratio(volume.astype(float), worse.astype(float), data_range=peak)
     assert metrics.psnr(volume, worse, peak) == pytest.approx(expected, abs=1e-10)
-    # SSIM of images whose maximum is 1, as scikit-image gets them: it computes float32 images in float32, and so do we.
+    # SSIM of images whose maximum is 1, as scikit-image gets them: it computes float32 images in float32, and
+    # so do we.
     volume, worse = volume / volume.max(), worse / volume.max()
     for axis in (None, 0, 1, 2):
-        expected = structural_similarity(volume, worse, data_range=1.0, channel_axis=axis, **SETTING)[1].mean(dtype=np.float64)
+        expected = structural_similarity(volume, worse, data_range=1.0, channel_axis=axis, **SETTING)[1].mean(
+            dtype=np.float64
+        )
         assert metrics.ssim(volume, worse, 1.0, axis=axis) == pytest.approx(expected, abs=1e-10)

@@ -1,4 +1,5 @@
-"""One's own images and simulated ones: none replaces the other, none stands for the other, by whichever way it is asked for."""
+"""One's own images and simulated ones: none replaces the other, none stands for the other, by whichever way
+it is asked for."""
 
 import json
 import os
@@ -16,7 +17,7 @@ from papermill.cli import papermill
 from helpers import grid, layout, volumes
 from helpers.cohort import examination, origins, phantom, preparation
 from helpers.pipeline import clean, cli, folders, participants, scoring
-from helpers.study import CONTRASTS, TARGET, Study, check_label
+from helpers.study import CONTRASTS, TARGET, Study, require_label
 
 SHAPE = (8, 9, 10)
 
@@ -25,8 +26,12 @@ SHAPE = (8, 9, 10)
 def small(monkeypatch):
     """Simulation and preparation of a few voxels each: here only the files that they write matter."""
     brain = np.ones(SHAPE, bool)
-    monkeypatch.setattr(participants, "person", lambda seed: SimpleNamespace(brain=brain, affine=np.eye(4), seed=seed))
-    monkeypatch.setattr(phantom, "render", lambda someone, *_, noise_seed: np.full(SHAPE, someone.seed, np.float32))
+    monkeypatch.setattr(
+        participants, "person", lambda seed: SimpleNamespace(brain=brain, affine=np.eye(4), seed=seed)
+    )
+    monkeypatch.setattr(
+        phantom, "render", lambda someone, *_, noise_seed: np.full(SHAPE, someone.seed, np.float32)
+    )
     monkeypatch.setattr(grid, "SHAPE", SHAPE)
     monkeypatch.setattr(grid, "AFFINE", np.eye(4))
     monkeypatch.setattr(examination, "examine_grid", lambda *_: [])
@@ -38,7 +43,9 @@ def small(monkeypatch):
 def as_they_are(images, brain, seed):
     volumes_ = {contrast: volume for contrast, (volume, _) in images.items()}
     ones, findings = dict.fromkeys(images, 1.0), dict.fromkeys(images, [])
-    return preparation.Prepared(volumes_, np.ones(SHAPE, bool), dict.fromkeys(images, np.eye(4)), ones, ones, findings)
+    return preparation.Prepared(
+        volumes_, np.ones(SHAPE, bool), dict.fromkeys(images, np.eye(4)), ones, ones, findings
+    )
 
 
 def data_set(folder, labels=("01",)):
@@ -54,7 +61,12 @@ def data_set(folder, labels=("01",)):
 @pytest.fixture
 def own(tmp_path):
     """A study of one's own whose only subject, 01, was prepared."""
-    plan = Study(name="mine", bids_dir=str(data_set(tmp_path / "bids")), subjects=["01"], output_dir=str(tmp_path / "results"))
+    plan = Study(
+        name="mine",
+        bids_dir=str(data_set(tmp_path / "bids")),
+        subjects=["01"],
+        output_dir=str(tmp_path / "results"),
+    )
     participants.cohort(plan, "01")
     return plan
 
@@ -78,7 +90,11 @@ def as_an_earlier_version(results, number=1):
 
 
 def content(folder):
-    return {path.relative_to(folder): path.read_bytes().hex()[:4000] for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder): path.read_bytes().hex()[:4000]
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def one_line(error):
@@ -90,23 +106,32 @@ def one_line(error):
 
 
 labels = st.text(string.ascii_letters + string.digits, min_size=1, max_size=8)
-names = st.one_of(labels, st.builds("{}_ses-{}".format, labels, labels), st.from_regex(r"(sim|SIM|target)[0-9]{0,3}", fullmatch=True))
+names = st.one_of(
+    labels,
+    st.builds("{}_ses-{}".format, labels, labels),
+    st.from_regex(r"(sim|SIM|target)[0-9]{0,3}", fullmatch=True),
+)
 
 
 @given(names, st.integers(1, 10**4))
 def test_no_label_that_is_accepted_has_the_files_of_a_simulated_subject_or_of_a_target(label, number):
     try:
-        check_label(label)
+        require_label(label)
     except ValueError:
         assume(False)
-    files = {layout.image("r", subject, "T1w", desc="preproc").as_posix().lower() for subject in (label, number, TARGET)}
+    files = {
+        layout.image("r", subject, "T1w", desc="preproc").as_posix().lower()
+        for subject in (label, number, TARGET)
+    }
     assert len(files) == 3  # also where upper and lower case are the same
     assert not layout.image("r", label, "T1w", desc="preproc").is_relative_to(f"r/{layout.name(number)}")
 
 
 def test_labels_that_simulated_subjects_or_targets_have_are_left_out(tmp_path):
     folder = data_set(tmp_path / "bids", ["01", "sim01", "Sim7", "simon", "target", "Target2"])
-    plan, left_out = participants.check_cohort(Study(bids_dir=str(folder), output_dir=str(tmp_path / "results")), voxels=False)
+    plan, left_out = participants.check_cohort(
+        Study(bids_dir=str(folder), output_dir=str(tmp_path / "results")), voxels=False
+    )
     assert set(plan.subjects) == {"01", "simon", "Target2"}
     assert set(left_out) == {"sim01", "Sim7", "target"}
     assert "as files of simulated subjects are named" in left_out["sim01"]
@@ -133,12 +158,17 @@ def test_a_number_is_refused_where_labels_are_meant_and_both_readings_are_named(
     with pytest.raises(ValueError) as error:
         ask(Study(name="mine", subjects=[1], output_dir=own.output_dir))
     assert "subject is 1, a simulated subject, but" in (line := one_line(error))
-    assert f"holds images of the data set {own.bids_dir}: accepted are labels as text (papermill -r subject 01)" in line
+    assert (
+        f"holds images of the data set {own.bids_dir}: accepted are labels as text (papermill -r subject 01)"
+        in line
+    )
     assert content(folders.folder(own)) == before
 
 
 def test_the_label_that_a_message_names_is_one_that_is_there(tmp_path):
-    plan = Study(bids_dir=str(data_set(tmp_path / "bids", ["p7", "007"])), output_dir=str(tmp_path / "results"))
+    plan = Study(
+        bids_dir=str(data_set(tmp_path / "bids", ["p7", "007"])), output_dir=str(tmp_path / "results")
+    )
     for label in ("p7", "007"):
         participants.cohort(plan, label)
     for number, label in ((7, "007"), (2, "007")):
@@ -180,9 +210,15 @@ def test_the_default_subject_of_a_notebook_is_refused_in_a_folder_of_ones_own(ow
 def test_papermill_makes_a_number_of_a_label_unless_it_is_told_not_to(tmp_path, option, value):
     # What the messages advise rests on this.
     notebook = str(layout.NOTEBOOKS / "00_cohort.ipynb")
-    CliRunner().invoke(papermill, ["--prepare-only", notebook, str(tmp_path / "out.ipynb"), option, "subject", "01"], catch_exceptions=False)
+    CliRunner().invoke(
+        papermill,
+        ["--prepare-only", notebook, str(tmp_path / "out.ipynb"), option, "subject", "01"],
+        catch_exceptions=False,
+    )
     cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
-    (injected,) = ["".join(cell["source"]) for cell in cells if "injected-parameters" in cell["metadata"].get("tags", [])]
+    (injected,) = [
+        "".join(cell["source"]) for cell in cells if "injected-parameters" in cell["metadata"].get("tags", [])
+    ]
     assert value in injected.splitlines()
 
 
@@ -191,11 +227,18 @@ def test_papermill_makes_a_number_of_a_label_unless_it_is_told_not_to(tmp_path, 
 
 def test_a_label_is_refused_where_subjects_are_simulated(simulated, tmp_path):
     before = content(tmp_path / "results")
-    text = "subject is '01', a label of a data set, but .* holds simulated subjects, sub-sim01: accepted are numbers"
+    text = (
+        "subject is '01', a label of a data set, but .* holds simulated subjects, sub-sim01: accepted are "
+        "numbers"
+    )
     bids = str(data_set(tmp_path / "bids"))
     for settings in ({}, {"bids_dir": bids}):
         plan = Study(name="mine", subjects=["01"], output_dir=simulated.output_dir, **settings)
-        for ask in (participants.check_cohort, folders.root if settings else participants.check_cohort, lambda plan: participants.cohort(plan, "01")):
+        for ask in (
+            participants.check_cohort,
+            folders.root if settings else participants.check_cohort,
+            lambda plan: participants.cohort(plan, "01"),
+        ):
             with pytest.raises(ValueError, match=text) as error:
                 ask(plan)
             assert "papermill -p subject 1" in one_line(error)
@@ -218,7 +261,9 @@ def test_a_label_without_a_data_set_is_refused(tmp_path):
 # ---------------------------------------------------------------- folders that an earlier version wrote
 
 
-def test_a_person_whom_an_earlier_version_replaced_by_the_simulated_brain_is_recognised(own, tmp_path, capsys):
+def test_a_person_whom_an_earlier_version_replaced_by_the_simulated_brain_is_recognised(
+    own, tmp_path, capsys
+):
     results = tmp_path / "results"
     simulated = Study(subjects=[1], output_dir=str(tmp_path / "other"))
     participants.cohort(simulated, 1)
@@ -227,7 +272,9 @@ def test_a_person_whom_an_earlier_version_replaced_by_the_simulated_brain_is_rec
     later = Study(name="mine", subjects=["01"], output_dir=own.output_dir)
     for ask in (participants.check_cohort, lambda plan: participants.cohort(plan, "01")):
         for plan in (own, later):
-            with pytest.raises(ValueError, match="sub-01 holds a simulated brain instead of the image of the data set") as error:
+            with pytest.raises(
+                ValueError, match="sub-01 holds a simulated brain instead of the image of the data set"
+            ) as error:
                 ask(plan)
             assert f"remove {results / 'sub-01'} and prepare it again from bids_dir" in one_line(error)
     (tmp_path / "mine.toml").write_text(f'bids_dir = "{own.bids_dir}"\noutput_dir = "{own.output_dir}"\n')
@@ -250,15 +297,21 @@ def test_the_label_that_the_target_subject_had_is_recognised_too(tmp_path):
         participants.check_cohort(plan)
     others = Study(bids_dir=plan.bids_dir, subjects=["01"], output_dir=plan.output_dir)
     assert participants.check_cohort(others)[0].subjects == ("01",)
-    assert origins.earlier_version(results)[0].startswith(f"{results}: sub-11: simulated by an earlier version")
+    assert origins.earlier_version(results)[0].startswith(
+        f"{results}: sub-11: simulated by an earlier version"
+    )
 
 
-def test_simulated_subjects_of_an_earlier_version_are_named_and_the_study_goes_on(simulated, tmp_path, capsys):
+def test_simulated_subjects_of_an_earlier_version_are_named_and_the_study_goes_on(
+    simulated, tmp_path, capsys
+):
     results = tmp_path / "results"
     assert origins.earlier_version(results) == []
     for number in (1, 2):
         as_an_earlier_version(results, number)
-    with pytest.raises(ValueError, match="subject is '01', a label of a data set, but .* holds simulated subjects, sub-01"):
+    with pytest.raises(
+        ValueError, match="subject is '01', a label of a data set, but .* holds simulated subjects, sub-01"
+    ):
         participants.cohort(Study(subjects=["01"], output_dir=simulated.output_dir), "01")
     (tmp_path / "mine.toml").write_text(f'subjects = [1, 2]\noutput_dir = "{simulated.output_dir}"\n')
     assert cli.main(["status", str(tmp_path / "mine.toml")]) == 0
@@ -273,8 +326,8 @@ def test_simulated_subjects_of_an_earlier_version_are_named_and_the_study_goes_o
 def test_a_folder_that_does_not_say_where_it_comes_from_is_of_no_data_set(tmp_path, text):
     (tmp_path / "dataset_description.json").write_text(text)
     assert origins.data_set(tmp_path) is None
-    origins.check(tmp_path, 1)
-    origins.check(tmp_path, "01")
+    origins.refuse_mixture(tmp_path, 1)
+    origins.refuse_mixture(tmp_path, "01")
 
 
 # ---------------------------------------------------------------- the guard below all of it
@@ -285,7 +338,9 @@ def test_no_image_is_replaced_by_one_of_another_origin(tmp_path):
     for first, second in (("mine", "simulated"), ("simulated", "mine")):
         volumes.write(path, np.ones(SHAPE), np.eye(4), {"Note": first})
         before = content(tmp_path)
-        with pytest.raises(ValueError, match=f"not replaced, since it is there and says '{first}', the new one '{second}'") as error:
+        with pytest.raises(
+            ValueError, match=f"not replaced, since it is there and says '{first}', the new one '{second}'"
+        ) as error:
             volumes.write(path, np.zeros(SHAPE), np.eye(4), {"Note": second})
         assert str(path) in one_line(error)
         assert content(tmp_path) == before

@@ -60,9 +60,17 @@ def test_the_separation_does_not_depend_on_how_the_axes_are_stored(cohort):
 @pytest.mark.parametrize(
     "affine, refuses, words",
     [
-        (np.diag([0.7, 0.7, 3, 1]), True, "voxels of 0.70 x 0.70 x 3.00 mm: accepted as a high-resolution image are voxels of up to 1.5 mm"),
+        (
+            np.diag([0.7, 0.7, 3, 1]),
+            True,
+            "voxels of 0.70 x 0.70 x 3.00 mm: accepted as a high-resolution image are voxels of up to 1.5 mm",
+        ),
         (np.diag([1, 1, 1.4, 1]), False, "voxels of 1.00 x 1.00 x 1.40 mm: the study asks for 1 mm"),
-        (np.array([[1, 0.1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), True, "axes 5.7 degrees off the right angle"),
+        (
+            np.array([[1, 0.1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]),
+            True,
+            "axes 5.7 degrees off the right angle",
+        ),
     ],
 )
 def test_a_grid_that_is_unfit_is_named(affine, refuses, words):
@@ -123,7 +131,12 @@ def head(cohort, gap_mm=4, scalp_mm=6):
     white = np.median(volume[brain])
     rng = np.random.default_rng(0)
     noise = np.abs(rng.normal(0, 0.03 * white, volume.shape)).astype(np.float32)
-    return np.where(brain, volume, noise + np.where((distance > gap_mm) & (distance < gap_mm + scalp_mm), 1.4 * white, 0).astype(np.float32)), brain
+    return np.where(
+        brain,
+        volume,
+        noise
+        + np.where((distance > gap_mm) & (distance < gap_mm + scalp_mm), 1.4 * white, 0).astype(np.float32),
+    ), brain
 
 
 def test_the_brain_is_found_inside_a_head(cohort):
@@ -135,7 +148,8 @@ def test_the_brain_is_found_inside_a_head(cohort):
 
 
 def body(brain, image, affine, below_mm, shoulders=False):
-    """A head with skull, scalp, face, and as much of the body as lies within so many mm below the given grid, on its voxels."""
+    """A head with skull, scalp, face, and as much of the body as lies within so many mm below the given grid,
+    on its voxels."""
     from edt import edt
 
     voxel_mm = float(np.linalg.norm(affine[:3, 0]))
@@ -144,7 +158,9 @@ def body(brain, image, affine, below_mm, shoulders=False):
     affine = affine @ np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, -added], [0, 0, 0, 1.0]])
     distance = edt(~brain, anisotropy=(voxel_mm,) * 3)
     white = np.percentile(image[brain], 80)
-    x, y, z = np.moveaxis(np.moveaxis(np.indices(image.shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3], -1, 0)
+    x, y, z = np.moveaxis(
+        np.moveaxis(np.indices(image.shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3], -1, 0
+    )
     outside = distance > 13
     result = np.where(brain, image, 0).astype(np.float32)
     result[(distance > 0) & (distance <= 7)] = 0.12 * white
@@ -167,7 +183,10 @@ def turned(degrees, axis, shift_mm=(0, 0, 0)):
 @pytest.mark.parametrize("below_mm, shoulders", [(0, False), (40, False), (100, False), (130, True)])
 @pytest.mark.parametrize("degrees, axis", [(0, 0), (20, 0), (-20, 0), (20, 1), (20, 2)])
 def test_one_start_lies_near_the_brain_however_much_of_the_body_is_seen(below_mm, shoulders, degrees, axis):
-    (image, affine), mask = registration.coarsen(preparation.template("T1w")[0], grid.AFFINE), preparation.template("T1w")[1]
+    (image, affine), mask = (
+        registration.coarsen(preparation.template("T1w")[0], grid.AFFINE),
+        preparation.template("T1w")[1],
+    )
     brain = registration.coarsen(mask.astype(np.float32), grid.AFFINE)[0] > 0.5
     volume, body_affine = body(brain, image, affine, below_mm, shoulders)
     # A header that knows nothing of where the head is.
@@ -194,9 +213,16 @@ def test_a_head_with_neck_is_registered_as_its_brain_alone_is():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "below_mm, shoulders, degrees, axis, header",
-    [(40, False, 0, 0, "far"), (60, False, -20, 0, "zero"), (100, False, 20, 1, "corner"), (130, True, 20, 2, "far")],
+    [
+        (40, False, 0, 0, "far"),
+        (60, False, -20, 0, "zero"),
+        (100, False, 20, 1, "corner"),
+        (130, True, 20, 2, "far"),
+    ],
 )
-def test_the_brain_of_a_head_with_neck_comes_to_lie_where_it_does_without(cohort, below_mm, shoulders, degrees, axis, header):
+def test_the_brain_of_a_head_with_neck_comes_to_lie_where_it_does_without(
+    cohort, below_mm, shoulders, degrees, axis, header
+):
     brain = cohort["mask"][0] > 0
     alone = preparation.prepare({"T1w": cohort["T1w"]})
     volume, affine = body(brain, cohort["T1w"][0], cohort["T1w"][1], below_mm, shoulders)
@@ -232,7 +258,11 @@ def test_thick_slices_are_known_as_such_whether_they_were_interpolated_or_not(co
     volume, affine = cohort["T1w"]
     assert not examination.is_thick(examination.sharpness(volume, affine))
     stack, stack_affine = degradation.degrade(volume, affine, "axial", Resolution(3, 0))
-    image = (stack, stack_affine) if as_acquired else (interpolated(cohort["T1w"], "axial", Resolution(3, 0)), affine)
+    image = (
+        (stack, stack_affine)
+        if as_acquired
+        else (interpolated(cohort["T1w"], "axial", Resolution(3, 0)), affine)
+    )
     assert examination.is_thick(examination.sharpness(*image))
 
 
@@ -244,7 +274,9 @@ def test_thick_slices_are_known_as_such_whether_they_were_interpolated_or_not(co
         (0.15, True, True, "wrong orientation?"),
     ],
 )
-def test_thick_slices_are_not_taken_for_a_wrong_orientation(monkeypatch, cohort, agreement, thick, refuses, words):
+def test_thick_slices_are_not_taken_for_a_wrong_orientation(
+    monkeypatch, cohort, agreement, thick, refuses, words
+):
     # The registration and the measure are tested elsewhere.
     monkeypatch.setattr(registration, "estimate", lambda *_, **__: np.eye(4))
     monkeypatch.setattr(preparation, "edge_likeness", lambda *_: agreement)
@@ -281,15 +313,23 @@ def test_without_a_t1w_nothing_is_guessed(cohort, images, message):
 def test_a_moved_subject_comes_back_to_within_half_a_voxel_of_itself(cohort):
     # T2w and FLAIR of another session: each its own motion. The truth between contrasts is known.
     motions = {contrast: registration.motion(3, 1, contrast, "axial") for contrast in CONTRASTS}
-    moved = {contrast: (cohort[contrast][0], registration.move(cohort[contrast][1], motion)) for contrast, motion in motions.items()}
+    moved = {
+        contrast: (cohort[contrast][0], registration.move(cohort[contrast][1], motion))
+        for contrast, motion in motions.items()
+    }
     prepared = preparation.prepare(moved)
     brain = cohort["mask"][0] > 0
-    back = {contrast: np.linalg.inv(motions[contrast]) @ prepared.transforms[contrast] for contrast in CONTRASTS}
+    back = {
+        contrast: np.linalg.inv(motions[contrast]) @ prepared.transforms[contrast] for contrast in CONTRASTS
+    }
     for contrast in ("T2w", "FLAIR"):
         assert registration.error_mm(back[contrast], back["T1w"], brain, grid.AFFINE) < 0.5
     assert all(not findings for findings in prepared.findings.values())
     # Another subject's T2w is noticed, and so is a mirrored one.
-    for stranger in (phantom.render(phantom.subject(2), phantom.scanner("study-1"), "T2w", 1), cohort["T2w"][0][::-1].copy()):
+    for stranger in (
+        phantom.render(phantom.subject(2), phantom.scanner("study-1"), "T2w", 1),
+        cohort["T2w"][0][::-1].copy(),
+    ):
         mixed = preparation.prepare({"T1w": moved["T1w"], "T2w": (stranger, grid.AFFINE)})
         assert any("another person" in each.text for each in mixed.findings["T2w"])
 
@@ -347,16 +387,25 @@ def z_scores(volume, where):
 IMPLAUSIBLE = {
     "z-scores of the brain": (lambda v: z_scores(v, v > 0), "of its signal is negative, down to"),
     "z-scores of all voxels": (lambda v: (v - v.mean()) / v.std(), "its background is at -0."),
-    "z-scores of a head": (lambda v: z_scores(in_a_head(v), np.ones(v.shape, bool)), "its background is at -0."),
+    "z-scores of a head": (
+        lambda v: z_scores(in_a_head(v), np.ones(v.shape, bool)),
+        "its background is at -0.",
+    ),
     "from -1 to 1": (lambda v: 2 * v / v.max() - 1, "of its signal is negative"),
-    "a phase": (lambda v: np.random.default_rng(0).uniform(-np.pi, np.pi, v.shape), "of its signal is negative"),
+    "a phase": (
+        lambda v: np.random.default_rng(0).uniform(-np.pi, np.pi, v.shape),
+        "of its signal is negative",
+    ),
     "background of a CT": (lambda v: np.where(v > 0, v, -1024), "of its signal is negative"),
     "wrapped": (lambda v: wrapped(v, 60000), "whole numbers that have wrapped around"),
     "wrapped where it is brightest": (lambda v: wrapped(v, 36000), "whole numbers that have wrapped around"),
     "wrapped, in a head": (lambda v: wrapped(in_a_head(v), 45000), "whole numbers that have wrapped around"),
     "a mask": (lambda v: v > 0, "2 different values, a mask or a segmentation"),
     "tissues": (lambda v: np.digitize(v, [1, 100, 200, 300]), "5 different values"),
-    "labels": (lambda v: np.where(v > 0, 100 + np.indices(v.shape).sum(axis=0) // 6, 0), "of neighbouring voxels are equal"),
+    "labels": (
+        lambda v: np.where(v > 0, 100 + np.indices(v.shape).sum(axis=0) // 6, 0),
+        "of neighbouring voxels are equal",
+    ),
     "overexposed": (lambda v: np.minimum(v, np.percentile(v[v > 0], 40)), "the largest value, as in a mask"),
     "lifted": (lambda v: v + 1000, "its background is at 1000"),
     "lifted by a third": (lambda v: v + v.max() / 3, "accepted is a background near 0"),
@@ -374,7 +423,9 @@ def test_values_that_no_image_has_are_refused_wherever_one_comes_in(cohort, kind
     change, words = IMPLAUSIBLE[kind]
     changed = np.asarray(change(volume), np.float32)
     (finding,) = examination.examine_values(changed, affine)
-    assert finding.refuses and words in finding.text and "accepted" in finding.text and "\n" not in finding.text
+    assert (
+        finding.refuses and words in finding.text and "accepted" in finding.text and "\n" not in finding.text
+    )
     assert finding in examination.examine(changed, affine)[0]
     with pytest.raises(ValueError, match="^T1w: ") as error:
         preparation.prepare({"T1w": (changed, affine)})
@@ -398,7 +449,9 @@ PLAUSIBLE = {
     "defaced": defaced,
     "a lesion": lesioned,
     "noisy": lambda v: np.abs(v + np.random.default_rng(0).normal(0, 0.15 * v.max(), v.shape)),
-    "background of an MP2RAGE": lambda v: np.where(v > 0, v, np.random.default_rng(0).uniform(0, v.max(), v.shape)),
+    "background of an MP2RAGE": lambda v: np.where(
+        v > 0, v, np.random.default_rng(0).uniform(0, v.max(), v.shape)
+    ),
     "resampled": half_a_voxel_on,
     "background of -1": lambda v: np.where(v > 0, v, -1),
     "60 grey levels": lambda v: np.round(60 * v / v.max()),
@@ -411,7 +464,13 @@ PLAUSIBLE = {
 
 
 @pytest.mark.parametrize(
-    "kind, contrast", [(kind, contrast) for kind in PLAUSIBLE for contrast in CONTRASTS if contrast == "T1w" or "MP2RAGE" not in kind]
+    "kind, contrast",
+    [
+        (kind, contrast)
+        for kind in PLAUSIBLE
+        for contrast in CONTRASTS
+        if contrast == "T1w" or "MP2RAGE" not in kind
+    ],
 )
 def test_what_people_acquire_and_programs_leave_is_accepted(cohort, kind, contrast):
     volume, affine = at_2_mm(cohort, contrast)
@@ -430,12 +489,16 @@ def test_a_background_that_interpolation_has_left_almost_nothing_of_is_removed(c
     volume, affine = at_2_mm(cohort, contrast)
     resampled = (factor * half_a_voxel_on(volume)).astype(np.float32)
     assert examination.is_stripped(resampled) and examination.shows_brain_only(resampled, affine)
-    assert examination.foreground(resampled).sum() == pytest.approx(examination.foreground(volume).sum(), rel=0.1)
+    assert examination.foreground(resampled).sum() == pytest.approx(
+        examination.foreground(volume).sum(), rel=0.1
+    )
 
 
 def test_a_head_whose_air_is_blank_is_no_brain(cohort):
     volume, affine = at_2_mm(cohort, "T2w")
-    head = np.where(ndimage.binary_dilation(volume > 0, iterations=6), in_a_head(volume), 0).astype(np.float32)
+    head = np.where(ndimage.binary_dilation(volume > 0, iterations=6), in_a_head(volume), 0).astype(
+        np.float32
+    )
     assert examination.is_stripped(head) and not examination.shows_brain_only(head, affine)
     with pytest.raises(ValueError, match="the T2w image has its background or skull"):
         preparation.prepare({"T2w": (head, affine)})

@@ -145,7 +145,9 @@ def test_theta_and_the_logits_of_whole_slices_are_the_published_ones(published_w
         logits = published_width.networks["beta_encoder"](image)
     np.testing.assert_allclose(mu, NUMBERS["theta_mu"][:2], atol=1e-4, rtol=0)
     np.testing.assert_allclose(logvar, NUMBERS["theta_logvar"][:2], atol=1e-4, rtol=0)
-    np.testing.assert_allclose(logits[:, :, 96:128, 96:128], NUMBERS["beta_logit224_center"][:2], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(
+        logits[:, :, 96:128, 96:128], NUMBERS["beta_logit224_center"][:2], atol=1e-4, rtol=0
+    )
 
 
 @pytest.mark.parametrize("temperature", [5, 10])
@@ -163,7 +165,9 @@ def test_attention_sums_to_one_and_a_dropped_contrast_weighs_nothing():
     generator = torch.Generator().manual_seed(0)
     attention = networks.Attention()
     weights = attention.weights(
-        torch.randn(6, 4, generator=generator), torch.randn(6, 3, 4, generator=generator), torch.tensor([0.0, 1.0, 0.0])
+        torch.randn(6, 4, generator=generator),
+        torch.randn(6, 3, 4, generator=generator),
+        torch.tensor([0.0, 1.0, 0.0]),
     )
     np.testing.assert_allclose(weights.sum(1).detach(), 1, atol=1e-6)
     assert (weights[:, 1] == 0).all() and (weights[:, 0] > 0).all()
@@ -171,7 +175,9 @@ def test_attention_sums_to_one_and_a_dropped_contrast_weighs_nothing():
 
 def test_the_eta_convolution_as_a_matrix_product_is_that_convolution(published_width):
     eta = published_width.networks["eta_encoder"]
-    image = torch.randn(1, 1, 240, 224, generator=torch.Generator().manual_seed(1))  # 240: an incomplete block is ignored
+    image = torch.randn(
+        1, 1, 240, 224, generator=torch.Generator().manual_seed(1)
+    )  # 240: an incomplete block is ignored
     with torch.inference_mode():
         plain = eta.seq(torch.cat([eta.in_conv(image), image], dim=1))
         np.testing.assert_allclose(eta(image), plain, atol=1e-4)
@@ -254,7 +260,11 @@ def test_a_slice_put_back_is_where_it_came_from_and_is_seen_head_up(orientation)
     np.testing.assert_array_equal(back.take(*where), volume[16:208, :, 16:208].take(*where))
     assert np.count_nonzero(back.any(axis=tuple({0, 1, 2} - {axis}))) == 1
     i, j = 20, 150
-    expected = {"axial": volume[j, i, 70], "coronal": volume[j, 70, 223 - i], "sagittal": volume[70, j, 223 - i]}
+    expected = {
+        "axial": volume[j, i, 70],
+        "coronal": volume[j, 70, 223 - i],
+        "sagittal": volume[70, j, 223 - i],
+    }
     assert image[i, j] == expected[orientation]
 
 
@@ -270,8 +280,13 @@ def test_harmonize_computes_what_the_definition_says(small, heads, sources):
     y = 50  # 101 // 2, the first slice that is visited
     net = small.networks
     with torch.inference_mode():
-        slices = [torch.from_numpy(slicing.slice_of(source.volume, "coronal", y))[None, None] for source in sources.values()]
-        keys = torch.cat([torch.cat([net["theta_encoder"](s)[0], net["eta_encoder"](s)], 1) for s in slices])  # (3, 4, 1, 1)
+        slices = [
+            torch.from_numpy(slicing.slice_of(source.volume, "coronal", y))[None, None]
+            for source in sources.values()
+        ]
+        keys = torch.cat(
+            [torch.cat([net["theta_encoder"](s)[0], net["eta_encoder"](s)], 1) for s in slices]
+        )  # (3, 4, 1, 1)
         k = keys[None, :, :, 0].permute(0, 2, 3, 1)  # (1, 4, 1, 3)
         q = torch.from_numpy(np.concatenate([target.theta, target.eta]))[None, :, None]
         v = torch.stack([net["beta_encoder"](s).flatten(2) for s in slices], dim=-1)
@@ -280,10 +295,14 @@ def test_harmonize_computes_what_the_definition_says(small, heads, sources):
         decoded = net["decoder"](torch.cat([beta, q[:, :2, :, None].expand(1, 2, 224, 224)], dim=1))
         expected = (decoded * (slices[0] > 1e-6))[0, 0].numpy() * target.norm
     # rows of a coronal slice run against z, columns along x
-    np.testing.assert_allclose(result.images["FLAIR"][:, y, ::-1], expected.T[16:208, 16:208], atol=1e-4 * target.norm)
+    np.testing.assert_allclose(
+        result.images["FLAIR"][:, y, ::-1], expected.T[16:208, 16:208], atol=1e-4 * target.norm
+    )
     np.testing.assert_allclose(result.attention["FLAIR"]["coronal"][y], weights[0], atol=1e-6)
     np.testing.assert_allclose(result.theta["T2w"]["coronal"][y], keys[1, :2, 0, 0], atol=1e-6)
-    np.testing.assert_allclose(result.eta["T2w"]["coronal"][y], keys[1, 2:, 0, 0], atol=3e-5)  # sums of 65 000 products, in another order
+    np.testing.assert_allclose(
+        result.eta["T2w"]["coronal"][y], keys[1, 2:, 0, 0], atol=3e-5
+    )  # sums of 65 000 products, in another order
     assert expected.max() > 0
 
 
@@ -300,7 +319,9 @@ def test_slices_may_go_through_the_networks_together(small, small_file, sources,
     batched = haca3.load(small_file, device="cpu", compiled=False)
     monkeypatch.setattr(batched, "_batches", lambda ks: [ks[i : i + 3] for i in range(0, len(ks), 3)])
     many = batched.harmonize(sources, target, slice_step=24, details=True)
-    assert differing(one.images["T1w"], many.images["T1w"], 1e-3 * target["T1w"].norm) < 1e-3  # a label within rounding may flip
+    assert (
+        differing(one.images["T1w"], many.images["T1w"], 1e-3 * target["T1w"].norm) < 1e-3
+    )  # a label within rounding may flip
     for name in sources:
         np.testing.assert_allclose(one.theta[name]["axial"], many.theta[name]["axial"], atol=1e-3)
     np.testing.assert_allclose(one.attention["T1w"]["axial"], many.attention["T1w"]["axial"], atol=1e-3)
@@ -308,7 +329,9 @@ def test_slices_may_go_through_the_networks_together(small, small_file, sources,
 
 @pytest.fixture
 def program():
-    return winograd.library() or pytest.skip("the compiled networks: no C++ compiler here; on Debian: apt install g++")
+    return winograd.library() or pytest.skip(
+        "the compiled networks: no C++ compiler here; on Debian: apt install g++"
+    )
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (4, 4), (14, 14), (17, 30), (56, 21)])
@@ -340,7 +363,11 @@ def test_normalization_is_the_instance_norm_whatever_the_level(program, level, s
 @pytest.mark.parametrize("level", [0, 0.7, -1e3])
 @pytest.mark.parametrize("size", [(1, 1), (4, 8), (14, 14), (61, 87)])
 def test_a_norm_that_gets_its_moments_from_the_convolution_is_the_same(program, level, size):
-    conv, norm, relu = torch.nn.Conv2d(16, 48, 3, padding=1), torch.nn.InstanceNorm2d(48), torch.nn.LeakyReLU(0.1)
+    conv, norm, relu = (
+        torch.nn.Conv2d(16, 48, 3, padding=1),
+        torch.nn.InstanceNorm2d(48),
+        torch.nn.LeakyReLU(0.1),
+    )
     generator = torch.Generator().manual_seed(4)
     for parameter in conv.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator)
@@ -364,31 +391,47 @@ def test_accelerated_networks_are_the_published_ones_to_rounding(program, publis
         assert any(isinstance(module, winograd.Convolution) for module in quick.modules())
         with torch.inference_mode():
             expected, ours = network(x).flatten(0, 1), quick(x).flatten(0, 1)
-        assert metrics.psnr(expected.numpy(), ours.numpy(), float(expected.max() - expected.min())) > 100, name
+        assert metrics.psnr(expected.numpy(), ours.numpy(), float(expected.max() - expected.min())) > 100, (
+            name
+        )
 
 
 def test_compiled_networks_give_the_same_image_to_rounding(program, small, small_file, heads, target):
     quick = haca3.load(small_file, device="cpu", compiled=True)
-    plain, fast = ({name: model.encode(volume, slice_step=64) for name, volume in heads.items()} for model in (small, quick))
+    plain, fast = (
+        {name: model.encode(volume, slice_step=64) for name, volume in heads.items()}
+        for model in (small, quick)
+    )
     for name in heads:
         expected, ours = (np.concatenate(encodings[name].arrays()["logits"]) for encodings in (plain, fast))
         assert metrics.psnr(expected, ours, float(np.ptp(expected))) > 100, name
     # From the same logits: where two are equal within rounding, another label would make another image.
-    expected, ours = (model.harmonize(plain, target, anatomy="argmax", slice_step=64).images["T1w"] for model in (small, quick))
+    expected, ours = (
+        model.harmonize(plain, target, anatomy="argmax", slice_step=64).images["T1w"]
+        for model in (small, quick)
+    )
     np.testing.assert_array_equal(np.isnan(expected), np.isnan(ours))
     shown = np.nan_to_num(expected) > 0
     assert 10 * np.log10(expected[shown].max() ** 2 / np.mean((expected - ours)[shown] ** 2)) > 100
 
 
-def test_without_a_compiler_the_networks_run_as_they_are_and_one_line_says_so_once(small_file, monkeypatch, capsys):
-    monkeypatch.setattr(winograd, "library", functools.cache(winograd.library.__wrapped__))  # without what an earlier test has built
+def test_without_a_compiler_the_networks_run_as_they_are_and_one_line_says_so_once(
+    small_file, monkeypatch, capsys
+):
+    monkeypatch.setattr(
+        winograd, "library", functools.cache(winograd.library.__wrapped__)
+    )  # without what an earlier test has built
     monkeypatch.setattr(winograd.compiler, "library", lambda source: (None, "there is no C++ compiler here"))
     for _ in range(2):
         model = haca3.load(small_file, device="cpu")
         assert not model.compiled
         assert not any(isinstance(module, winograd.Convolution) for module in model._run["decoder"].modules())
     output = capsys.readouterr()
-    assert output.out.count("\n") == 1 and output.out.endswith(": there is no C++ compiler here\n") and not output.err
+    assert (
+        output.out.count("\n") == 1
+        and output.out.endswith(": there is no C++ compiler here\n")
+        and not output.err
+    )
 
 
 def test_networks_run_compiled_unless_asked_not_to(program, small, small_file):
@@ -397,20 +440,25 @@ def test_networks_run_compiled_unless_asked_not_to(program, small, small_file):
 
 
 def on_threads(function, counts=(1, 2, 3, 5, 8)):
-    """SHA-256 of the arrays that a function returns on each number of threads, and see that torch has its threads afterwards."""
+    """SHA-256 of the arrays that a function returns on each number of threads, and see that torch has its
+    threads afterwards."""
     before, digests = torch.get_num_threads(), []
     try:
         for count in counts:
             torch.set_num_threads(count)
             arrays = function()
             assert torch.get_num_threads() == count
-            digests.append(hashlib.sha256(b"".join(np.ascontiguousarray(each).tobytes() for each in arrays)).hexdigest())
+            digests.append(
+                hashlib.sha256(b"".join(np.ascontiguousarray(each).tobytes() for each in arrays)).hexdigest()
+            )
     finally:
         torch.set_num_threads(before)
     return digests
 
 
-@pytest.mark.parametrize("name", ["beta_encoder", "theta_encoder", "eta_encoder", "decoder", "patchifier", "attention_module"])
+@pytest.mark.parametrize(
+    "name", ["beta_encoder", "theta_encoder", "eta_encoder", "decoder", "patchifier", "attention_module"]
+)
 @pytest.mark.parametrize("way", ["plain", "compiled", "bfloat16"])
 def test_a_network_gives_the_same_bytes_on_any_number_of_threads(published_width, name, way, request):
     network = published_width.networks[name]
@@ -434,7 +482,9 @@ def test_a_network_gives_the_same_bytes_on_any_number_of_threads(published_width
 
 
 def test_the_fusion_net_gives_the_same_bytes_on_any_number_of_threads(published_width):
-    x = torch.rand((1, 3, 50, 60, 64), generator=torch.Generator().manual_seed(2)).contiguous(memory_format=torch.channels_last_3d)
+    x = torch.rand((1, 3, 50, 60, 64), generator=torch.Generator().manual_seed(2)).contiguous(
+        memory_format=torch.channels_last_3d
+    )
 
     def fuse():
         with torch.inference_mode():
@@ -447,9 +497,15 @@ def test_the_noise_has_the_same_bytes_on_any_number_of_threads():
     assert len(set(on_threads(lambda: [slicing.gumbel_noise(3, "axial", 90).numpy()]))) == 1
 
 
-@pytest.mark.parametrize("way", [{}, {"compiled": False}, {"precision": "bfloat16"}, {"variant": "haca3plus"}], ids=str)
-def test_codes_targets_and_images_have_the_same_bytes_on_any_number_of_threads(small_file, heads, sources, way, monkeypatch):
-    monkeypatch.setattr(slicing, "preprocess", lambda volume: (sources["T1w"].volume, 1.0))  # takes longer than the networks
+@pytest.mark.parametrize(
+    "way", [{}, {"compiled": False}, {"precision": "bfloat16"}, {"variant": "haca3plus"}], ids=str
+)
+def test_codes_targets_and_images_have_the_same_bytes_on_any_number_of_threads(
+    small_file, heads, sources, way, monkeypatch
+):
+    monkeypatch.setattr(
+        slicing, "preprocess", lambda volume: (sources["T1w"].volume, 1.0)
+    )  # takes longer than the networks
     monkeypatch.setattr(harmonizer, "TARGET_SLICES", range(100, 104))
     model = haca3.load(small_file, device="cpu", **way)
     plane = sources["T1w"].volume[16:208, :, 110]
@@ -459,7 +515,15 @@ def test_codes_targets_and_images_have_the_same_bytes_on_any_number_of_threads(s
         codes = model.encode(heads["T1w"], ["axial"], 60).arrays()
         whole = model.harmonize(sources, {"T2w": target}, slice_step=60, details=True)
         one = model.harmonize_slice({"T1w": plane}, {"T2w": target}, "axial", 110)
-        return [target.theta, target.eta, codes["logits"], codes["key"], whole.images["T2w"], whole.attention["T2w"]["axial"], one["T2w"]]
+        return [
+            target.theta,
+            target.eta,
+            codes["logits"],
+            codes["key"],
+            whole.images["T2w"],
+            whole.attention["T2w"]["axial"],
+            one["T2w"],
+        ]
 
     assert len(set(on_threads(everything))) == 1
 
@@ -469,29 +533,46 @@ def test_torch_has_its_threads_again_after_an_error():
     try:
         torch.set_num_threads(3)
         with pytest.raises(ZeroDivisionError), threads.side_by_side() as run:
-            assert list(run(lambda _: torch.get_num_threads(), range(5))) == [1] * 5 and torch.get_num_threads() == 1
+            assert (
+                list(run(lambda _: torch.get_num_threads(), range(5))) == [1] * 5
+                and torch.get_num_threads() == 1
+            )
             list(run(lambda number: 1 / number, range(5)))
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
 
 
-@pytest.mark.skipif(not (torch.cuda.is_available() or torch.backends.mps.is_available()), reason="encodings on a GPU: none here that torch can use")
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+    reason="encodings on a GPU: none here that torch can use",
+)
 def test_a_gpu_takes_encodings_that_were_stored(small, small_file, heads, target):
     options = dict(slice_step=64, anatomy="argmax")
     expected = small.harmonize(heads, target, **options).images["T1w"]
     gpu = haca3.load(small_file)
     assert gpu.device != "cpu"
-    stored = {name: haca3.Encoding.from_arrays(gpu.encode(volume, slice_step=64).arrays()) for name, volume in heads.items()}
+    stored = {
+        name: haca3.Encoding.from_arrays(gpu.encode(volume, slice_step=64).arrays())
+        for name, volume in heads.items()
+    }
     for sources in (heads, stored):
-        assert differing(expected, gpu.harmonize(sources, target, **options).images["T1w"], 1e-3 * target["T1w"].norm) < 1e-2
+        assert (
+            differing(
+                expected, gpu.harmonize(sources, target, **options).images["T1w"], 1e-3 * target["T1w"].norm
+            )
+            < 1e-2
+        )
 
 
 def test_bfloat16_is_coarser_but_says_the_same(small, small_file, sources):
     image = slicing.slice_of(sources["T1w"].volume, "axial", 110)
     coarse = haca3.load(small_file, device="cpu", precision="bfloat16")
     with torch.inference_mode():
-        ((exact, key),), ((rounded, same_key),) = small._encode([image], small.networks), coarse._encode([image], coarse.networks)
+        ((exact, key),), ((rounded, same_key),) = (
+            small._encode([image], small.networks),
+            coarse._encode([image], coarse.networks),
+        )
     assert rounded.dtype == torch.float32 and torch.equal(key, same_key)  # theta and eta stay exact
     assert 0 < (exact - rounded).std() < 0.25 * exact.std()  # random weights amplify rounding
 
@@ -533,30 +614,40 @@ def test_haca3plus_takes_a_pixel_from_the_sources_that_show_it(small_file, heads
     both = plus.harmonize({"T1w": left, "T2w": right}, target, **options).images["T1w"][:, :, 95]
     alone = plus.harmonize({"T1w": left}, target, **options).images["T1w"][:, :, 95]
     assert (both[96:] > 0).any() and not (alone[96:] > 0).any()  # the union of the masks is its default
-    first = plus.harmonize({"T1w": left, "T2w": right}, target, **options, mask="first").images["T1w"][:, :, 95]
+    first = plus.harmonize({"T1w": left, "T2w": right}, target, **options, mask="first").images["T1w"][
+        :, :, 95
+    ]
     np.testing.assert_array_equal(first[:96], both[:96])
     assert not (first[96:] > 0).any()
 
 
-def test_the_scale_of_an_image_does_not_matter_and_the_output_has_that_of_the_target(small, heads, sources, target):
+def test_the_scale_of_an_image_does_not_matter_and_the_output_has_that_of_the_target(
+    small, heads, sources, target
+):
     scaled = small.target(8 * heads["T1w"])
     np.testing.assert_allclose(scaled.theta, target["T1w"].theta, atol=1e-5)
     assert scaled.norm == pytest.approx(8 * target["T1w"].norm)
     once = small.harmonize(sources, target, anatomy="argmax", slice_step=180).images["T1w"]
-    eight = small.harmonize(sources | {"T1w": 8 * heads["T1w"]}, {"T1w": scaled}, anatomy="argmax", slice_step=180).images["T1w"]
+    eight = small.harmonize(
+        sources | {"T1w": 8 * heads["T1w"]}, {"T1w": scaled}, anatomy="argmax", slice_step=180
+    ).images["T1w"]
     assert (once[:, :, 90] > 0).any()
     # Labels whose margin is within rounding may flip; few do.
     assert differing(8 * once, eight, 1e-2 * 8 * target["T1w"].norm) < 1e-3
 
 
-def test_the_same_seed_gives_the_same_bytes_whatever_threads_steps_and_encodings(small, heads, sources, target):
+def test_the_same_seed_gives_the_same_bytes_whatever_threads_steps_and_encodings(
+    small, heads, sources, target
+):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         one = small.harmonize(sources, target, slice_step=36).images["T1w"]
         torch.set_num_threads(2)
         two = small.harmonize(sources, target, slice_step=36).images["T1w"]
-        coarse = small.harmonize(sources, target, slice_step=180).images["T1w"]  # slice 90, where the other step comes by too
+        coarse = small.harmonize(sources, target, slice_step=180).images[
+            "T1w"
+        ]  # slice 90, where the other step comes by too
         encoded = sources | {"T1w": small.encode(heads["T1w"], ["axial"], 36)}
         again = small.harmonize(encoded, target, slice_step=36).images["T1w"]
     finally:
@@ -568,17 +659,24 @@ def test_the_same_seed_gives_the_same_bytes_whatever_threads_steps_and_encodings
     np.testing.assert_array_equal(coarse[:, :, 90], one[:, :, 90])
 
 
-def test_an_encoding_comes_back_from_its_arrays_and_serves_only_the_slices_that_it_has(small, heads, target, tmp_path):
+def test_an_encoding_comes_back_from_its_arrays_and_serves_only_the_slices_that_it_has(
+    small, heads, target, tmp_path
+):
     encoding = small.encode(heads["FLAIR"], ["axial"], 100)  # slice 50, empty, and slice 150, empty too
     other = small.encode(heads["FLAIR"], ["coronal"], 100)  # slices 50 and 150
     np.savez(tmp_path / "encoding.npz", **other.arrays())
     with np.load(tmp_path / "encoding.npz", allow_pickle=False) as file:
         again = haca3.Encoding.from_arrays(dict(file))
     assert again.digest == encoding.digest and again.slices.keys() == {("coronal", 50), ("coronal", 150)}
-    assert all(logits is None for _, logits, _ in haca3.Encoding.from_arrays(encoding.arrays()).slices.values())
+    assert all(
+        logits is None for _, logits, _ in haca3.Encoding.from_arrays(encoding.arrays()).slices.values()
+    )
     for anatomy in study.ANATOMIES:
         options = dict(orientations=["coronal"], slice_step=100, anatomy=anatomy)
-        a, b = (small.harmonize({"FLAIR": source}, target, **options).images["T1w"] for source in (heads["FLAIR"], again))
+        a, b = (
+            small.harmonize({"FLAIR": source}, target, **options).images["T1w"]
+            for source in (heads["FLAIR"], again)
+        )
         np.testing.assert_array_equal(a, b)
         assert np.nanmax(a) > 0
     with pytest.raises(ValueError, match="source FLAIR is encoded without coronal slice 10"):
@@ -614,8 +712,12 @@ def test_independent_noise_differs_by_target_and_sources_and_shared_noise_does_n
 
 def test_the_noise_is_gumbel_distributed_and_another_one_in_every_slice_and_plane():
     noise = slicing.gumbel_noise(7, "axial", 100)
-    assert noise.mean() == pytest.approx(0.5772, abs=0.01) and noise.std() == pytest.approx(math.pi / 6**0.5, abs=0.01)
-    others = [slicing.gumbel_noise(*which) for which in ((7, "axial", 101), (7, "coronal", 100), (8, "axial", 100))]
+    assert noise.mean() == pytest.approx(0.5772, abs=0.01) and noise.std() == pytest.approx(
+        math.pi / 6**0.5, abs=0.01
+    )
+    others = [
+        slicing.gumbel_noise(*which) for which in ((7, "axial", 101), (7, "coronal", 100), (8, "axial", 100))
+    ]
     assert not any(torch.equal(noise, other) for other in others)
     # Labels drawn with it follow the softmax of the logits.
     logits = torch.tensor([0.0, 1.0, -1.0, 0.5, 0.0])
@@ -640,7 +742,11 @@ def test_the_mask_is_the_foreground_of_the_sources_that_it_names(small, sources,
     occupied = {z for z in range(12, 192, 25) if result[:, :, z].any()}
     assert occupied == {"first": {62, 87, 112}, "union": {62, 87, 112, 137}, "intersection": {87, 112}}[mask]
     foregrounds = [source.volume[16:208, :, 16:208] > 0 for source in sources.values()]
-    wanted = {"first": foregrounds[0], "union": np.any(foregrounds, 0), "intersection": np.all(foregrounds, 0)}[mask]
+    wanted = {
+        "first": foregrounds[0],
+        "union": np.any(foregrounds, 0),
+        "intersection": np.all(foregrounds, 0),
+    }[mask]
     assert not result[:, :, 87][~wanted[:, :, 87]].any()
 
 
@@ -652,7 +758,9 @@ def test_one_source_is_enough_and_takes_all_the_attention(small, sources, target
 
 
 @pytest.mark.slow
-def test_three_orientations_without_a_fusion_net_give_the_median_in_the_scale_of_the_target(small, sources, target):
+def test_three_orientations_without_a_fusion_net_give_the_median_in_the_scale_of_the_target(
+    small, sources, target
+):
     core = np.s_[108:114, 110:116, 106:112]  # a few voxels, so that there are few slices to compute
     thin = {name: haca3.Encoding(volume=np.zeros((224, 224, 224), np.float32)) for name in sources}
     for name, source in sources.items():
@@ -677,7 +785,9 @@ class Mix(torch.nn.Module):
 def test_the_fusion_net_sees_axial_coronal_sagittal_in_z_y_x():
     rng = np.random.default_rng(0)
     voxels = np.ones((8, 8, 8), np.float32)
-    unfused = {o: np.kron(rng.random((24, 28, 24), np.float32), voxels) for o in ("sagittal", "axial", "coronal")}
+    unfused = {
+        o: np.kron(rng.random((24, 28, 24), np.float32), voxels) for o in ("sagittal", "axial", "coronal")
+    }
     fused = haca3.Harmonizer({"fusion_net": Mix()})._fuse(unfused, norm=2.0)
     part = {o: slicing.normalise(volume)[0] for o, volume in unfused.items()}
     one = part["axial"] + 10 * part["coronal"] + 100 * part["sagittal"]
@@ -697,7 +807,9 @@ def test_widths_are_read_from_the_tensors_and_float16_becomes_float32(small, sma
     assert torch.load(small_file, weights_only=True)["decoder"]["in_conv.bias"].dtype == torch.float16
     assert small.networks["beta_encoder"].in_conv.weight.shape == (2, 1, 3, 3)
     assert small.networks["decoder"].in_conv.weight.shape == (4, 3, 3, 3)
-    assert all(t.dtype == torch.float32 for module in small.networks.values() for t in module.state_dict().values())
+    assert all(
+        t.dtype == torch.float32 for module in small.networks.values() for t in module.state_dict().values()
+    )
 
 
 def test_a_scheduler_state_of_an_old_torch_does_not_keep_the_weights_from_loading(small_file, tmp_path):
@@ -707,7 +819,9 @@ def test_a_scheduler_state_of_an_old_torch_does_not_keep_the_weights_from_loadin
     OldScheduler.__module__, OldScheduler.__qualname__ = "torch.optim.lr_scheduler", "CyclicLR"
     with pytest.MonkeyPatch.context() as patch:  # so that pickle finds the class under that name
         patch.setattr(torch.optim.lr_scheduler, "CyclicLR", OldScheduler)
-        torch.save(content | {"scheduler": {"scale_fn": scheduler.triangular, "base": 4e-4}}, tmp_path / "old.pt")
+        torch.save(
+            content | {"scheduler": {"scale_fn": scheduler.triangular, "base": 4e-4}}, tmp_path / "old.pt"
+        )
     with pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / "old.pt", weights_only=True)
     loaded = haca3.load(tmp_path / "old.pt", device="cpu")
@@ -763,7 +877,10 @@ def spoil(content, what):
 @pytest.mark.parametrize(
     "what, message",
     [
-        ("shape", r"decoder\.down_convs\.2\.conv\.3\.weight has shape \(1, 2, 3, 3\): expected \(32, 32, 3, 3\)"),
+        (
+            "shape",
+            r"decoder\.down_convs\.2\.conv\.3\.weight has shape \(1, 2, 3, 3\): expected \(32, 32, 3, 3\)",
+        ),
         ("missing", r"theta_encoder\.conv\.3\.bias is missing: expected shape \(64,\)"),
         ("extra", r"beta_encoder\.conv\.9\.bias is a tensor that this network does not have"),
         ("nan", r"attention_module\.q_fc\.0\.bias has values that are NaN"),
@@ -794,11 +911,14 @@ def test_a_truncated_file_another_file_and_no_file_are_refused_in_one_line(small
 # ---------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize("option, message", [
-    (dict(variant="haca4"), "variant is 'haca4': accepted are haca3, haca3plus"),
-    (dict(precision="float16"), "precision is 'float16': accepted are float32, bfloat16"),
-    (dict(device="abacus"), "device is 'abacus', which torch cannot use here"),
-])
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        (dict(variant="haca4"), "variant is 'haca4': accepted are haca3, haca3plus"),
+        (dict(precision="float16"), "precision is 'float16': accepted are float32, bfloat16"),
+        (dict(device="abacus"), "device is 'abacus', which torch cannot use here"),
+    ],
+)
 def test_a_bad_option_is_refused_in_one_line(small_file, option, message):
     with pytest.raises(ValueError, match=message) as error:
         haca3.load(small_file, **option)
@@ -823,13 +943,22 @@ def nearly_empty():
         (dict(slice_step=0), "slice_step is 0"),
         (dict(sources={}), "sources are empty"),
         (dict(sources={"PD": np.ones(grid.SHAPE)}), "contrast is 'PD': accepted are T1w, T2w, FLAIR"),
-        (dict(sources={"T1w": np.ones((224, 192, 192))}), r"source T1w has shape \(224, 192, 192\): accepted is the MNI grid"),
+        (
+            dict(sources={"T1w": np.ones((224, 192, 192))}),
+            r"source T1w has shape \(224, 192, 192\): accepted is the MNI grid",
+        ),
         (dict(sources={"T1w": np.zeros(grid.SHAPE)}), "source T1w is zero everywhere"),
         (dict(sources={"T1w": np.full(grid.SHAPE, np.nan)}), "source T1w has .* NaN"),
-        (dict(sources={"T1w": np.ones((230, 224, 192))}), r"source T1w has shape \(230, 224, 192\): accepted is the MNI grid"),
+        (
+            dict(sources={"T1w": np.ones((230, 224, 192))}),
+            r"source T1w has shape \(230, 224, 192\): accepted is the MNI grid",
+        ),
         (dict(targets={"T2w": np.ones((3, 3))}), "target T2w has 2 dimensions"),
         (dict(targets={}), "targets are empty"),
-        (dict(targets={"T2w": nearly_empty()}), r"target T2w shows something in 4\.9% of its voxels: accepted is an image of more than 5%"),
+        (
+            dict(targets={"T2w": nearly_empty()}),
+            r"target T2w shows something in 4\.9% of its voxels: accepted is an image of more than 5%",
+        ),
         (dict(seed=-1), "seed is -1: accepted is an integer of 0 or more"),
     ],
 )
@@ -849,11 +978,15 @@ THICK = haca3.Acquisition("sagittal", study.Resolution(5, 1.5))
 def test_sources_that_are_sliced_alike_are_fused_as_without_geometry(small, sources, target, geometry):
     alike = {None: None, "3D": dict.fromkeys(sources), "stacks": dict.fromkeys(sources, THICK)}[geometry]
     plain = small.harmonize(sources, target, slice_step=180).images["T1w"]
-    np.testing.assert_array_equal(small.harmonize(sources, target, slice_step=180, geometry=alike).images["T1w"], plain)
+    np.testing.assert_array_equal(
+        small.harmonize(sources, target, slice_step=180, geometry=alike).images["T1w"], plain
+    )
 
 
 @pytest.mark.parametrize("variant", ["haca3", "haca3plus"])
-def test_the_fine_structure_of_the_fused_logits_is_that_of_the_3d_source(small_file, sources, target, variant, monkeypatch):
+def test_the_fine_structure_of_the_fused_logits_is_that_of_the_3d_source(
+    small_file, sources, target, variant, monkeypatch
+):
     """The decoder is given the fused logits themselves: along the slice normal those of the stacks fade."""
     model = haca3.load(small_file, device="cpu", variant=variant, compiled=False)
     kept = {}
@@ -865,12 +998,17 @@ def test_the_fine_structure_of_the_fused_logits_is_that_of_the_3d_source(small_f
         alone[name] = np.fft.rfft2(kept["fused"][0])
     kept.clear()
     both = {name: sources[name] for name in alone}
-    model.harmonize(both, target, anatomy="argmax", slice_step=191, geometry={"T1w": None, "T2w": THICK}, mask="union")
+    model.harmonize(
+        both, target, anatomy="argmax", slice_step=191, geometry={"T1w": None, "T2w": THICK}, mask="union"
+    )
     fused = np.fft.rfft2(kept["fused"][0])
     fine = slice(30, 80)  # columns: left to right, beyond the Nyquist frequency of the slices
 
     def likeness(one):
-        pair = [np.abs(np.fft.irfft2(np.where(np.isin(np.arange(113), range(30, 80)), each, 0))).ravel() for each in (fused, one)]
+        pair = [
+            np.abs(np.fft.irfft2(np.where(np.isin(np.arange(113), range(30, 80)), each, 0))).ravel()
+            for each in (fused, one)
+        ]
         return np.corrcoef(*pair)[0, 1]
 
     assert fused[..., fine].any()
@@ -897,7 +1035,7 @@ def test_weights_that_were_never_downloaded_are_called_what_they_are(tmp_path, c
     path = tmp_path / "harmonizer.pt"
     path.write_bytes(content)
     with pytest.raises(ValueError) as error:
-        checkpoint.read(path)
+        checkpoint.load(path)
     assert str(error.value).startswith(f"{path}: not a readable checkpoint (") and words in str(error.value)
     assert "\n" not in str(error.value)
 

@@ -29,7 +29,11 @@ def test_weights_sum_to_one_at_every_frequency(plane):
 
 
 def test_where_all_sources_are_3d_the_attention_decides():
-    np.testing.assert_allclose(weights([None, None, None]), np.broadcast_to(ALPHA[:, None, None], (3, SLICE, SLICE // 2 + 1)), rtol=1e-6)
+    np.testing.assert_allclose(
+        weights([None, None, None]),
+        np.broadcast_to(ALPHA[:, None, None], (3, SLICE, SLICE // 2 + 1)),
+        rtol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("plane", ORIENTATIONS)
@@ -65,7 +69,9 @@ def test_slices_in_the_plane_of_reconstruction_lack_fine_structure_and_no_coarse
 
 def test_a_slice_in_a_gap_carries_less_than_one_amid_a_thick_slice():
     wide = Resolution(3, 3)
-    mean = [resolution.carried(Acquisition("axial", wide), "axial", index, 192).mean() for index in range(90, 96)]
+    mean = [
+        resolution.carried(Acquisition("axial", wide), "axial", index, 192).mean() for index in range(90, 96)
+    ]
     assert max(mean) > 1.2 * min(mean)
 
 
@@ -73,7 +79,12 @@ def test_a_slice_in_a_gap_carries_less_than_one_amid_a_thick_slice():
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_thicker_slices_carry_less(plane, orientation):
     means = [
-        np.mean([resolution.carried(Acquisition(orientation, each), plane, index, LENGTH[plane]).mean() for index in range(90, 103)])
+        np.mean(
+            [
+                resolution.carried(Acquisition(orientation, each), plane, index, LENGTH[plane]).mean()
+                for index in range(90, 103)
+            ]
+        )
         for each in (Resolution(2, 0), Resolution(3, 0), THICK)
     ]
     assert 1 > means[0] > means[1] > means[2] > 0
@@ -85,7 +96,9 @@ def test_carried_is_what_a_random_image_keeps():
 
     rng, n = np.random.default_rng(0), SLICE
     frequency = np.fft.fftfreq(n)
-    power = resolution._power(np.hypot(*np.meshgrid(frequency, frequency, indexing="ij")), resolution.SPECTRAL_EXPONENT - 1)
+    power = resolution._power(
+        np.hypot(*np.meshgrid(frequency, frequency, indexing="ij")), resolution.SPECTRAL_EXPONENT - 1
+    )
     matrix = degradation.there_and_back(3 * n, THICK)[n : 2 * n].reshape(n, 3, n).sum(axis=1)
     cross = true = arriving = 0
     for _ in range(100):
@@ -131,13 +144,16 @@ def test_an_acquisition_has_an_orientation_and_a_resolution():
 
 
 def test_axes_are_those_of_the_slices_that_the_networks_see():
-    """Blur a volume along one axis: the frequencies that vanish from its slices are those that count as not carried."""
+    """Blur a volume along one axis: the frequencies that vanish from its slices are those that count as not
+    carried."""
     from helpers.haca3 import slicing
 
     rng = np.random.default_rng(1)
     for plane in ORIENTATIONS:
         for orientation in set(ORIENTATIONS) - {plane}:
-            volume = np.cumsum(rng.standard_normal((SLICE, SLICE, SLICE), dtype=np.float32), axis=AXIS[orientation])
+            volume = np.cumsum(
+                rng.standard_normal((SLICE, SLICE, SLICE), dtype=np.float32), axis=AXIS[orientation]
+            )
             spectrum = np.abs(np.fft.rfft2(slicing.slice_of(volume, plane, 100)))
             h = resolution.carried(Acquisition(orientation, THICK), plane, 90, LENGTH[plane])
             low, high = (np.median(spectrum[mask]) for mask in ((h > 0.5) & (h < 0.99), h < 0.01))

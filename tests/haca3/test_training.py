@@ -19,7 +19,9 @@ def group():
     for s in range(2):
         for k in range(4):
             radius = np.hypot(x - rng.uniform(-0.1, 0.1), y * rng.uniform(0.9, 1.1))
-            labels[s, k] = np.select([np.hypot(x - 0.2, y) < 0.05, radius < 0.3, radius < 0.45, radius < 0.6], [4, 3, 2, 1], 0)
+            labels[s, k] = np.select(
+                [np.hypot(x - 0.2, y) < 0.05, radius < 0.3, radius < 0.45, radius < 0.6], [4, 3, 2, 1], 0
+            )
     signal = np.array([[0.2, 0.7, 0.85, 1.0, 0.8], [1.8, 0.9, 0.75, 0.65, 1.1], [0.1, 1.0, 0.8, 0.85, 1.4]])
     signal = signal * rng.uniform(0.8, 1.2, (2, *signal.shape))  # scanner, contrast, label
     inside = np.hypot(x, y) < 0.7
@@ -51,11 +53,19 @@ def test_labels_without_noise_are_the_most_probable_and_soft_ones_the_expected()
     hard = training.sample_labels(logits, 0.0, True, torch.Generator())
     soft = training.sample_labels(logits, 0.0, False, torch.Generator())
     assert hard.item() == pytest.approx(0.2)
-    assert soft.item() == pytest.approx((torch.softmax(logits.flatten(), 0) * torch.arange(5) / 5).sum().item())
+    assert soft.item() == pytest.approx(
+        (torch.softmax(logits.flatten(), 0) * torch.arange(5) / 5).sum().item()
+    )
 
 
 def test_labels_with_full_noise_follow_the_softmax_and_let_the_gradient_through():
-    logits = torch.tensor([0.0, 1.0, -1.0, 0.5, 0.0]).view(1, 5, 1, 1).expand(1, 5, 200, 200).clone().requires_grad_()
+    logits = (
+        torch.tensor([0.0, 1.0, -1.0, 0.5, 0.0])
+        .view(1, 5, 1, 1)
+        .expand(1, 5, 200, 200)
+        .clone()
+        .requires_grad_()
+    )
     beta = training.sample_labels(logits, 1.0, True, torch.Generator().manual_seed(1))
     drawn = torch.bincount((beta * 5).round().long().flatten(), minlength=5) / 200**2
     np.testing.assert_allclose(drawn, torch.softmax(logits[0, :, 0, 0], 0).detach(), atol=0.01)
@@ -84,15 +94,21 @@ def test_a_draw_asks_for_what_the_other_scanner_saw(group):
     for i in range(20):
         example = training.draw([group], np.random.default_rng(i))
         assert 1 <= len(example.sources) <= 3 and example.sources.shape[1:] == (1, 224, 224)
-        known = [group.images[s, k, c, n] for s in range(2) for k in range(2) for c in range(3) for n in range(4)]
+        known = [
+            group.images[s, k, c, n] for s in range(2) for k in range(2) for c in range(3) for n in range(4)
+        ]
         assert any(np.array_equal(example.truth[0], image.astype(np.float32)) for image in known)
         assert torch.equal(example.mask, (example.truth > 0).float())
 
 
 def test_lesions_weigh_more():
     example = training.Example(
-        sources=torch.rand(1, 1, 224, 224), severity=torch.zeros(1, 2), reference=torch.rand(1, 1, 224, 224), truth=torch.zeros(1, 224, 224),
-        mask=torch.ones(1, 224, 224), labels=torch.zeros(224, 224, dtype=torch.long),
+        sources=torch.rand(1, 1, 224, 224),
+        severity=torch.zeros(1, 2),
+        reference=torch.rand(1, 1, 224, 224),
+        truth=torch.zeros(1, 224, 224),
+        mask=torch.ones(1, 224, 224),
+        labels=torch.zeros(224, 224, dtype=torch.long),
     )
     example.labels[:16] = training.LESION
     modules = training.fresh(0, 2, 2)
@@ -112,13 +128,19 @@ def test_degradations_leave_the_background_alone_and_their_severity_is_their_siz
     image = torch.from_numpy(group.images[0, 0, 0, 0].astype(np.float32))[None]
     kinds = set()
     for seed in range(40):
-        changed, (blur, field) = training.degrade(image, np.random.default_rng(seed), torch.Generator().manual_seed(seed))
+        changed, (blur, field) = training.degrade(
+            image, np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+        )
         assert (changed[image == 0] == 0).all() and changed.min() >= 0
         size = (changed - image)[image > 0].square().mean().sqrt().item()
-        assert max(blur, field) == pytest.approx(min(size / 0.25, 1.5), rel=1e-4) and min(blur, field) == 0 < max(blur, field)
+        assert max(blur, field) == pytest.approx(min(size / 0.25, 1.5), rel=1e-4) and min(
+            blur, field
+        ) == 0 < max(blur, field)
         kinds.add(field > 0)
     assert kinds == {True, False}
-    assert torch.equal(image[0], torch.from_numpy(group.images[0, 0, 0, 0].astype(np.float32)))  # is not changed in place
+    assert torch.equal(
+        image[0], torch.from_numpy(group.images[0, 0, 0, 0].astype(np.float32))
+    )  # is not changed in place
 
 
 def test_a_draw_says_how_severely_its_sources_are_degraded_and_spares_one(group):

@@ -20,25 +20,33 @@ def volume():
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-@pytest.mark.parametrize("resolution", [RESOLUTIONS[0], RESOLUTIONS[-1], Resolution(2.3, 0.4)], ids=lambda r: r.label)
+@pytest.mark.parametrize(
+    "resolution", [RESOLUTIONS[0], RESOLUTIONS[-1], Resolution(2.3, 0.4)], ids=lambda r: r.label
+)
 def test_three_planes_are_those_of_the_volume_that_the_study_makes(volume, orientation, resolution):
     stack, affine = degradation.degrade(volume, AFFINE, orientation, resolution)
     whole = registration.resample(stack, affine, volume.shape, AFFINE)
     planes = live.acquired(volume, orientation, resolution, POSITION)
     # `resample` cuts at zero where the stack has no negative value; the harmonizer does in any case.
     for plane, image in planes.items():
-        np.testing.assert_allclose(np.maximum(image, 0), np.maximum(live.plane_of(whole, plane, POSITION), 0), atol=2e-5)
+        np.testing.assert_allclose(
+            np.maximum(image, 0), np.maximum(live.plane_of(whole, plane, POSITION), 0), atol=2e-5
+        )
 
 
 def test_lines_sliced_with_the_simulated_profile_are_those_of_the_coronal_plane(volume):
     resolution = Resolution(4, 1)
     made = live.degraded_lines(live.plane_of(volume, "coronal", POSITION), resolution, live.kernels(4))
-    np.testing.assert_allclose(made["simulated"], live.acquired(volume, "axial", resolution, POSITION)["coronal"], atol=2e-5)
+    np.testing.assert_allclose(
+        made["simulated"], live.acquired(volume, "axial", resolution, POSITION)["coronal"], atol=2e-5
+    )
     assert list(made) == ["simulated", "box", "Gaussian", "radifox"]
 
 
 def test_a_gaussian_slice_is_further_from_the_simulated_one_than_a_box(volume):
-    made = live.degraded_lines(live.plane_of(volume, "coronal", POSITION), Resolution(5, 0), live.kernels(5, rf_pulse.Pulse(tb=16)))
+    made = live.degraded_lines(
+        live.plane_of(volume, "coronal", POSITION), Resolution(5, 0), live.kernels(5, rf_pulse.Pulse(tb=16))
+    )
     error = {name: np.abs(image - made["simulated"]).mean() for name, image in made.items()}
     assert 0 == error["simulated"] < error["box"] < error["Gaussian"]
 
@@ -65,7 +73,9 @@ def test_an_unknown_plain_profile_is_refused():
 def test_cross_talk_of_many_gaps_is_that_of_each():
     gaps = np.array([0.0, 0.5, 1.5])
     many = slice_profile.cross_talk(4, gaps, rf_pulse.Pulse(tb=4))
-    assert many.tolist() == pytest.approx([slice_profile.cross_talk(4, gap, rf_pulse.Pulse(tb=4)) for gap in gaps])
+    assert many.tolist() == pytest.approx(
+        [slice_profile.cross_talk(4, gap, rf_pulse.Pulse(tb=4)) for gap in gaps]
+    )
     assert many[0] > many[1] > many[2]
 
 
@@ -84,7 +94,10 @@ def head():
     rng = np.random.default_rng(1)
     x, y, z = np.ogrid[:192, :224, :192]
     brain = (x - 96) ** 2 + (y - 112) ** 2 + (z - 96) ** 2 < 60**2
-    blocks = [np.kron(rng.random((12, 14, 12), np.float32) + 0.5, np.ones((16, 16, 16), np.float32)) for _ in CONTRASTS]
+    blocks = [
+        np.kron(rng.random((12, 14, 12), np.float32) + 0.5, np.ones((16, 16, 16), np.float32))
+        for _ in CONTRASTS
+    ]
     return {contrast: 300 * image * brain for contrast, image in zip(CONTRASTS, blocks)}, brain
 
 
@@ -92,7 +105,10 @@ def test_a_slice_is_harmonized_as_it_is_in_a_volume(model, head):
     images, _ = head
     targets = {"T1w": model.target(images["T2w"]), "FLAIR": model.target(images["FLAIR"])}
     whole = model.harmonize(images, targets, orientations=("coronal",), slice_step=21, seed=5).images
-    sources = {c: np.where(slicing.foreground(n), n, 0).take(94, 1) for c, n in ((c, slicing.normalise(i)[0]) for c, i in images.items())}
+    sources = {
+        c: np.where(slicing.foreground(n), n, 0).take(94, 1)
+        for c, n in ((c, slicing.normalise(i)[0]) for c, i in images.items())
+    }
     one = model.harmonize_slice(sources, targets, "coronal", 94, seed=5)
     for contrast in targets:
         assert np.isfinite(whole[contrast][:, 94]).all() and one[contrast].any()
@@ -100,7 +116,9 @@ def test_a_slice_is_harmonized_as_it_is_in_a_volume(model, head):
 
 
 def test_a_slice_of_another_grid_is_refused(model):
-    with pytest.raises(ValueError, match=r"source T1w has shape \(3, 3\): accepted is a slice of 192 x 224 pixels"):
+    with pytest.raises(
+        ValueError, match=r"source T1w has shape \(3, 3\): accepted is a slice of 192 x 224 pixels"
+    ):
         model.harmonize_slice({"T1w": np.zeros((3, 3))}, {}, "axial", 96)
 
 
@@ -108,14 +126,20 @@ def test_the_3d_images_harmonized_live_are_their_own_reference(model, head):
     images, brain = head
     looked_at, position = live.scene(images, brain), (96, 112, 96)
     targets = {"T1w": model.target(images["T2w"])}
-    whole = {c: {plane: live.plane_of(image, plane, position) for plane in live.AXIS} for c, image in images.items()}
+    whole = {
+        c: {plane: live.plane_of(image, plane, position) for plane in live.AXIS}
+        for c, image in images.items()
+    }
     truth = live.harmonized(model, targets, looked_at, whole, position)["T1w"]
     assert set(truth) == set(live.AXIS)
     assert live.compare(truth, truth, looked_at, position) == (np.inf, 1)
     sources = live.experiment_1(looked_at, "axial", Resolution(5, 1.5), position)
     psnr, ssim = live.compare(whole["T1w"], sources["T1w"], looked_at, position)
     inside = [live.plane_of(brain, plane, position) for plane in live.AXIS]
-    reference, image = (np.concatenate([p[plane][i] for plane, i in zip(live.AXIS, inside)]) for p in (whole["T1w"], sources["T1w"]))
+    reference, image = (
+        np.concatenate([p[plane][i] for plane, i in zip(live.AXIS, inside)])
+        for p in (whole["T1w"], sources["T1w"])
+    )
     peak = max(p.max() for p in whole["T1w"].values())
     assert psnr == pytest.approx(metrics.psnr(reference[:, None, None], image[:, None, None], peak), abs=1e-3)
     assert 0 < ssim < 1

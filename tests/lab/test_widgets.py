@@ -28,7 +28,15 @@ def panel(plane):
 
 @pytest.mark.parametrize(
     "control, value, changed",
-    [("tb", 4.0, (0, 1)), ("thickness", 3.0, (0, 1)), ("gap", 0.0, (0, 1)), ("flip", 30.0, (0, 1)), ("ftype", "min", (0, 1)), ("ptype", "se", (0, 1)), ("part", "real", (0, 1))],
+    [
+        ("tb", 4.0, (0, 1)),
+        ("thickness", 3.0, (0, 1)),
+        ("gap", 0.0, (0, 1)),
+        ("flip", 30.0, (0, 1)),
+        ("ftype", "min", (0, 1)),
+        ("ptype", "se", (0, 1)),
+        ("part", "real", (0, 1)),
+    ],
 )
 def test_every_control_changes_the_pictures(panel, control, value, changed):
     before = [bytes(picture.widget.value) for picture in panel.pictures]
@@ -72,16 +80,30 @@ def room():
     rng = np.random.default_rng(1)
     x, y, z = np.ogrid[:192, :224, :192]
     brain = (x - 96) ** 2 + (y - 112) ** 2 + (z - 88) ** 2 < 60**2
-    images = {c: 300 * brain * np.kron(rng.random((12, 14, 12), np.float32) + 0.5, np.ones((16, 16, 16), np.float32)) for c in CONTRASTS}
+    images = {
+        c: 300
+        * brain
+        * np.kron(rng.random((12, 14, 12), np.float32) + 0.5, np.ones((16, 16, 16), np.float32))
+        for c in CONTRASTS
+    }
     model = haca3.load(layout.MODELS / "harmonizer-small.pt", device="cpu")
-    return live.scene(images, brain), model, {contrast: model.target(image) for contrast, image in images.items()}
+    return (
+        live.scene(images, brain),
+        model,
+        {contrast: model.target(image) for contrast, image in images.items()},
+    )
 
 
 def test_the_explorer_follows_its_controls(room):
     scene, model, targets = room
     explorer = widgets.Explorer([1], lambda subject: scene, model, targets, Resolution(5, 1.5))
     seen = {(bytes(explorer.picture.widget.value), explorer.scores.value)}
-    for control, value in (("thickness", 3.0), ("orientation", "sagittal"), ("contrast", "FLAIR"), ("up", 70)):
+    for control, value in (
+        ("thickness", 3.0),
+        ("orientation", "sagittal"),
+        ("contrast", "FLAIR"),
+        ("up", 70),
+    ):
         explorer.controls[control].value = value
         seen.add((bytes(explorer.picture.widget.value), explorer.scores.value))
     assert len(seen) == 5
@@ -95,7 +117,10 @@ def test_a_guess_is_judged_by_what_is_measured(room):
     assert "dB" not in guess.says.value and guess.next.disabled
     guess.buttons[0].click()
     assert bytes(guess.picture.widget.value) != hidden
-    a, b = (float(part.split(" dB")[0].split()[-1]) for part in guess.says.value.split("Harmonized:")[1].split(",")[:2])
+    a, b = (
+        float(part.split(" dB")[0].split()[-1])
+        for part in guess.says.value.split("Harmonized:")[1].split(",")[:2]
+    )
     assert guess.right == (a > b)
     assert all(button.disabled for button in guess.buttons)
     guess.next.click()
@@ -119,7 +144,9 @@ def test_table_1_shows_the_ten_subjects_where_no_study_was_run(tmp_path):
 def test_table_1_shows_the_last_study_that_ran_all_of_it(tmp_path):
     for name, experiments in (("first", EXPERIMENTS), ("second", EXPERIMENTS), ("part", ["1a"])):
         (tmp_path / name / "tables").mkdir(parents=True)
-        pd.DataFrame({"experiment": list(experiments), "resolution": "3||0"}).to_csv(tmp_path / name / "tables" / "scores.csv", index=False)
+        pd.DataFrame({"experiment": list(experiments), "resolution": "3||0"}).to_csv(
+            tmp_path / name / "tables" / "scores.csv", index=False
+        )
     os.utime(tmp_path / "first" / "tables" / "scores.csv", (0, 0))
     name, table = scoring.last_scores(Study(output_dir=str(tmp_path / "mine")))
     assert name == "second" and table.experiment.tolist() == list(EXPERIMENTS)

@@ -1,4 +1,5 @@
-"""What counts as done, and who may run a study: nothing stale may pass, and nothing that is done may be done again."""
+"""What counts as done, and who may run a study: nothing stale may pass, and nothing that is done may be done
+again."""
 
 import contextlib
 import errno
@@ -27,7 +28,8 @@ def task(tmp_path):
             nbformat.v4.new_code_cell('source: str = ""\ntarget: str = ""\nfactor: int = 2'),
             nbformat.v4.new_code_cell(
                 "from pathlib import Path\nfrom helpers import volumes\n\n"
-                "volumes.note(source)\nvolumes.write_with_sidecar(target, Path(source).read_bytes() * factor, {'Key': 'k'})"
+                "volumes.note(source)\nvolumes.write_with_sidecar(target, Path(source).read_bytes() * "
+                "factor, {'Key': 'k'})"
             ),
         ]
     )
@@ -35,7 +37,11 @@ def task(tmp_path):
     node.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(node, tmp_path / "double.ipynb")
     (tmp_path / "in.txt").write_bytes(b"abc")
-    return Task("double", tmp_path / "double.ipynb", {"source": str(tmp_path / "in.txt"), "target": str(tmp_path / "out.csv")})
+    return Task(
+        "double",
+        tmp_path / "double.ipynb",
+        {"source": str(tmp_path / "in.txt"), "target": str(tmp_path / "out.csv")},
+    )
 
 
 @pytest.fixture
@@ -43,7 +49,11 @@ def executed(task, tmp_path, monkeypatch):
     """The task, executed once; its report folder; and a function that says whether it counts as done."""
     monkeypatch.setitem(graph.STAGES, "do", ("registration",))
     assert execution.execute(task, tmp_path / "report").error is None
-    return task, tmp_path / "report", lambda each=task, **how: status.is_done(each, tmp_path / "report", **how)
+    return (
+        task,
+        tmp_path / "report",
+        lambda each=task, **how: status.is_done(each, tmp_path / "report", **how),
+    )
 
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -59,7 +69,19 @@ def test_what_was_executed_is_done_and_what_it_read_and_wrote_is_known(executed,
 
 
 @pytest.mark.parametrize(
-    "change", ["notebook", "parameter", "stage", "library", "input", "output", "output gone", "sidecar gone", "page gone", "record cut"]
+    "change",
+    [
+        "notebook",
+        "parameter",
+        "stage",
+        "library",
+        "input",
+        "output",
+        "output gone",
+        "sidecar gone",
+        "page gone",
+        "record cut",
+    ],
 )
 def test_nothing_stale_is_taken_for_done(executed, tmp_path, monkeypatch, change):
     task, report, done = executed
@@ -68,10 +90,16 @@ def test_nothing_stale_is_taken_for_done(executed, tmp_path, monkeypatch, change
     elif change == "parameter":
         task = Task(task.name, task.notebook, {**task.parameters, "factor": 3})
     elif change == "stage":
-        monkeypatch.setitem(cache.STAGES, "registration", cache.Stage(cache.STAGES["registration"].version + 1, ("antspyx",)))
+        monkeypatch.setitem(
+            cache.STAGES, "registration", cache.Stage(cache.STAGES["registration"].version + 1, ("antspyx",))
+        )
     elif change == "library":
         versions = {"antspyx": "0.0"}
-        monkeypatch.setattr(cache, "library_version", lambda name, before=cache.library_version: versions.get(name) or before(name))
+        monkeypatch.setattr(
+            cache,
+            "library_version",
+            lambda name, before=cache.library_version: versions.get(name) or before(name),
+        )
     elif change == "input":
         (tmp_path / "in.txt").write_bytes(b"abd")
     elif change == "output":  # as long as before
@@ -80,7 +108,9 @@ def test_nothing_stale_is_taken_for_done(executed, tmp_path, monkeypatch, change
         path = report / "records" / "double.json"
         path.write_text(path.read_text()[:90])
     else:
-        path = {"output gone": "out.csv", "sidecar gone": "out.json", "page gone": "report/double.html"}[change]
+        path = {"output gone": "out.csv", "sidecar gone": "out.json", "page gone": "report/double.html"}[
+            change
+        ]
         (tmp_path / path).unlink()
     assert not done(task)
 
@@ -88,14 +118,20 @@ def test_nothing_stale_is_taken_for_done(executed, tmp_path, monkeypatch, change
 def test_another_stage_or_a_library_of_another_stage_runs_nothing_again(executed, monkeypatch):
     _, _, done = executed
     monkeypatch.setitem(cache.STAGES, "scores", cache.Stage(cache.STAGES["scores"].version + 1, ()))
-    monkeypatch.setattr(cache, "library_version", lambda name, before=cache.library_version: "0" if name == "torch" else before(name))
+    monkeypatch.setattr(
+        cache,
+        "library_version",
+        lambda name, before=cache.library_version: "0" if name == "torch" else before(name),
+    )
     assert done()
 
 
 def test_a_comment_a_docstring_or_a_text_of_the_notebook_runs_nothing_again(executed):
     task, _, done = executed
     node = nbformat.read(task.notebook, 4)
-    node.cells[1].source = "# Twice the file.\n" + node.cells[1].source.replace("import volumes\n", "import volumes  # reads and writes\n")
+    node.cells[1].source = "# Twice the file.\n" + node.cells[1].source.replace(
+        "import volumes\n", "import volumes  # reads and writes\n"
+    )
     node.cells.insert(1, nbformat.v4.new_markdown_cell("What it does."))
     nbformat.write(node, task.notebook)
     assert done()
@@ -108,7 +144,10 @@ def test_the_same_content_written_again_is_still_done(executed, tmp_path):
     assert done()
     assert done(repair=True)
     # From now on the times agree, and nothing is read again.
-    assert json.loads((report / "records" / "double.json").read_text())["files"][str(tmp_path / "in.txt")][1] == 10**9
+    assert (
+        json.loads((report / "records" / "double.json").read_text())["files"][str(tmp_path / "in.txt")][1]
+        == 10**9
+    )
 
 
 def test_a_changed_output_loses_the_sidecar_that_vouches_for_it_so_that_it_is_made_again(executed, tmp_path):
@@ -131,7 +170,9 @@ def test_a_notebook_that_fails_leaves_no_record_and_says_its_last_line(executed,
 
 
 def test_a_kernel_that_dies_is_an_error_of_its_notebook(tmp_path):
-    node = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")])
+    node = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")]
+    )
     node.cells[0].metadata["tags"] = ["parameters"]
     node.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(node, tmp_path / "dies.ipynb")
@@ -166,7 +207,10 @@ def test_of_two_runs_the_second_is_refused_and_told_of_the_first(tmp_path):
 
 
 def test_a_process_that_is_dead_and_not_yet_buried_holds_nothing(tmp_path):
-    code = f"import os, signal\nfrom pathlib import Path\nfrom helpers.pipeline import log\nwith log.locked(Path({str(tmp_path)!r})):\n"
+    code = (
+        "import os, signal\nfrom pathlib import Path\nfrom helpers.pipeline import log\nwith "
+        f"log.locked(Path({str(tmp_path)!r})):\n"
+    )
     code += "    print('held', flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as dead:
         assert dead.stdout.readline() == "held\n"
@@ -181,7 +225,12 @@ def test_a_clock_that_was_set_opens_no_lock(tmp_path):
     with log.locked(tmp_path):
         lock = json.loads((tmp_path / "lock.json").read_text())
         (tmp_path / "lock.json").write_text(json.dumps({**lock, "started": lock["started"] - 3600}))
-        with pytest.raises(RuntimeError, match=f"being run by process {os.getpid()} on {socket.gethostname()}"), log.locked(tmp_path):
+        with (
+            pytest.raises(
+                RuntimeError, match=f"being run by process {os.getpid()} on {socket.gethostname()}"
+            ),
+            log.locked(tmp_path),
+        ):
             pass
 
 
@@ -190,10 +239,15 @@ def test_without_locks_of_the_file_system_the_process_is_asked_for(tmp_path, mon
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(log.fcntl, "flock", unknown)
-    (tmp_path / "lock.json").write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": 1.0}))
+    (tmp_path / "lock.json").write_text(
+        json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": 1.0})
+    )
     with log.locked(tmp_path):
         assert log.holder(tmp_path)["pid"] == os.getpid()
-        with pytest.raises(RuntimeError, match=f"being run by process {os.getpid()} on"), log.locked(tmp_path):
+        with (
+            pytest.raises(RuntimeError, match=f"being run by process {os.getpid()} on"),
+            log.locked(tmp_path),
+        ):
             pass
     assert not (tmp_path / "lock.json").exists()
 
@@ -214,7 +268,11 @@ def test_who_waits_at_a_lock_that_is_removed_holds_nothing(tmp_path, monkeypatch
 
 def test_a_process_number_that_went_to_another_process_holds_nothing_and_another_host_does(tmp_path):
     me = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
-    for who, holds in ((me, True), ({**me, "started": me["started"] - 60}, False), ({**me, "host": "elsewhere", "started": 0}, True)):
+    for who, holds in (
+        (me, True),
+        ({**me, "started": me["started"] - 60}, False),
+        ({**me, "host": "elsewhere", "started": 0}, True),
+    ):
         (tmp_path / "lock.json").write_text(json.dumps(who))
         assert (log.holder(tmp_path) is not None) == holds
     with pytest.raises(RuntimeError, match=f"process {os.getpid()} on elsewhere"), log.locked(tmp_path):
@@ -229,14 +287,19 @@ def _hold(folder, together, queue):
             queue.put(True)
         except RuntimeError:
             queue.put(False)
-        together.wait()  # Until the others have tried, however slow the machine: else it would be free again for the last.
+        # Until the others have tried, however slow the machine: else it would be free again for the last.
+        together.wait()
 
 
 def test_of_many_that_find_the_same_stale_lock_one_takes_it(tmp_path):
-    (tmp_path / "lock.json").write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": 1.0}))
+    (tmp_path / "lock.json").write_text(
+        json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": 1.0})
+    )
     context = multiprocessing.get_context("spawn")
     together, queue = context.Barrier(4), context.Queue()
-    processes = [context.Process(target=_hold, args=(tmp_path, together, queue), daemon=True) for _ in range(4)]
+    processes = [
+        context.Process(target=_hold, args=(tmp_path, together, queue), daemon=True) for _ in range(4)
+    ]
     for process in processes:
         process.start()
     assert sorted(queue.get(timeout=300) for _ in processes) == [False, False, False, True]
@@ -245,7 +308,8 @@ def test_of_many_that_find_the_same_stale_lock_one_takes_it(tmp_path):
 
 
 def test_an_input_that_is_replaced_while_it_is_used_vouches_for_nothing(task, tmp_path):
-    # What lies in the folder of the study others of its notebooks may write; what lies elsewhere is somebody's own.
+    # What lies in the folder of the study others of its notebooks may write; what lies elsewhere is
+    # somebody's own.
     for report, counts in ((tmp_path / "study" / "report", False), (tmp_path / "report", True)):
         node = nbformat.read(task.notebook, as_version=4)
         node.cells[1].source += "\nPath(source).write_bytes(b'other')"
@@ -257,9 +321,15 @@ def test_an_input_that_is_replaced_while_it_is_used_vouches_for_nothing(task, tm
 
 
 def test_what_is_made_again_with_the_same_bytes_does_not_run_what_comes_after(executed, tmp_path):
-    # The second task reads what the first makes. Its output is deleted: the first runs again, the second is found done.
+    # The second task reads what the first makes. Its output is deleted: the first runs again, the second is
+    # found done.
     task, report, done = executed
-    second = Task("again", task.notebook, {"source": task.parameters["target"], "target": str(tmp_path / "more.csv")}, ("double",))
+    second = Task(
+        "again",
+        task.notebook,
+        {"source": task.parameters["target"], "target": str(tmp_path / "more.csv")},
+        ("double",),
+    )
     execution.execute(second, report)
     (tmp_path / "out.csv").unlink()
     assert not done(second)

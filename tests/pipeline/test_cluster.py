@@ -29,7 +29,9 @@ def test_the_job_script_is_the_one_kept(kind, tmp_path):
         directives=["-X extra"],
         prologue=["module load python"],
     )
-    script = cluster.job_script(where, tmp_path).replace(str(tmp_path), "LOGS").replace(sys.executable, "PYTHON")
+    script = (
+        cluster.job_script(where, tmp_path).replace(str(tmp_path), "LOGS").replace(sys.executable, "PYTHON")
+    )
     assert re.sub(r"tcp://[\d.]+:\d+", "SCHEDULER", script) == (GOLDEN / f"{kind}.sh").read_text()
 
 
@@ -38,7 +40,13 @@ def test_a_script_asks_for_nothing_that_nobody_wrote(kind, tmp_path):
     import dask_jobqueue  # noqa: F401  brings its own settings, which must not be needed before a script is asked for
 
     # dask-jobqueue's own default is half an hour, and a file of its own may say more.
-    of_the_site = {"walltime": "00:07:00", "queue": "site", "job-mem": "7GB", "mem": 7_000_000_000, "resource-spec": "site=7"}
+    of_the_site = {
+        "walltime": "00:07:00",
+        "queue": "site",
+        "job-mem": "7GB",
+        "mem": 7_000_000_000,
+        "resource-spec": "site=7",
+    }
     with dask.config.set({f"jobqueue.{kind}": {**dask.config.get(f"jobqueue.{kind}"), **of_the_site}}):
         script = cluster.job_script(Cluster(kind=kind, memory=""), tmp_path)
     header = [line for line in script.splitlines() if line.startswith(cluster.KINDS[kind][3])]
@@ -48,7 +56,9 @@ def test_a_script_asks_for_nothing_that_nobody_wrote(kind, tmp_path):
         "lsf": ["#BSUB -n 1"],
         "sge": ["#$ -cwd", "#$ -j y"],
     }
-    assert [line for line in header if str(tmp_path) not in line and "resolution-matters" not in line] == expected[kind]
+    assert [
+        line for line in header if str(tmp_path) not in line and "resolution-matters" not in line
+    ] == expected[kind]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +85,13 @@ def test_a_script_asks_for_nothing_that_nobody_wrote(kind, tmp_path):
     ],
 )
 def test_a_directive_takes_the_place_of_the_line_that_says_the_same(kind, directive, gone, tmp_path):
-    settings = {"kind": kind, "cores": 2, "memory": "12GB", "walltime": cluster._WALLTIME[kind][1], "queue": "short"}
+    settings = {
+        "kind": kind,
+        "cores": 2,
+        "memory": "12GB",
+        "walltime": cluster._WALLTIME[kind][1],
+        "queue": "short",
+    }
     mark = cluster.KINDS[kind][3]
     plain = cluster.job_script(Cluster(**settings), tmp_path).splitlines()
     script = cluster.job_script(Cluster(**settings, directives=[directive]), tmp_path).splitlines()
@@ -112,7 +128,15 @@ def test_other_directives_come_on_top(kind, directive, tmp_path):
 
 @pytest.mark.parametrize(
     "kind, walltime",
-    [("slurm", "30"), ("slurm", "30:00"), ("slurm", "1-12"), ("slurm", "1-12:30:00"), ("pbs", "7200"), ("lsf", "90"), ("sge", "7200")]
+    [
+        ("slurm", "30"),
+        ("slurm", "30:00"),
+        ("slurm", "1-12"),
+        ("slurm", "1-12:30:00"),
+        ("pbs", "7200"),
+        ("lsf", "90"),
+        ("sge", "7200"),
+    ]
     + [(kind, example) for kind, (_, example) in cluster._WALLTIME.items()],
 )
 def test_a_walltime_is_passed_on_as_its_batch_system_writes_it(kind, walltime):
@@ -125,9 +149,13 @@ def test_a_folder_with_spaces_is_quoted(kind, tmp_path, monkeypatch):
     script = cluster.job_script(Cluster(kind=kind), tmp_path / "my results").splitlines()
     assert script[-1].startswith("'/opt/my tools/python' -m ")
     logs = [line for line in script if "my results" in line]
-    files = [f"resolution-matters-%J.{ending}" if kind in ("slurm", "lsf") else "" for ending in ("err", "out")]
+    files = [
+        f"resolution-matters-%J.{ending}" if kind in ("slurm", "lsf") else "" for ending in ("err", "out")
+    ]
     mark, folder = cluster.KINDS[kind][3], tmp_path / "my results"
-    assert logs == [f'{mark} {option} "{folder}/{file}"' for option, file in zip(("-e", "-o"), files, strict=True)]
+    assert logs == [
+        f'{mark} {option} "{folder}/{file}"' for option, file in zip(("-e", "-o"), files, strict=True)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -138,9 +166,18 @@ def test_a_folder_with_spaces_is_quoted(kind, tmp_path, monkeypatch):
         ("kind = 'slurm'\njobs = 0", "jobs is 0: accepted are whole numbers from 1"),
         ("kind = 'slurm'\ncores = true", "cores is True"),
         ("kind = 'slurm'\nmemory = 'much'", "memory is 'much': accepted is a number with a unit"),
-        ("kind = 'lsf'\nwalltime = '01:00:00'", "walltime is '01:00:00': accepted with kind lsf is a time such as '02:00'"),
-        ("kind = 'slurm'\nwalltime = '2h'", "walltime is '2h': accepted with kind slurm is a time such as '02:00:00'"),
-        ("kind = 'sge'\nwalltime = '01:00'", "walltime is '01:00': accepted with kind sge is a time such as '02:00:00'"),
+        (
+            "kind = 'lsf'\nwalltime = '01:00:00'",
+            "walltime is '01:00:00': accepted with kind lsf is a time such as '02:00'",
+        ),
+        (
+            "kind = 'slurm'\nwalltime = '2h'",
+            "walltime is '2h': accepted with kind slurm is a time such as '02:00:00'",
+        ),
+        (
+            "kind = 'sge'\nwalltime = '01:00'",
+            "walltime is '01:00': accepted with kind sge is a time such as '02:00:00'",
+        ),
         ("kind = 'slurm'\nqueue = 3", "queue is 3: accepted is text"),
         ("kind = 'slurm'\ndirectives = '-X'", "directives is '-X': accepted is a list"),
         ("kind = 'slurm'\nworkers = 3", "workers is 3 with kind slurm: accepted there is jobs"),
@@ -186,7 +223,10 @@ def test_workers_times_threads_are_the_cores(monkeypatch):
     # Where memory allows fewer workers than cores, each has more threads.
     monkeypatch.setattr(distributed.system, "MEMORY_LIMIT", 13 * 2**30)
     assert (Cluster().size(), Cluster().threads()) == (4, 4)
-    assert (Cluster(kind="slurm", jobs=9, cores=3).size(), Cluster(kind="slurm", jobs=9, cores=3).threads()) == (9, 3)
+    assert (
+        Cluster(kind="slurm", jobs=9, cores=3).size(),
+        Cluster(kind="slurm", jobs=9, cores=3).threads(),
+    ) == (9, 3)
 
 
 def test_a_batch_system_that_is_not_there_is_named(tmp_path, monkeypatch):
@@ -198,7 +238,8 @@ def test_a_batch_system_that_is_not_there_is_named(tmp_path, monkeypatch):
 
 @pytest.fixture
 def command(tmp_path, monkeypatch):
-    """Write stand-ins for commands of a batch system: the only ones there are, whatever is installed on this machine."""
+    """Write stand-ins for commands of a batch system: the only ones there are, whatever is installed on this
+    machine."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
@@ -214,7 +255,9 @@ def command(tmp_path, monkeypatch):
 
 def test_a_job_that_the_batch_system_refuses_is_one_line(tmp_path, command):
     command("sbatch", "echo 'sbatch: error: invalid partition specified: shrt' >&2", "exit 1")
-    with pytest.raises(RuntimeError, match="sbatch refused the job: .*invalid partition specified: shrt") as error:
+    with pytest.raises(
+        RuntimeError, match="sbatch refused the job: .*invalid partition specified: shrt"
+    ) as error:
         with cluster.start(Cluster(kind="slurm", queue="shrt"), tmp_path / "jobs"):
             pass
     assert "\n" not in str(error.value)
@@ -223,13 +266,33 @@ def test_a_job_that_the_batch_system_refuses_is_one_line(tmp_path, command):
 @pytest.mark.parametrize(
     "kind, name, there, over",
     [
-        ("slurm", "squeue", ["echo 5 main resoluti root PD 0:00", "echo 'Unable to contact slurm controller' >&2; exit 1"],
-         [":", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"]),
-        ("pbs", "qstat", ["echo '5.host dask root 0 Q batch'", "echo 'cannot connect to server' >&2; exit 1"],
-         ["echo 'qstat: 5.host Job has finished, use -x' >&2; exit 35", "echo 'qstat: Unknown Job Id 5.host' >&2; exit 153"]),
-        ("lsf", "bjobs", ["echo PEND", "echo RUN", "echo 'LSF is down. Please wait' >&2; exit 255"], ["echo EXIT", "echo 'Job <5> is not found' >&2; exit 255"]),
-        ("sge", "qstat", ["echo 'job_number: 5'", "echo 'unable to send message to qmaster' >&2; exit 1"],
-         ["echo 'Following jobs do not exist: 5' >&2; exit 1"]),
+        (
+            "slurm",
+            "squeue",
+            ["echo 5 main resoluti root PD 0:00", "echo 'Unable to contact slurm controller' >&2; exit 1"],
+            [":", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"],
+        ),
+        (
+            "pbs",
+            "qstat",
+            ["echo '5.host dask root 0 Q batch'", "echo 'cannot connect to server' >&2; exit 1"],
+            [
+                "echo 'qstat: 5.host Job has finished, use -x' >&2; exit 35",
+                "echo 'qstat: Unknown Job Id 5.host' >&2; exit 153",
+            ],
+        ),
+        (
+            "lsf",
+            "bjobs",
+            ["echo PEND", "echo RUN", "echo 'LSF is down. Please wait' >&2; exit 255"],
+            ["echo EXIT", "echo 'Job <5> is not found' >&2; exit 255"],
+        ),
+        (
+            "sge",
+            "qstat",
+            ["echo 'job_number: 5'", "echo 'unable to send message to qmaster' >&2; exit 1"],
+            ["echo 'Following jobs do not exist: 5' >&2; exit 1"],
+        ),
     ],
 )
 def test_a_job_is_over_only_if_the_batch_system_says_so(command, kind, name, there, over):
@@ -242,11 +305,15 @@ def test_a_job_is_over_only_if_the_batch_system_says_so(command, kind, name, the
 
 
 def test_jobs_that_do_nothing_but_end_are_an_error_and_not_waited_for(tmp_path, command):
-    # Each is taken and is gone, as with a prologue that fails: at first that may be bad luck, so others are sent after it.
+    # Each is taken and is gone, as with a prologue that fails: at first that may be bad luck, so others are
+    # sent after it.
     command("sbatch", f"echo >> {tmp_path}/sent", "echo Submitted batch job $$")
     command("squeue")
     command("scancel", "echo 'scancel: error: Invalid job id specified' >&2", "exit 1")
-    with pytest.raises(RuntimeError, match=r"(\d+) jobs ended before their workers reached this machine: what they said is in .*jobs") as error:
+    with pytest.raises(
+        RuntimeError,
+        match=r"(\d+) jobs ended before their workers reached this machine: what they said is in .*jobs",
+    ) as error:
         with cluster.start(Cluster(kind="slurm", jobs=6), tmp_path / "jobs") as (client, again):
             for _ in range(300):
                 again()

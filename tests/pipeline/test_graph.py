@@ -63,7 +63,11 @@ def test_the_seed_is_that_of_preparations_and_simulated_subjects_need_none():
 
     assert notebooks(keys(**SIMULATED), keys(**SIMULATED, seed=4)) == set()
     given = {**OWN, "targets": TARGETS}
-    assert notebooks(keys(**given), keys(**given, seed=4)) == {"cohort_target", "cohort_sub-01", "cohort_sub-02"}
+    assert notebooks(keys(**given), keys(**given, seed=4)) == {
+        "cohort_target",
+        "cohort_sub-01",
+        "cohort_sub-02",
+    }
 
 
 @pytest.mark.parametrize("fields", [SIMULATED, {**OWN, "targets": TARGETS}], ids=["simulated", "own"])
@@ -81,12 +85,17 @@ def test_a_notebook_has_the_study_of_its_task_without_a_file(fields):
 @st.composite
 def graphs(draw):
     size = draw(st.integers(1, 14))
-    needs = {str(n): [str(m) for m in draw(st.sets(st.integers(0, n - 1), max_size=3))] if n else [] for n in range(size)}
+    needs = {
+        str(n): [str(m) for m in draw(st.sets(st.integers(0, n - 1), max_size=3))] if n else []
+        for n in range(size)
+    }
     return needs, {task: draw(st.integers(1, 50)) for task in needs}
 
 
 @given(graphs(), st.integers(1, 6))
-def test_no_schedule_beats_the_critical_path_or_the_workers_and_a_greedy_one_is_at_most_their_sum(study, workers):
+def test_no_schedule_beats_the_critical_path_or_the_workers_and_a_greedy_one_is_at_most_their_sum(
+    study, workers
+):
     needs, seconds = study
     span, total = graph.makespan(needs, seconds, workers), sum(seconds.values())
     longest = sum(seconds[task] for task in graph.critical_path(needs, seconds))
@@ -98,7 +107,9 @@ def test_no_schedule_beats_the_critical_path_or_the_workers_and_a_greedy_one_is_
 def test_one_worker_takes_the_sum_and_many_take_the_critical_path(study):
     needs, seconds = study
     assert graph.makespan(needs, seconds, 1) == sum(seconds.values())
-    assert graph.makespan(needs, seconds, len(needs)) == sum(seconds[task] for task in graph.critical_path(needs, seconds))
+    assert graph.makespan(needs, seconds, len(needs)) == sum(
+        seconds[task] for task in graph.critical_path(needs, seconds)
+    )
 
 
 @given(graphs())

@@ -26,11 +26,24 @@ def verdict(claim, word):
 
 def scores(experiments=("1a",), resolutions=(("3||0", 3.0), ("5||1.5", 6.5))):
     """The harmonized arm loses 1 dB per mm, the other one 2."""
-    return pd.DataFrame([
-        {"subject": 1, "experiment": e, "resolution": label, "separation_mm": mm, "contrast": c, "arm": arm, "region": "brain",
-         "psnr_db": 30 - mm * (1 + (arm == "input"))}
-        for e in experiments for label, mm in resolutions for c in CONTRASTS for arm in ("harmonized", "input")
-    ])  # fmt: skip
+    return pd.DataFrame(
+        [
+            {
+                "subject": 1,
+                "experiment": e,
+                "resolution": label,
+                "separation_mm": mm,
+                "contrast": c,
+                "arm": arm,
+                "region": "brain",
+                "psnr_db": 30 - mm * (1 + (arm == "input")),
+            }
+            for e in experiments
+            for label, mm in resolutions
+            for c in CONTRASTS
+            for arm in ("harmonized", "input")
+        ]
+    )
 
 
 NOBODY = pd.DataFrame(columns=["claim", "verdict", "sentence"])
@@ -40,8 +53,10 @@ NONE = pd.DataFrame(columns=["claim", "statement", "reason"])
 def test_the_paragraph_says_what_the_coarsest_slices_cost_with_and_without_harmonizer():
     told = report.paragraph(scores(), NOBODY, NONE)
     assert told == (
-        "With 5||1.5 (5 mm slices, gaps of 1.5 mm) instead of 3||0 (3 mm slices, no gaps), harmonized images lose 3.5 dB (T1w), 3.5 dB (T2w)"
-        " and 3.5 dB (FLAIR) of PSNR inside the brain (mean of 1 subject, experiment 1a); without a harmonizer it is 7.0 dB (T1w), 7.0 dB"
+        "With 5||1.5 (5 mm slices, gaps of 1.5 mm) instead of 3||0 (3 mm slices, no gaps), harmonized "
+        "images lose 3.5 dB (T1w), 3.5 dB (T2w)"
+        " and 3.5 dB (FLAIR) of PSNR inside the brain (mean of 1 subject, experiment 1a); without a "
+        "harmonizer it is 7.0 dB (T1w), 7.0 dB"
         " (T2w) and 7.0 dB (FLAIR)."
     )
 
@@ -66,7 +81,9 @@ def test_three_claims_are_told_in_an_order_that_does_not_depend_on_their_verdict
         in told
     )
     assert "The most telling: Contradicted: C8. Supported: C12. Supported: C5." in told
-    assert report.paragraph(scores(), NOBODY, without).endswith(" This study can test none of the 2 claims of the paper.")
+    assert report.paragraph(scores(), NOBODY, without).endswith(
+        " This study can test none of the 2 claims of the paper."
+    )
     assert report.no_verdict(without) == "No verdict here on C2 and C3 (too few)."
     assert sorted(report._MOST_TELLING) == sorted(claim.id for claim in claims.CLAIMS)
 
@@ -88,16 +105,37 @@ def analysed(tmp_path):
     folders.save_tables(plan, {"scores": scores(), "verdicts": rows, "without_verdict": NONE})
     for name in ("2", "3", "10", "claims"):
         (folders.figures_folder(plan) / f"figure_{name}.png").write_bytes(b"png")
-    states = pd.DataFrame({"task": ["04_harmonization_x", "05_analysis"], "stage": ["04_harmonization", "05_analysis"], "state": "done",
-                           "seconds": [61.0, 2.0], "error": ""})  # fmt: skip
+    states = pd.DataFrame(
+        {
+            "task": ["04_harmonization_x", "05_analysis"],
+            "stage": ["04_harmonization", "05_analysis"],
+            "state": "done",
+            "seconds": [61.0, 2.0],
+            "error": "",
+        }
+    )
     return plan, states, folder
 
 
 def test_the_page_opens_with_the_result_and_ends_with_the_notebooks(analysed):
     plan, states, folder = analysed
     text = report.page(plan, states, folder, {"Left out": ["sub-3: <no>"], "Warnings": []})
-    order = ["Study “one”", "instead of 3‖0", 'class=first src="../figures/figure_3.png"', "The verdicts", "C1", "The figures", "figure_2.png",
-             "figure_3.png", "figure_10.png", "figure_claims.png", "Left out", "sub-3: &lt;no&gt;", "04_harmonization_x", "1:01"]  # fmt: skip
+    order = [
+        "Study “one”",
+        "instead of 3‖0",
+        'class=first src="../figures/figure_3.png"',
+        "The verdicts",
+        "C1",
+        "The figures",
+        "figure_2.png",
+        "figure_3.png",
+        "figure_10.png",
+        "figure_claims.png",
+        "Left out",
+        "sub-3: &lt;no&gt;",
+        "04_harmonization_x",
+        "1:01",
+    ]
     where = 0
     for words in order:
         where = text.index(words, where)

@@ -13,7 +13,9 @@ from helpers.pipeline import folders
 from helpers.study import Study
 
 FOLDERS = [path.parent for path in sorted(layout.FIGURES.rglob("verdicts.csv"))]
-named = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.relative_to(layout.ROOT).as_posix())
+named = pytest.mark.parametrize(
+    "folder", FOLDERS, ids=lambda folder: folder.relative_to(layout.ROOT).as_posix()
+)
 
 
 def read(folder, name):
@@ -31,7 +33,9 @@ def test_a_run_leaves_what_the_repository_shows_as_it_is(name):
 
 @named
 def test_the_verdicts_follow_from_the_tables_beside_them(folder):
-    verdicts, comparisons = claims.verdicts(*(read(folder, name) for name in ("scores", "attention", "figure_frequencies")))
+    verdicts, comparisons = claims.verdicts(
+        *(read(folder, name) for name in ("scores", "attention", "figure_frequencies"))
+    )
     every, (verdicts, without) = verdicts.claim.tolist(), claims.split(verdicts)
     shown, not_shown = read(folder, "verdicts"), read(folder, "without_verdict")
     assert every == [claim.id for claim in claims.CLAIMS]
@@ -43,7 +47,9 @@ def test_the_verdicts_follow_from_the_tables_beside_them(folder):
     numbers = ["n", "estimate", "low", "high", "p_holm", "p_against_holm"]
     assert_frame_equal(shown[numbers], verdicts[numbers], check_dtype=False, rtol=1e-3, atol=1e-4)
     drawn = read(folder, "figure_claims")
-    assert drawn[["claim", "comparison"]].values.tolist() == comparisons[["claim", "comparison"]].values.tolist()
+    assert (
+        drawn[["claim", "comparison"]].values.tolist() == comparisons[["claim", "comparison"]].values.tolist()
+    )
     np.testing.assert_allclose(drawn.estimate, comparisons.estimate, rtol=1e-3, atol=1e-4)
 
 
@@ -52,8 +58,12 @@ def test_the_verdicts_follow_from_the_tables_beside_them(folder):
 def test_figures_3_to_9_are_drawn_from_the_scores_beside_them(folder, number):
     experiments, _ = figures.SCORE_FIGURES[number]
     scores = read(folder, "scores")
-    expected = scores[(scores.experiment.isin(experiments) | (scores.arm == "ceiling")) & (scores.region == "brain")]
-    assert_frame_equal(read(folder, f"figure_{number}"), expected.reset_index(drop=True), check_dtype=False, rtol=1e-5)
+    expected = scores[
+        (scores.experiment.isin(experiments) | (scores.arm == "ceiling")) & (scores.region == "brain")
+    ]
+    assert_frame_equal(
+        read(folder, f"figure_{number}"), expected.reset_index(drop=True), check_dtype=False, rtol=1e-5
+    )
     assert all((folder / f"figure_{number}{suffix}").stat().st_size > 5000 for suffix in (".png", ".pdf"))
 
 
@@ -66,7 +76,9 @@ def test_the_figure_of_attention_is_drawn_from_the_table_beside_it(folder):
 
 
 def test_the_readme_tells_the_verdicts_of_the_ten_subjects():
-    told = dict(re.findall(r"^\| (C\d+) \|.*\| \**(\w+)\** \|", (layout.ROOT / "README.md").read_text(), re.M))
+    told = dict(
+        re.findall(r"^\| (C\d+) \|.*\| \**(\w+)\** \|", (layout.ROOT / "README.md").read_text(), re.M)
+    )
     shown = read(layout.FIGURES / "ten", "verdicts")
     assert told == dict(zip(shown.claim, shown.verdict))
 
@@ -81,19 +93,30 @@ def test_ten_subjects_in_one_plane_at_three_resolutions_have_at_least_six_verdic
     assert given.verdict.isin([claims.SUPPORTED, claims.CONTRADICTED]).sum() >= 6
     assert (given.resolutions == "3||0, 4||0, 5||1.5").all()
     assert without.set_index("claim").reason[["C2", "C3", "C4"]].tolist() == [
-        "no resolution 3||1", "no resolution 4||1, 5||0", "only the axial plane was looked at, which favours some orientations",
-    ]  # fmt: skip
+        "no resolution 3||1",
+        "no resolution 4||1, 5||0",
+        "only the axial plane was looked at, which favours some orientations",
+    ]
 
 
 def test_the_readme_tells_what_fusion_and_the_mask_change():
     readme = (layout.ROOT / "README.md").read_text()
-    fusion = read(layout.FIGURES / "ten", "why_fusion").pivot_table("psnr_db", ["reconstruction", "contrast"], "experiment")
+    fusion = read(layout.FIGURES / "ten", "why_fusion").pivot_table(
+        "psnr_db", ["reconstruction", "contrast"], "experiment"
+    )
     gains = {how: (each["2"] - each["1a"]).droplevel(0) for how, each in fusion.groupby(level=0)}
-    for how, words in (("fused", "{:+.1f} dB for T1w, {:+.1f} for T2w, {:+.1f} for FLAIR"), ("mean over planes", "({:+.1f}, {:+.1f}, {:+.1f} as the previews")):
+    for how, words in (
+        ("fused", "{:+.1f} dB for T1w, {:+.1f} for T2w, {:+.1f} for FLAIR"),
+        ("mean over planes", "({:+.1f}, {:+.1f}, {:+.1f} as the previews"),
+    ):
         assert words.format(*(gains[how][contrast] for contrast in ("T1w", "T2w", "FLAIR"))) in readme
     worst = fusion.loc["fused", ["1a", "1b", "1c", "2"]].idxmin(axis=1)
     assert set(worst) == {"1a"} and "Axial sources stay the worst" in readme
-    assert f"then differ by {abs(fusion.loc[('fused', 'FLAIR'), '2'] - fusion.loc[('fused', 'FLAIR'), '1c']):.1f} dB only" in readme
+    assert (
+        "then differ by "
+        f"{abs(fusion.loc[('fused', 'FLAIR'), '2'] - fusion.loc[('fused', 'FLAIR'), '1c']):.1f} dB only"
+        in readme
+    )
     mask = read(layout.FIGURES / "ten", "why_mask")
     gain = mask[mask.comparison == "3 - 1a"].groupby(["mask", "contrast"]).psnr_db.mean()
     for contrast in ("T2w", "FLAIR"):
@@ -110,21 +133,46 @@ def test_the_readme_tells_the_numbers_of_the_ten_subjects():
     fall = (fall["3||0"] - fall["5||1.5"]).groupby("arm").agg(["min", "max"])
     assert "harmonized images lose {:.1f} to {:.1f} dB".format(*fall.loc["harmonized"]) in readme
     assert "without harmonizer {:.1f} to {:.1f}. A 3D".format(*fall.loc["input"]) in readme
-    mean = inside[inside.arm == "harmonized"].groupby(["experiment", "contrast"]).psnr_db.mean().unstack("contrast")
+    mean = (
+        inside[inside.arm == "harmonized"]
+        .groupby(["experiment", "contrast"])
+        .psnr_db.mean()
+        .unstack("contrast")
+    )
     gain = {experiment: mean.loc[experiment] - mean.loc["1a"] for experiment in ("2", "3", "5")}
     assert f"helps the T1w output by {gain['3'].T1w:.1f} dB and T2w by {gain['3'].T2w:.1f}" in readme
     assert f"a 3D FLAIR helps FLAIR by {gain['5'].FLAIR:.1f}" in readme
     assert f"mixed orientations win, by {gain['2'].min():.1f} to {gain['2'].max():.1f} dB" in readme
     planes = read(layout.FIGURES / "ten", "planes").set_index(["reconstruction", "contrast"])
-    assert "T1w {0:.2f} dB against {1:.2f} sagittal, {2:.2f} coronal".format(*planes.loc["axial", "T1w"][["1a", "1b", "1c"]]) in readme
-    assert "({0:.2f} against {1:.2f} and {2:.2f})".format(*planes.loc["coronal", "T1w"][["1a", "1b", "1c"]]) in readme
-    means = alike.groupby(["arm", "experiment", "contrast", "resolution"])[["psnr_db", "ssim_planes"]].mean().unstack("resolution")
+    assert (
+        "T1w {0:.2f} dB against {1:.2f} sagittal, {2:.2f} coronal".format(
+            *planes.loc["axial", "T1w"][["1a", "1b", "1c"]]
+        )
+        in readme
+    )
+    assert (
+        "({0:.2f} against {1:.2f} and {2:.2f})".format(*planes.loc["coronal", "T1w"][["1a", "1b", "1c"]])
+        in readme
+    )
+    means = (
+        alike.groupby(["arm", "experiment", "contrast", "resolution"])[["psnr_db", "ssim_planes"]]
+        .mean()
+        .unstack("resolution")
+    )
     apart = means.xs("3||1", axis=1, level=1) - means.xs("4||0", axis=1, level=1)
-    assert (apart.loc["input"].abs() < [0.2, 0.005]).all(axis=None) and "differ by less than 0.2 dB and 0.005 SSIM" in readme
+    assert (apart.loc["input"].abs() < [0.2, 0.005]).all(
+        axis=None
+    ) and "differ by less than 0.2 dB and 0.005 SSIM" in readme
     behind = apart.loc["harmonized"].agg(["min", "max"])
-    assert "by {:.1f} to {:.1f} dB".format(*behind.psnr_db) in readme and "and {:.2f} to {:.2f} SSIM".format(*behind.ssim_planes) in readme
+    assert (
+        "by {:.1f} to {:.1f} dB".format(*behind.psnr_db) in readme
+        and "and {:.2f} to {:.2f} SSIM".format(*behind.ssim_planes) in readme
+    )
     noise = read(layout.FIGURES / "ten", "why_noise")
-    for table, words in ((read(layout.FIGURES / "ten", "figure_frequencies"), "by {0:.2f} cycles/mm)"), (noise, "excess, {0:.2f} to {1:.2f} either way")):
+    for table, words in (
+        (read(layout.FIGURES / "ten", "figure_frequencies"), "by {0:.2f} cycles/mm)"),
+        (noise, "excess, {0:.2f} to {1:.2f} either way"),
+    ):
         finest = table[(table.experiment == "1b") & (table.resolution == "3||0")]
         keys = ["contrast", "arm", *[key for key in ("anatomy",) if table is noise]]
         cutoffs = finest.groupby(keys).cutoff_per_mm.mean().unstack("arm")
@@ -135,9 +183,21 @@ def test_the_readme_tells_the_numbers_of_the_ten_subjects():
 def test_the_readme_tells_what_registration_costs():
     readme = (layout.ROOT / "README.md").read_text()
     drawn = read(layout.FIGURES / "ten", "figure_ladder")
-    mean = drawn[drawn.arm == "harmonized"].groupby(["contrast", "transform"]).psnr_db.mean().unstack("transform")
+    mean = (
+        drawn[drawn.arm == "harmonized"]
+        .groupby(["contrast", "transform"])
+        .psnr_db.mean()
+        .unstack("transform")
+    )
     rigid, affine = mean.known - mean.rigid, mean.known - mean.affine
     assert f"costs {rigid.min():.2f} to {rigid.max():.2f} dB" in readme
-    assert f"costs {affine.T1w:.1f} dB for T1w, {affine.T2w:.1f} for T2w, {affine.FLAIR:.1f} for FLAIR" in readme
-    off_mm = read(layout.FIGURES / "ten", "why_registration").groupby("transform").registration_error_mm.mean()
-    assert f"rigid transform is {off_mm.rigid:.2f} mm off" in readme and f"affine transform is {off_mm.affine:.2f} mm off" in readme
+    assert (
+        f"costs {affine.T1w:.1f} dB for T1w, {affine.T2w:.1f} for T2w, {affine.FLAIR:.1f} for FLAIR" in readme
+    )
+    off_mm = (
+        read(layout.FIGURES / "ten", "why_registration").groupby("transform").registration_error_mm.mean()
+    )
+    assert (
+        f"rigid transform is {off_mm.rigid:.2f} mm off" in readme
+        and f"affine transform is {off_mm.affine:.2f} mm off" in readme
+    )

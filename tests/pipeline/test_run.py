@@ -38,14 +38,20 @@ def test_studies_beside_it_are_the_business_of_the_analysis_alone():
     wanted = graph.tasks(Study(planes=["other-coronal"], ladder=["other-rigid"]))
     graph.check_parameters(wanted)
     changes = {task.name: task.parameters["changes"] for task in wanted}
-    told = {name: (fields["planes"], fields["ladder"]) for name, fields in changes.items() if {"planes", "ladder"} & set(fields)}
+    told = {
+        name: (fields["planes"], fields["ladder"])
+        for name, fields in changes.items()
+        if {"planes", "ladder"} & set(fields)
+    }
     assert told == {"05_analysis": (["other-coronal"], ["other-rigid"])}
 
 
 def test_a_parameter_that_the_notebook_does_not_know_is_refused():
     (task,) = [each for each in graph.tasks(Study()) if each.name == "05_analysis"]
     bad = Task(task.name, task.notebook, {**task.parameters, "experimnt": 3})
-    with pytest.raises(ValueError, match=r"05_analysis.ipynb: parameter experimnt=3 is unknown: accepted are study, changes"):
+    with pytest.raises(
+        ValueError, match=r"05_analysis.ipynb: parameter experimnt=3 is unknown: accepted are study, changes"
+    ):
         graph.check_parameters([bad])
 
 
@@ -67,7 +73,9 @@ def notebook(path, *cells):
 @pytest.mark.filterwarnings("ignore")
 def test_a_failing_notebook_stops_only_those_that_need_it(tmp_path):
     good = notebook(tmp_path / "good.ipynb", "x: int = 0", "print(x + 1)")
-    bad = notebook(tmp_path / "bad.ipynb", "x: int = 0", "raise RuntimeError(f'first line\\nfailed with {x}')")
+    bad = notebook(
+        tmp_path / "bad.ipynb", "x: int = 0", "raise RuntimeError(f'first line\\nfailed with {x}')"
+    )
     wanted = [
         Task("first", good, {"x": 1}),
         Task("fails", bad, {"x": 2}),
@@ -76,7 +84,11 @@ def test_a_failing_notebook_stops_only_those_that_need_it(tmp_path):
         Task("after-that", good, {}, ("after-fails", "first")),
     ]
     results = run.execute_all(wanted, tmp_path / "report", Cluster(workers=2))
-    assert {name: each.error for name, each in results.items()} == {"first": None, "after-first": None, "fails": "failed with 2"}
+    assert {name: each.error for name, each in results.items()} == {
+        "first": None,
+        "after-first": None,
+        "fails": "failed with 2",
+    }
     assert "<html" in (tmp_path / "report" / "fails.html").read_text()
     assert (tmp_path / "report" / "after-first.ipynb").is_file()
 
@@ -86,9 +98,16 @@ def test_a_failing_notebook_stops_only_those_that_need_it(tmp_path):
 def test_where_there_is_no_room_nothing_more_is_begun_and_what_was_done_is_told(tmp_path, number):
     good = notebook(tmp_path / "good.ipynb", "x: int = 0", "print(x + 1)")
     full = notebook(tmp_path / "full.ipynb", "x: int = 0", f"raise OSError({number}, 'No room', 'x.nii.gz')")
-    wanted = [Task("first", good, {"x": 1}), Task("full", full, {}, ("first",)), Task("later", good, {"x": 2}, ("first",), ("full",))]
+    wanted = [
+        Task("first", good, {"x": 1}),
+        Task("full", full, {}, ("first",)),
+        Task("later", good, {"x": 2}, ("first",), ("full",)),
+    ]
     results = run.execute_all(wanted, tmp_path / "report", Cluster(workers=1))
-    assert {name: each.error for name, each in results.items()} == {"first": None, "full": f"OSError: [Errno {number}] No room: 'x.nii.gz'"}
+    assert {name: each.error for name, each in results.items()} == {
+        "first": None,
+        "full": f"OSError: [Errno {number}] No room: 'x.nii.gz'",
+    }
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -108,22 +127,37 @@ def test_a_log_for_which_there_is_no_room_takes_nothing_with_it(tmp_path, monkey
 
 
 @pytest.mark.parametrize("length, transport", [(0, "ipc"), (120, "tcp")])
-def test_a_kernel_takes_no_port_from_another_where_paths_of_sockets_are_short_enough(tmp_path, monkeypatch, length, transport):
+def test_a_kernel_takes_no_port_from_another_where_paths_of_sockets_are_short_enough(
+    tmp_path, monkeypatch, length, transport
+):
     with tempfile.TemporaryDirectory() as short:
         where = Path(short) / ("t" * length)
         where.mkdir(exist_ok=True)
         monkeypatch.setattr(tempfile, "tempdir", str(where))
-        asks = notebook(tmp_path / "asks.ipynb", "x: int = 0", "from ipykernel import get_connection_info", "print(get_connection_info())")
+        asks = notebook(
+            tmp_path / "asks.ipynb",
+            "x: int = 0",
+            "from ipykernel import get_connection_info",
+            "print(get_connection_info())",
+        )
         result = execution.execute(Task("asks", asks, {}), tmp_path / "report")
         assert result.error is None
-        text = "".join(output.text for cell in nbformat.read(tmp_path / "report" / "asks.ipynb", 4).cells for output in cell.outputs)
+        text = "".join(
+            output.text
+            for cell in nbformat.read(tmp_path / "report" / "asks.ipynb", 4).cells
+            for output in cell.outputs
+        )
         assert json.loads(text)["transport"] == transport
         assert not list(where.iterdir())
 
 
 def test_a_kernel_that_has_done_its_work_is_not_interrupted(tmp_path):
-    interrupts = f"get_ipython().kernel.saved_sigint_handler = lambda *_: open({str(tmp_path / 'interrupted')!r}, 'w')"
-    result = execution.execute(Task("quiet", notebook(tmp_path / "quiet.ipynb", "x: int = 0", interrupts), {}), tmp_path / "report")
+    interrupts = (
+        f"get_ipython().kernel.saved_sigint_handler = lambda *_: open({str(tmp_path / 'interrupted')!r}, 'w')"
+    )
+    result = execution.execute(
+        Task("quiet", notebook(tmp_path / "quiet.ipynb", "x: int = 0", interrupts), {}), tmp_path / "report"
+    )
     assert result.error is None
     assert not (tmp_path / "interrupted").exists()
 
@@ -173,11 +207,17 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_starts(tmp_pa
     [
         ('weights = "nowhere.pt"', "weights is 'nowhere.pt': .*nowhere.pt: no such checkpoint"),
         ('fusion = "nowhere.pt"', "fusion is 'nowhere.pt': .*nowhere.pt: no such checkpoint"),
-        ('planes = ["ten-corona"]', "planes has 'ten-corona': .*scores.csv: no such table: accepted are studies that were run to the end"),
+        (
+            'planes = ["ten-corona"]',
+            "planes has 'ten-corona': .*scores.csv: no such table: accepted are studies that were run to "
+            "the end",
+        ),
         ('ladder = ["ten-corona"]', "ladder has 'ten-corona': "),
     ],
 )
-def test_what_a_study_builds_on_is_looked_for_before_anything_starts(tmp_path, capsys, command, line, message):
+def test_what_a_study_builds_on_is_looked_for_before_anything_starts(
+    tmp_path, capsys, command, line, message
+):
     (tmp_path / "mine.toml").write_text(f'output_dir = "{tmp_path / "results"}"\n{line}\n')
     assert cli.main([*command, str(tmp_path / "mine.toml")]) == 2
     error = capsys.readouterr().err
@@ -205,7 +245,9 @@ def finish(tmp_path, subjects):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"volume")
             sidecar = volumes.sidecar_path(path)
-            sidecar.write_text(json.dumps({"ContentSha256": hashlib.sha256(b"volume").hexdigest(), "ContentBytes": 6}))
+            sidecar.write_text(
+                json.dumps({"ContentSha256": hashlib.sha256(b"volume").hexdigest(), "ContentBytes": 6})
+            )
             made += [path, sidecar]
         everything.extend(made)
         return made
@@ -227,7 +269,10 @@ def finish(tmp_path, subjects):
     header = "subject,experiment,resolution,separation_mm,contrast,arm,region,psnr_db\n"
     (tmp_path / "results" / "tables" / "scores.csv").write_text(header + row)
     study = tmp_path / "finished.toml"
-    study.write_text(f'name = "finished"\nsubjects = {list(plan.subjects)}\noutput_dir = "{plan.output_dir}"\nslice_step = 1\n')
+    study.write_text(
+        f'name = "finished"\nsubjects = {list(plan.subjects)}\noutput_dir = "{plan.output_dir}"\nslice_step '
+        "= 1\n"
+    )
     return plan, study, everything
 
 
@@ -235,7 +280,12 @@ def test_a_finished_study_of_ten_subjects_is_found_done_within_ten_seconds(tmp_p
     plan, study, everything = finish(tmp_path, TEN)
     assert len(everything) > 10_000
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-m", "helpers.pipeline.cli", "run", str(study)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "helpers.pipeline.cli", "run", str(study)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert "Everything was done already" in done.stdout
     # Of the processor, so that a busy machine fails no test.
@@ -244,7 +294,11 @@ def test_a_finished_study_of_ten_subjects_is_found_done_within_ten_seconds(tmp_p
 
 def test_status_and_dry_run_count_what_is_done_and_estimate_the_rest_and_change_nothing(finished, capsys):
     plan, study, everything = finished
-    (volume,) = [path for path in everything if path.parent.name == "04_harmonization_sub-sim02_exp-6" and path.name.endswith("_0.nii.gz")]
+    (volume,) = [
+        path
+        for path in everything
+        if path.parent.name == "04_harmonization_sub-sim02_exp-6" and path.name.endswith("_0.nii.gz")
+    ]
     volume.unlink()
     before = sorted(volume.parents[1].rglob("*"))
     states = status.status(plan).set_index("task")
@@ -252,7 +306,9 @@ def test_status_and_dry_run_count_what_is_done_and_estimate_the_rest_and_change_
     # The log says that each took a minute; without it, it would be the rough costs.
     assert states.expected_s["05_analysis"] == pytest.approx(60)
     assert states.expected_s["00_cohort_target"] == 0
-    assert status.expected_hours(plan, states.reset_index(), 4) * 3600 == pytest.approx(states.expected_s.sum())  # one after the other
+    assert status.expected_hours(plan, states.reset_index(), 4) * 3600 == pytest.approx(
+        states.expected_s.sum()
+    )  # one after the other
     for command in (["status", str(study)], ["run", "--dry-run", str(study)]):
         assert cli.main(command) == 0
         said = capsys.readouterr().out
@@ -280,7 +336,10 @@ def test_what_failed_is_told_with_its_error_until_it_is_done(finished, capsys):
     page = report.page(plan, status.status(plan), folder, {"Left out": ["sub-3: <no>"], "Warnings": []})
     assert "<li>sub-3: &lt;no&gt;</li>" in page
     assert "Warnings" not in page
-    row = f'<td><a href="{name}.html">{name}</a></td><td>failed</td><td class="time">0:03</td><td>ValueError: &lt;so&gt;</td>'
+    row = (
+        f'<td><a href="{name}.html">{name}</a></td><td>failed</td><td class="time">0:03</td><td>ValueError: '
+        "&lt;so&gt;</td>"
+    )
     assert f'<tr class="failed">{row}</tr>' in page
     assert page.count('class="done"') == len(graph.tasks(plan)) - 1
 
@@ -298,32 +357,54 @@ def test_what_runs_now_is_running_as_long_as_its_run_lives(finished):
 def test_only_takes_what_it_needs_along():
     wanted = graph.tasks(Study(subjects=[1, 2], slice_step=1))
     names = [task.name for task in graph.choose(wanted, ["04*sub-sim02*exp-3"])]
-    made = ["00_cohort_sub-sim02", "02_degradation_sub-sim02", "03_registration_sub-sim02", "04_harmonization_sub-sim02_exp-3D"]
+    made = [
+        "00_cohort_sub-sim02",
+        "02_degradation_sub-sim02",
+        "03_registration_sub-sim02",
+        "04_harmonization_sub-sim02_exp-3D",
+    ]
     assert names == ["00_cohort_target", *made, "04_harmonization_sub-sim02_exp-3"]
-    assert [task.name for task in graph.choose(wanted, ["01*", "00*sub-sim01"])] == ["00_cohort_sub-sim01", "01_slice_profiles"]
-    with pytest.raises(ValueError, match=r"--only is '4\*', which matches no task: accepted are patterns of names such as"):
+    assert [task.name for task in graph.choose(wanted, ["01*", "00*sub-sim01"])] == [
+        "00_cohort_sub-sim01",
+        "01_slice_profiles",
+    ]
+    with pytest.raises(
+        ValueError, match=r"--only is '4\*', which matches no task: accepted are patterns of names such as"
+    ):
         graph.choose(wanted, ["4*"])
 
 
 def test_where_notebooks_are_short_several_things_go_through_one_execution():
-    wanted = graph.tasks(Study(subjects=TEN, resolutions=["3||0", "4||0", "5||1.5"], slice_step=23, compiled=True))
+    wanted = graph.tasks(
+        Study(subjects=TEN, resolutions=["3||0", "4||0", "5||1.5"], slice_step=23, compiled=True)
+    )
     graph.check_parameters(wanted)
     assert len(wanted) < 25
-    whole = graph.tasks(Study(subjects=TEN, slice_step=1, reconstruction=["axial", "coronal", "sagittal"], transform="rigid"))
+    whole = graph.tasks(
+        Study(subjects=TEN, slice_step=1, reconstruction=["axial", "coronal", "sagittal"], transform="rigid")
+    )
     assert sum(task.notebook.stem == "04_harmonization" for task in whole) == 10 * 9
     assert not any({"other_subjects", "other_experiments"} & set(task.parameters) for task in whole)
     for number, task in enumerate(wanted):
         assert set(task.needs) <= {each.name for each in wanted[:number]}
     for stage in ("00_cohort", "02_degradation", "03_registration"):
-        people = [[task.parameters["subject"], *task.parameters.get("other_subjects", [])] for task in wanted if task.notebook.stem == stage]
+        people = [
+            [task.parameters["subject"], *task.parameters.get("other_subjects", [])]
+            for task in wanted
+            if task.notebook.stem == stage
+        ]
         assert sorted(sum(people, [])) == sorted([*TEN, 11] if stage == "00_cohort" else TEN)
     harmonized = [task.parameters for task in wanted if task.notebook.stem == "04_harmonization"]
     assert [each["subject"] for each in harmonized] == list(TEN)
-    assert all({each["experiment"], *each["other_experiments"]} == {"3D", *EXPERIMENTS} for each in harmonized)
+    assert all(
+        {each["experiment"], *each["other_experiments"]} == {"3D", *EXPERIMENTS} for each in harmonized
+    )
 
 
 def test_images_of_ones_own_are_prepared_subject_by_subject_so_that_an_unfit_one_takes_nobody_along(tmp_path):
-    wanted = graph.tasks(Study(bids_dir=str(tmp_path), subjects=["01", "02"], resolutions=["5||1.5"], slice_step=23))
+    wanted = graph.tasks(
+        Study(bids_dir=str(tmp_path), subjects=["01", "02"], resolutions=["5||1.5"], slice_step=23)
+    )
     assert not any("other_subjects" in task.parameters for task in wanted)
 
 
@@ -336,7 +417,9 @@ def test_groups_are_as_few_and_as_equal_as_can_be(number, size):
 
 
 def test_a_disk_that_is_plainly_too_small_is_refused_before_anything_starts(tmp_path, monkeypatch, capsys):
-    (tmp_path / "big.toml").write_text(f'output_dir = "{tmp_path / "results"}"\nsubjects = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]\nslice_step = 1\n')
+    (tmp_path / "big.toml").write_text(
+        f'output_dir = "{tmp_path / "results"}"\nsubjects = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]\nslice_step = 1\n'
+    )
     monkeypatch.setattr(run, "free_mb", lambda folder: 3000.0)
     assert cli.main(["run", str(tmp_path / "big.toml")]) == 2
     error = capsys.readouterr().err
@@ -348,7 +431,9 @@ def test_a_disk_that_is_plainly_too_small_is_refused_before_anything_starts(tmp_
 def test_clean_holds_the_study_until_all_is_gone(finished, tmp_path, monkeypatch):
     plan, _, _ = finished
     report, unlink = folders.folder(plan) / "report", Path.unlink
-    (report / "lock.json").write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": 1.0}))  # of a run that was killed
+    (report / "lock.json").write_text(
+        json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": 1.0})
+    )  # of a run that was killed
 
     tried = []
 
@@ -389,7 +474,9 @@ def test_clean_removes_what_the_study_wrote_and_nothing_else(finished, tmp_path,
     assert (tmp_path / "precious" / "file").read_text() == "x"
 
 
-@pytest.mark.parametrize("description", [None, "{", '{"Name": "somebody else\'s"}', '{"Name": "resolution-matters: another"}'])
+@pytest.mark.parametrize(
+    "description", [None, "{", '{"Name": "somebody else\'s"}', '{"Name": "resolution-matters: another"}']
+)
 def test_clean_keeps_off_a_folder_that_this_study_did_not_write(tmp_path, capsys, description):
     (tmp_path / "mine.toml").write_text(f'output_dir = "{tmp_path / "home"}"\n')
     (tmp_path / "home" / "tables").mkdir(parents=True)

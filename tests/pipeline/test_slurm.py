@@ -1,4 +1,5 @@
-"""A study as jobs of a real SLURM, on this one host. Slow; needs root and Debian's packages slurmctld, slurmd, slurm-client, munge."""
+"""A study as jobs of a real SLURM, on this one host. Slow; needs root and Debian's packages slurmctld,
+slurmd, slurm-client, munge."""
 
 import os
 import shutil
@@ -17,8 +18,15 @@ PLACES = os.environ["PATH"] + ":/usr/sbin"
 missing = [command for command in COMMANDS if shutil.which(command, path=PLACES) is None]
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="jobs of a real SLURM: its daemons want to be started by root"),
-    pytest.mark.skipif(bool(missing), reason=f"jobs of a real SLURM: no {', '.join(missing)} here; on Debian: apt install slurmctld slurmd slurm-client munge"),
+    pytest.mark.skipif(
+        not hasattr(os, "geteuid") or os.geteuid() != 0,
+        reason="jobs of a real SLURM: its daemons want to be started by root",
+    ),
+    pytest.mark.skipif(
+        bool(missing),
+        reason=f"jobs of a real SLURM: no {', '.join(missing)} here; "
+        "on Debian: apt install slurmctld slurmd slurm-client munge",
+    ),
 ]
 
 
@@ -35,26 +43,33 @@ def slurm(tmp_path, monkeypatch):
 
 
 def squeue(*options):
-    return subprocess.run(["squeue", "--noheader", *options], check=True, capture_output=True, text=True).stdout.split()
+    return subprocess.run(
+        ["squeue", "--noheader", *options], check=True, capture_output=True, text=True
+    ).stdout.split()
 
 
 def test_a_study_whose_jobs_are_cancelled_midway_completes(slurm, tmp_path):
     study, report = tmp_path / "tiny.toml", tmp_path / "results" / "report"
     study.write_text(
-        f'output_dir = "{tmp_path / "results"}"\nsubjects = [1]\nexperiments = ["3", "5"]\nresolutions = ["3||0", "5||1.5"]\n'
-        '[cluster]\nkind = "slurm"\njobs = 2\ncores = 1\nmemory = "2GB"\nwalltime = "00:30:00"\nqueue = "test"\n'
+        f'output_dir = "{tmp_path / "results"}"\nsubjects = [1]\nexperiments = ["3", "5"]\nresolutions = '
+        '["3||0", "5||1.5"]\n'
+        '[cluster]\nkind = "slurm"\njobs = 2\ncores = 1\nmemory = "2GB"\nwalltime = "00:30:00"\nqueue = '
+        '"test"\n'
         # The first job ends before its worker reaches the driver.
         f'prologue = ["mkdir {tmp_path / "first"} && exit 1"]\n'
     )
     with open(tmp_path / "log", "w") as log:
-        driver = subprocess.Popen([sys.executable, "-m", "helpers.pipeline.cli", "run", str(study)], stdout=log, stderr=log)
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "helpers.pipeline.cli", "run", str(study)], stdout=log, stderr=log
+        )
     try:
         until = time.monotonic() + 600
         while not any(each.get("task", "").startswith("03") for each in log.events(report)):
             assert driver.poll() is None and time.monotonic() < until, (tmp_path / "log").read_text()
             time.sleep(0.5)
         time.sleep(5)
-        # All of them, while a notebook is executed: had one survived, it might end the study before another takes the lost one's place.
+        # All of them, while a notebook is executed: had one survived, it might end the study before another
+        # takes the lost one's place.
         cancelled = []
         while not any("ipykernel" in _processes_of(job) for job in cancelled):
             assert driver.poll() is None and time.monotonic() < until, (tmp_path / "log").read_text()

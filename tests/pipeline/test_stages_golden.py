@@ -1,7 +1,8 @@
-"""What each stage computed when its version was last raised, on small inputs: a change that nobody raised the version for fails here.
+"""What each stage computed when its version was last raised, on small inputs: a change that nobody raised the
+version for fails here.
 
-Meant to change it was? Raise the version in `helpers.pipeline.cache.STAGES`, then ``python tests/pipeline/test_stages_golden.py``
-writes the golden numbers anew.
+Meant to change it was? Raise the version in `helpers.pipeline.cache.STAGES`, then ``python
+tests/pipeline/test_stages_golden.py`` writes the golden numbers anew.
 """
 
 import functools
@@ -23,22 +24,33 @@ from helpers.pipeline import cache, models, steps
 from helpers.study import Resolution
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "stages.json"
-#: Of a fingerprint, relative to the size of the array: processors differ in the last bits, and labels that are all but undecided may flip.
+#: Of a fingerprint, relative to the size of the array: processors differ in the last bits, and labels that
+#: are all but undecided may flip.
 TOLERANCE = 2e-3
 
 
 def fingerprint(array) -> list[float]:
-    """Root mean square, and three sums with fixed random weights, in units of what such a sum has by chance."""
+    """Root mean square, and three sums with fixed random weights, in units of what such a sum has by
+    chance."""
     flat = np.nan_to_num(np.asarray(array, np.float64).ravel())  # what a preview does not know is NaN
     weights = np.random.default_rng(0).standard_normal((3, flat.size))
     size = np.sqrt(np.mean(flat**2))
-    return [float(size), *(float(total) for total in weights @ flat / (max(size, 1e-30) * np.sqrt(flat.size)))]
+    return [
+        float(size),
+        *(float(total) for total in weights @ flat / (max(size, 1e-30) * np.sqrt(flat.size))),
+    ]
 
 
 def blob(seed: int, shape=(40, 44, 38)) -> np.ndarray:
     """A smooth random object in an empty field: something to cut, to move and to score."""
     noise = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal(shape), 2.0)
-    inside = sum(((np.arange(n) - n / 2) / (0.4 * n)).reshape([-1 if axis == a else 1 for a in range(3)]) ** 2 for axis, n in enumerate(shape)) < 1
+    inside = (
+        sum(
+            ((np.arange(n) - n / 2) / (0.4 * n)).reshape([-1 if axis == a else 1 for a in range(3)]) ** 2
+            for axis, n in enumerate(shape)
+        )
+        < 1
+    )
     return ((noise / noise.std() + 3).clip(0) * inside).astype(np.float32)
 
 
@@ -54,16 +66,25 @@ def image(contrast, scanner="study-1", noise_seed=5):
 
 def cohort():
     """A subject's tissues and its three images, every other scanner of the study's."""
-    return [person().brain, *(image(contrast, f"study-{n + 1}") for n, contrast in enumerate(study.CONTRASTS))]
+    return [
+        person().brain,
+        *(image(contrast, f"study-{n + 1}") for n, contrast in enumerate(study.CONTRASTS)),
+    ]
 
 
 def prepared():
-    """The parts of the preparation that take seconds: what is examined, biased, found to be brain, and seen as a person."""
+    """The parts of the preparation that take seconds: what is examined, biased, found to be brain, and seen
+    as a person."""
     t1 = image("T1w")
     sharp = examination.sharpness(t1, grid.AFFINE)
     small = t1[40:150:2, 40:180:2, 30:150:2]
     starts = preparation.starts(t1, grid.AFFINE)
-    return [sharp.thickness_mm, preparation.correct_bias(small, np.diag([2.0, 2, 2, 1])), np.array(starts), preparation.portrait(t1)]
+    return [
+        sharp.thickness_mm,
+        preparation.correct_bias(small, np.diag([2.0, 2, 2, 1])),
+        np.array(starts),
+        preparation.portrait(t1),
+    ]
 
 
 def degraded():
@@ -82,22 +103,37 @@ def registered():
     error = np.round(registration.error_mm(estimated, motion, volume > 0, affine), 0)
     whole = registration.error_mm(np.eye(4), motion, volume > 0, affine)
     turned = registration.resample(stack[0], moved, volume.shape, affine, np.eye(4))
-    return [motion, registration.resample(stack[0], moved, volume.shape, affine, motion), turned, error, whole]
+    return [
+        motion,
+        registration.resample(stack[0], moved, volume.shape, affine, motion),
+        turned,
+        error,
+        whole,
+    ]
 
 
 def harmonized():
-    """Slices of a subject's images, as a preview harmonizes them, what the attention weighed, and a target's description."""
+    """Slices of a subject's images, as a preview harmonizes them, what the attention weighed, and a target's
+    description."""
     plan = study.Study(slice_step=89)
     network = models.harmonizer(plan)
     images = {contrast: image(contrast) for contrast in study.CONTRASTS}
     target = network.target(image("T1w", "target", 6))
     images["T2w"] = network.encode(images["T2w"], ["axial"], 89)
-    result = network.harmonize(images, {"T1w": target}, orientations=("axial",), slice_step=89, seed=3, mask="union", details=True)
-    apart = network.harmonize(images, {"T1w": target}, orientations=("axial",), slice_step=89, seed=3, anatomy="independent")
+    result = network.harmonize(
+        images, {"T1w": target}, orientations=("axial",), slice_step=89, seed=3, mask="union", details=True
+    )
+    apart = network.harmonize(
+        images, {"T1w": target}, orientations=("axial",), slice_step=89, seed=3, anatomy="independent"
+    )
     planes = {plane: result.images["T1w"] + 10 * n for n, plane in enumerate(study.ORIENTATIONS)}
-    thin = harmonizer.fusion_input({plane: np.nan_to_num(volume) for plane, volume in planes.items()})[:, 40:52, 100:130, 90:130]
+    thin = harmonizer.fusion_input({plane: np.nan_to_num(volume) for plane, volume in planes.items()})[
+        :, 40:52, 100:130, 90:130
+    ]
     with torch.inference_mode():
-        fused = Slabs(checkpoint.load_fusion(layout.MODELS / "fusion-small.pt"))(torch.from_numpy(thin)[None]).numpy()
+        fused = Slabs(checkpoint.load_fusion(layout.MODELS / "fusion-small.pt"))(
+            torch.from_numpy(thin)[None]
+        ).numpy()
     slices, _ = steps.visited(plan, result.images["T1w"], grid.AFFINE)
     weights = result.attention["T1w"]["axial"]
     apart, _ = steps.visited(plan, apart.images["T1w"], grid.AFFINE)
@@ -107,7 +143,10 @@ def harmonized():
 def scores():
     truth, made = blob(3), blob(3) + 0.1 * blob(4)
     rows, preview = (
-        [[value for value in row.values() if not isinstance(value, str)] for row in metrics.score(truth, made, truth > 0, axis)]
+        [
+            [value for value in row.values() if not isinstance(value, str)]
+            for row in metrics.score(truth, made, truth > 0, axis)
+        ]
         for axis in (None, 2)
     )
     curve = metrics.fourier_correlation(truth, made, metrics.brain_window(truth > 0), 0, None)
@@ -117,7 +156,10 @@ def scores():
 def verdicts():
     """Numbers behind the verdicts of the ten subjects."""
     given, comparisons = claims.verdicts(cache.read_table(layout.FIGURES / "ten" / "scores.csv"))
-    columns = [np.nan_to_num(comparisons[name].to_numpy(float), posinf=0) for name in comparisons.select_dtypes("number")]
+    columns = [
+        np.nan_to_num(comparisons[name].to_numpy(float), posinf=0)
+        for name in comparisons.select_dtypes("number")
+    ]
     return [*columns, [list(given.verdict).count(word) for word in sorted(set(given.verdict))]]
 
 
@@ -144,15 +186,21 @@ def test_every_stage_has_golden_numbers():
 SLOW = ("cohort", "preparation")
 
 
-@pytest.mark.parametrize("stage", [pytest.param(stage, marks=[pytest.mark.slow] * (stage in SLOW)) for stage in COMPUTE])
+@pytest.mark.parametrize(
+    "stage", [pytest.param(stage, marks=[pytest.mark.slow] * (stage in SLOW)) for stage in COMPUTE]
+)
 def test_a_stage_computes_what_its_version_computed(stage):
     golden = json.loads(GOLDEN.read_text())[stage]
     anew = "python tests/pipeline/test_stages_golden.py writes the golden numbers anew"
     assert golden["version"] == cache.STAGES[stage].version, anew
     for now, then in zip(numbers(stage), golden["numbers"], strict=True):
-        assert now == pytest.approx(then, rel=TOLERANCE, abs=TOLERANCE), f"raise the version of the stage {stage}: {anew}"
+        assert now == pytest.approx(then, rel=TOLERANCE, abs=TOLERANCE), (
+            f"raise the version of the stage {stage}: {anew}"
+        )
 
 
 if __name__ == "__main__":
-    content = {stage: {"version": cache.STAGES[stage].version, "numbers": numbers(stage)} for stage in COMPUTE}
+    content = {
+        stage: {"version": cache.STAGES[stage].version, "numbers": numbers(stage)} for stage in COMPUTE
+    }
     GOLDEN.write_text(json.dumps(content, indent=1) + "\n")

@@ -1,4 +1,5 @@
-"""The stages on the real pipeline. Where the network does not matter its place is taken by one that changes nothing."""
+"""The stages on the real pipeline. Where the network does not matter its place is taken by one that changes
+nothing."""
 
 import dataclasses
 import hashlib
@@ -35,9 +36,16 @@ class Identity:
     def harmonize(self, images, targets, orientations, details, **settings):
         assert details
         own = np.eye(len(images))
-        attention = {name: {plane: np.tile(own[number], (images[name].shape[AXIS[plane]], 1)) for plane in orientations} for number, name in enumerate(images)}
+        attention = {
+            name: {
+                plane: np.tile(own[number], (images[name].shape[AXIS[plane]], 1)) for plane in orientations
+            }
+            for number, name in enumerate(images)
+        }
         unfused = {name: dict.fromkeys(orientations, image) for name, image in images.items()}
-        return SimpleNamespace(images=dict(images), sources=tuple(images), attention=attention, unfused=unfused)
+        return SimpleNamespace(
+            images=dict(images), sources=tuple(images), attention=attention, unfused=unfused
+        )
 
 
 class Imputing(Identity):
@@ -52,7 +60,8 @@ class Imputing(Identity):
 
 @pytest.fixture(scope="module")
 def plan(results_dir, tmp_path_factory):
-    """A study of the session's subject in a folder of its own, so that no identity is taken for a harmonization."""
+    """A study of the session's subject in a folder of its own, so that no identity is taken for a
+    harmonization."""
     shared = Study(subjects=[1], output_dir=str(results_dir))
     folder = tmp_path_factory.mktemp("identity")
     for subject in (1, 11):
@@ -71,7 +80,10 @@ def identity(monkeypatch):
 
 @pytest.fixture
 def scored(plan, identity):
-    return {each: scoring.scores(plan, 1, each).set_index(["arm", "contrast", "region"]) for each in ("1a", "3", "4", "5", GROUND_TRUTH)}
+    return {
+        each: scoring.scores(plan, 1, each).set_index(["arm", "contrast", "region"])
+        for each in ("1a", "3", "4", "5", GROUND_TRUTH)
+    }
 
 
 def test_with_an_identity_harmonizer_a_3d_source_is_perfect(scored):
@@ -86,14 +98,18 @@ def test_with_an_identity_harmonizer_a_3d_source_helps_no_other_contrast(scored)
     for contrast in ("T2w", "FLAIR"):
         for column in ("psnr_db", "ssim_axial"):
             alone = scored["1a"].loc[("harmonized", contrast, "brain")][column]
-            assert scored["3"].loc[("harmonized", contrast, "brain")][column] == pytest.approx(alone, rel=ROUNDING)
+            assert scored["3"].loc[("harmonized", contrast, "brain")][column] == pytest.approx(
+                alone, rel=ROUNDING
+            )
 
 
 def test_with_an_identity_harmonizer_harmonized_and_input_arm_are_one(scored):
     for table in scored.values():
         for (arm, contrast, region), row in table.iterrows():
             if arm == "harmonized":
-                assert row.psnr_db == pytest.approx(table.loc[("input", contrast, region)].psnr_db, rel=ROUNDING)
+                assert row.psnr_db == pytest.approx(
+                    table.loc[("input", contrast, region)].psnr_db, rel=ROUNDING
+                )
 
 
 def test_the_ground_truth_against_itself_is_perfect(scored):
@@ -134,14 +150,20 @@ def test_without_harmonizer_psnr_and_ssim_fall_with_separation_in_the_mean_of_1a
     ladder = ["3||0", "4||0", "5||0", "5||1", "5||1.5"]
     several = Study(**{**plan.literals(), "resolutions": ladder})
     rows = pd.concat([scoring.scores(several, 1, experiment) for experiment in ("1a", "1b", "1c")])
-    means = rows[(rows.arm == "input") & (rows.region == "brain")].groupby("separation_mm")[["psnr_db", "ssim_axial"]].mean()
+    means = (
+        rows[(rows.arm == "input") & (rows.region == "brain")]
+        .groupby("separation_mm")[["psnr_db", "ssim_axial"]]
+        .mean()
+    )
     assert list(means.index) == [3, 4, 5, 6, 6.5]
     assert (np.diff(means, axis=0) < 0).all(), means
 
 
 @pytest.mark.slow
 def test_the_known_transform_is_at_least_as_good_as_the_estimated_one(plan):
-    known, rigid = ([input_psnr(plan, contrast, transform) for contrast in CONTRASTS] for transform in ("known", "rigid"))
+    known, rigid = (
+        [input_psnr(plan, contrast, transform) for contrast in CONTRASTS] for transform in ("known", "rigid")
+    )
     assert np.mean(known) >= np.mean(rigid) - 0.1
     estimated = Study(**{**plan.literals(), "experiments": ["1a"], "transform": "rigid"})
     errors = scoring.all_registrations(estimated)
@@ -166,7 +188,9 @@ def test_the_attention_is_kept_beside_each_image_and_becomes_a_table(plan, ident
     assert scoring.attention(plan, 1, GROUND_TRUTH).resolution.eq("3D").all()
 
 
-def test_with_weights_by_resolution_the_harmonizer_learns_how_sources_that_differ_were_acquired(plan, identity, monkeypatch):
+def test_with_weights_by_resolution_the_harmonizer_learns_how_sources_that_differ_were_acquired(
+    plan, identity, monkeypatch
+):
     given = []
 
     class Curious(Identity):
@@ -180,7 +204,9 @@ def test_with_weights_by_resolution_the_harmonizer_learns_how_sources_that_diffe
     keys = {contrast: volumes.read_sidecar(path)["Key"] for contrast, path in plain.items()}
     given.clear()
     mixed = steps.harmonized(by_resolution, 1, "3", COARSE)
-    assert given == [{"T1w": None, "T2w": Acquisition("axial", COARSE), "FLAIR": Acquisition("axial", COARSE)}]
+    assert given == [
+        {"T1w": None, "T2w": Acquisition("axial", COARSE), "FLAIR": Acquisition("axial", COARSE)}
+    ]
     assert volumes.read_sidecar(mixed["T1w"])["FusionWeights"] == "resolution"
     assert all(volumes.read_sidecar(path)["Key"] != keys[contrast] for contrast, path in mixed.items())
     # Where all sources are alike nothing is new, and what is there is kept.
@@ -196,13 +222,23 @@ def test_a_dropped_contrast_of_a_simulated_subject_is_harmonized_and_not_given(p
     monkeypatch.setattr(models, "harmonizer", lambda plan: Imputing())
     complete = Study(**{**plan.literals(), "experiments": ["1b", "5"]})
     before = {experiment: scoring.scores(complete, 1, experiment) for experiment in ("1b", "5")}
-    keys = {contrast: volumes.read_sidecar(path)["Key"] for contrast, path in steps.harmonized(complete, 1, "1b", COARSE).items()}
+    keys = {
+        contrast: volumes.read_sidecar(path)["Key"]
+        for contrast, path in steps.harmonized(complete, 1, "1b", COARSE).items()
+    }
     some = Study(**{**complete.literals(), "dropped": ["T2w"]})
     for experiment in ("1b", "5"):
         columns = ["arm", "contrast", "region"]
-        known, found = (table.set_index(columns) for table in (before[experiment], scoring.scores(some, 1, experiment)))
-        assert set(known.index) - set(found.index) == {("input", "T2w", region) for region in ("full", "brain")}
-        imputed, kept = found.psnr_db["harmonized", "T2w", "brain"], known.psnr_db["harmonized", "FLAIR", "brain"]
+        known, found = (
+            table.set_index(columns) for table in (before[experiment], scoring.scores(some, 1, experiment))
+        )
+        assert set(known.index) - set(found.index) == {
+            ("input", "T2w", region) for region in ("full", "brain")
+        }
+        imputed, kept = (
+            found.psnr_db["harmonized", "T2w", "brain"],
+            known.psnr_db["harmonized", "FLAIR", "brain"],
+        )
         assert imputed == pytest.approx(found.psnr_db["harmonized", "T1w", "brain"], rel=ROUNDING)
         assert found.psnr_db["harmonized", "FLAIR", "brain"] == pytest.approx(kept, rel=ROUNDING)
         assert "dropped" not in known
@@ -211,7 +247,10 @@ def test_a_dropped_contrast_of_a_simulated_subject_is_harmonized_and_not_given(p
     assert set(scoring.frequencies(some, 1, "1b").contrast) == {"T1w", "FLAIR"}
     assert set(scoring.all_registrations(some).contrast) == {"T1w", "FLAIR"}
     # What was made with all three is not taken for what was made without one, nor the other way round.
-    now = {contrast: volumes.read_sidecar(path)["Key"] for contrast, path in steps.harmonized(some, 1, "1b", COARSE).items()}
+    now = {
+        contrast: volumes.read_sidecar(path)["Key"]
+        for contrast, path in steps.harmonized(some, 1, "1b", COARSE).items()
+    }
     assert all(now[contrast] != keys[contrast] for contrast in CONTRASTS)
     again = steps.harmonized(complete, 1, "1b", COARSE)
     assert {contrast: volumes.read_sidecar(path)["Key"] for contrast, path in again.items()} == keys
@@ -235,7 +274,9 @@ def test_weights_of_attention_are_means_over_slices_by_the_area_of_the_brain(pla
     below, above = (np.count_nonzero(image[:, :, part]) for part in (slice(40, 96), slice(96, 150)))
     found = scoring.attention(plan, 1, "1a")
     found = found[found.target == "T2w"].set_index("source").weight
-    np.testing.assert_allclose(found[["T1w", "T2w", "FLAIR"]], [below / (below + above), 0, above / (below + above)], atol=1e-6)
+    np.testing.assert_allclose(
+        found[["T1w", "T2w", "FLAIR"]], [below / (below + above), 0, above / (below + above)], atol=1e-6
+    )
 
 
 def test_frequencies_are_lost_by_the_stack_and_not_by_an_identity(plan, identity):
@@ -257,7 +298,12 @@ def test_frequencies_are_lost_by_the_stack_and_not_by_an_identity(plan, identity
 
 def test_tables_are_gathered_beside_the_scores_and_again_with_the_same_bytes(plan, identity):
     study = Study(**{**plan.literals(), "experiments": ["1b", "3"]})
-    wanted = {"scores": scoring.all_scores, "attention": scoring.all_attention, "frequencies": scoring.all_frequencies, "registrations": scoring.all_registrations}
+    wanted = {
+        "scores": scoring.all_scores,
+        "attention": scoring.all_attention,
+        "frequencies": scoring.all_frequencies,
+        "registrations": scoring.all_registrations,
+    }
     found = {name: make(study) for name, make in wanted.items()}
     paths = [folders.root(study) / "tables" / f"{name}.csv" for name in wanted]
     before = [digest(path) for path in paths]
@@ -274,7 +320,9 @@ def test_tables_are_gathered_beside_the_scores_and_again_with_the_same_bytes(pla
 def test_studies_of_a_ladder_are_put_one_below_the_other_and_a_missing_one_is_named(plan, tmp_path):
     for transform in ("known", "rigid"):
         table = pd.DataFrame({"experiment": ["2"], "resolution": ["3||0"], "transform": [transform]})
-        volumes.write_bytes(tmp_path / transform / "tables" / "scores.csv", table.to_csv(index=False).encode())
+        volumes.write_bytes(
+            tmp_path / transform / "tables" / "scores.csv", table.to_csv(index=False).encode()
+        )
     found = scoring.other_studies([tmp_path / "known", tmp_path / "rigid"])
     assert list(found["transform"]) == ["known", "rigid"]
     assert list(found.experiment) == ["2", "2"]
@@ -284,12 +332,21 @@ def test_studies_of_a_ladder_are_put_one_below_the_other_and_a_missing_one_is_na
 
 
 # What each kind of file belongs to: the stage that computes it, whose version and libraries its key holds.
-STAGE_OF = {"desc-preproc": "cohort", "desc-brain": "cohort", "desc-degraded": "degradation", "desc-registered": "registration",
-            "desc-harmonized": "harmonization", "_scores.csv": "scores", "tables/inputs": "scores", "_frequencies.csv": "scores"}  # fmt: skip
+STAGE_OF = {
+    "desc-preproc": "cohort",
+    "desc-brain": "cohort",
+    "desc-degraded": "degradation",
+    "desc-registered": "registration",
+    "desc-harmonized": "harmonization",
+    "_scores.csv": "scores",
+    "tables/inputs": "scores",
+    "_frequencies.csv": "scores",
+}
 
 
 def keys_of(plan, monkeypatch):
-    """File -> the key that it is asked for under, of everything that the scores and frequencies of 1a rest on. Nothing is computed."""
+    """File -> the key that it is asked for under, of everything that the scores and frequencies of 1a rest
+    on. Nothing is computed."""
     keys = {}
     with monkeypatch.context() as patch:
         patch.setattr(cache, "is_done", lambda path, key: bool(keys.setdefault(path, key)))
@@ -300,19 +357,43 @@ def keys_of(plan, monkeypatch):
 
 @pytest.mark.parametrize(
     "raised, libraries",
-    [(stage, ()) for stage in ("cohort", "preparation", "degradation", "registration", "harmonization", "scores", "analysis")]
-    + [((), (name,)) for name in ("antspyx", "torch", "sigpy", "scipy", "numpy", "scikit-image", "nibabel", "dask")],
+    [
+        (stage, ())
+        for stage in (
+            "cohort",
+            "preparation",
+            "degradation",
+            "registration",
+            "harmonization",
+            "scores",
+            "analysis",
+        )
+    ]
+    + [
+        ((), (name,))
+        for name in ("antspyx", "torch", "sigpy", "scipy", "numpy", "scikit-image", "nibabel", "dask")
+    ],
 )
-def test_a_raised_version_and_another_library_run_exactly_what_depends_on_them(scored, plan, monkeypatch, raised, libraries):
+def test_a_raised_version_and_another_library_run_exactly_what_depends_on_them(
+    scored, plan, monkeypatch, raised, libraries
+):
     scoring.frequencies(plan, 1, "1a")
     before = keys_of(plan, monkeypatch)
     if raised:
         stage = cache.STAGES[raised]
         monkeypatch.setitem(cache.STAGES, raised, dataclasses.replace(stage, version=stage.version + 1))
-    monkeypatch.setattr(cache, "library_version", lambda name, known=cache.library_version: "0" if name in libraries else known(name))
+    monkeypatch.setattr(
+        cache,
+        "library_version",
+        lambda name, known=cache.library_version: "0" if name in libraries else known(name),
+    )
     after = keys_of(plan, monkeypatch)
     changed = {path for path in before if before[path] != after[path]}
-    expected = {stage for stage in cache.STAGES if stage == raised or set(cache.STAGES[stage].libraries) & set(libraries)}
+    expected = {
+        stage
+        for stage in cache.STAGES
+        if stage == raised or set(cache.STAGES[stage].libraries) & set(libraries)
+    }
     stages = {path: next(stage for part, stage in STAGE_OF.items() if part in str(path)) for path in before}
     assert set(stages.values()) == {"cohort", "degradation", "registration", "harmonization", "scores"}
     assert changed == {path for path, stage in stages.items() if stage in expected}
@@ -343,7 +424,10 @@ def test_what_is_half_done_is_done_again_with_the_same_bytes(plan, damage):
 
 
 def test_of_several_images_only_the_one_that_is_missing_is_made(plan, identity):
-    for paths, name in ((steps.harmonized(plan, 1, "1a", COARSE), "T2w"), (participants.cohort(plan, 1), "FLAIR")):
+    for paths, name in (
+        (steps.harmonized(plan, 1, "1a", COARSE), "T2w"),
+        (participants.cohort(plan, 1), "FLAIR"),
+    ):
         before, times = digest(paths[name]), {path: path.stat().st_mtime_ns for path in paths.values()}
         volumes.sidecar_path(paths[name]).unlink()
         steps.harmonized(plan, 1, "1a", COARSE)
@@ -361,9 +445,13 @@ def test_another_seed_is_another_key_and_the_known_transform_gives_the_same_imag
     np.testing.assert_allclose(volumes.read(path)[0], first, atol=1e-3 * first.max())
 
 
-def test_a_preview_keeps_the_visited_slices_of_a_registered_stack_and_computes_the_whole_one_again(plan, tmp_path):
+def test_a_preview_keeps_the_visited_slices_of_a_registered_stack_and_computes_the_whole_one_again(
+    plan, tmp_path
+):
     for path in ("sub-sim01", "sub-sim11"):
-        shutil.copytree(folders.folder(plan) / path, tmp_path / path, ignore=shutil.ignore_patterns("*acq-*", "*rec-*"))
+        shutil.copytree(
+            folders.folder(plan) / path, tmp_path / path, ignore=shutil.ignore_patterns("*acq-*", "*rec-*")
+        )
     whole = dataclasses.replace(plan, slice_step=1, output_dir=str(tmp_path))
     expected, affine = volumes.read(steps.registered(whole, 1, "T1w", "axial", COARSE))
     np.testing.assert_array_equal(steps.registered_volume(plan, 1, "T1w", "axial", COARSE), expected)
@@ -374,7 +462,10 @@ def test_a_preview_keeps_the_visited_slices_of_a_registered_stack_and_computes_t
     np.testing.assert_array_equal(kept_affine, some_affine)
     assert steps.visited(plan, kept, kept_affine)[0] is kept
     # Between the slices two volumes may differ: those that depend on it know them apart.
-    assert volumes.read_sidecar(path)["WholeVolumeSha256"] == hashlib.sha256(np.ascontiguousarray(expected)).hexdigest()
+    assert (
+        volumes.read_sidecar(path)["WholeVolumeSha256"]
+        == hashlib.sha256(np.ascontiguousarray(expected)).hexdigest()
+    )
     # What ANTs estimates is costly, and kept whole.
     assert volumes.geometry(steps.registered(plan, 1, "T1w", "axial", COARSE, "rigid"))[0] == (192, 224, 192)
 
@@ -412,7 +503,9 @@ def test_a_stack_says_what_it_is(plan):
     assert sidecar["SliceThickness"] == 5
     assert sidecar["SpacingBetweenSlices"] == 6.5
     assert sidecar["MRAcquisitionType"] == "2D"
-    assert sidecar["Sources"] == ["bids::sub-sim01/anat/sub-sim01_space-MNI152NLin2009aSym_desc-preproc_T1w.nii.gz"]
+    assert sidecar["Sources"] == [
+        "bids::sub-sim01/anat/sub-sim01_space-MNI152NLin2009aSym_desc-preproc_T1w.nii.gz"
+    ]
     assert "Semi-synthetic" in sidecar["Note"]
 
 
@@ -435,9 +528,17 @@ def test_with_noise_of_its_own_no_arm_is_better_than_the_noise_allows(results_di
     for subject in (1, 11):
         participants.cohort(Study(output_dir=str(results_dir)), subject)
         shutil.copytree(results_dir / f"sub-sim{subject:02d}", tmp_path / f"sub-sim{subject:02d}")
-    plan = Study(subjects=[1], experiments=["1a", "3"], resolutions=[FINE], anatomy="independent", output_dir=str(tmp_path))
+    plan = Study(
+        subjects=[1],
+        experiments=["1a", "3"],
+        resolutions=[FINE],
+        anatomy="independent",
+        output_dir=str(tmp_path),
+    )
     rows = scoring.all_scores(plan)
-    means = rows[(rows.region == "brain") & (rows.arm != "input")].groupby(["arm", "experiment"]).psnr_db.mean()
+    means = (
+        rows[(rows.region == "brain") & (rows.arm != "input")].groupby(["arm", "experiment"]).psnr_db.mean()
+    )
     assert means["ceiling", GROUND_TRUTH] > means["harmonized"].max()
 
 
@@ -448,7 +549,9 @@ def test_a_whole_volume_in_three_planes_fused_nears_the_exact_truth(results_dir)
     from helpers.cohort import phantom
 
     plan = Study(subjects=[1], slice_step=1, output_dir=str(results_dir))
-    sources = {contrast: volumes.read(path)[0] for contrast, path in steps.source_images(plan, 1, "3", FINE).items()}
+    sources = {
+        contrast: volumes.read(path)[0] for contrast, path in steps.source_images(plan, 1, "3", FINE).items()
+    }
     target = volumes.read(participants.cohort(plan, phantom.TARGET_SEED)["T1w"])[0]
     harmonizer = haca3.load(layout.ROOT / plan.weights)
     result = harmonizer.harmonize(sources, {"T1w": target}, orientations=ORIENTATIONS, details=True)
@@ -456,11 +559,15 @@ def test_a_whole_volume_in_three_planes_fused_nears_the_exact_truth(results_dir)
     assert image.shape == (192, 224, 192)
     assert np.isfinite(image).all()
     scaled = np.stack([plane / np.percentile(plane, 95) for plane in planes.values()])
-    np.testing.assert_allclose(image / np.percentile(target, 95), np.median(scaled, axis=0).clip(0, 5), atol=1e-3)
+    np.testing.assert_allclose(
+        image / np.percentile(target, 95), np.median(scaled, axis=0).clip(0, 5), atol=1e-3
+    )
     # What no real cohort has: the same subject on the target scanner, without noise.
     subject = phantom.subject(1)
     truth = phantom.render(subject, phantom.scanner("target"), "T1w")
     constant = np.where(subject.brain, truth[subject.brain].mean(), 0)
     peak = metrics.data_range(truth)
-    assert metrics.psnr(truth, image, peak, subject.brain) > metrics.psnr(truth, constant, peak, subject.brain)
+    assert metrics.psnr(truth, image, peak, subject.brain) > metrics.psnr(
+        truth, constant, peak, subject.brain
+    )
     assert np.corrcoef(truth[subject.brain], image[subject.brain])[0, 1] > 0.7

@@ -26,7 +26,9 @@ def stack(tmp_path):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(super_resolution, "train", functools.partial(super_resolution.train, steps=2, channels=2))
+    monkeypatch.setattr(
+        super_resolution, "train", functools.partial(super_resolution.train, steps=2, channels=2)
+    )
 
 
 def test_it_writes_a_volume_and_its_sidecar_and_says_so_in_one_line(stack, tmp_path, capsys, monkeypatch):
@@ -41,7 +43,9 @@ def test_it_writes_a_volume_and_its_sidecar_and_says_so_in_one_line(stack, tmp_p
     np.testing.assert_allclose(slices, given, atol=1e-4)
     np.testing.assert_allclose(slices_affine, given_affine, atol=1e-5)
     sidecar = json.loads(volumes.sidecar_path(out).read_text())
-    assert sidecar["Sources"] == [stack.name] and sidecar["EchoTime"] == 0.1 and "SliceThickness" not in sidecar
+    assert (
+        sidecar["Sources"] == [stack.name] and sidecar["EchoTime"] == 0.1 and "SliceThickness" not in sidecar
+    )
     acquired = {"SliceThickness": 3, "SpacingBetweenSlices": 3.5, "LearntFrom": "resolver.pt"}
     assert sidecar["SuperResolution"] == acquired
     # What was learnt is used again.
@@ -60,7 +64,9 @@ def test_it_writes_a_volume_and_its_sidecar_and_says_so_in_one_line(stack, tmp_p
         (["--resolver", "{folder}/wrong.pt"], "wrong.pt cannot be read"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line_before_anything_is_learnt(stack, tmp_path, capsys, monkeypatch, options, message):
+def test_what_does_not_fit_is_refused_in_one_line_before_anything_is_learnt(
+    stack, tmp_path, capsys, monkeypatch, options, message
+):
     monkeypatch.setattr(super_resolution, "train", None)
     (tmp_path / "wrong.pt").write_text("no resolver")
     options = [option.format(folder=tmp_path) for option in options]
@@ -77,4 +83,6 @@ def test_names_that_cannot_be_are_refused(stack, tmp_path, capsys):
     assert "is the stack itself: accepted is another file" in capsys.readouterr().err
     volumes.sidecar_path(stack).unlink()
     assert cli.main(["super-resolve", str(stack), str(tmp_path / "out.nii.gz")]) == 2
-    assert "has no sidecar with SliceThickness: accepted is one, or --thickness in mm" in capsys.readouterr().err
+    assert (
+        "has no sidecar with SliceThickness: accepted is one, or --thickness in mm" in capsys.readouterr().err
+    )

@@ -22,19 +22,31 @@ def study(folder):
     """One subject, one experiment, one resolution, as a preview."""
     folder.mkdir()
     path = folder / "tiny.toml"
-    path.write_text(f'output_dir = "{folder / "results"}"\nsubjects = [1]\nexperiments = ["3"]\nresolutions = ["5||1.5"]\n')
+    path.write_text(
+        f'output_dir = "{folder / "results"}"\nsubjects = [1]\nexperiments = ["3"]\nresolutions = '
+        '["5||1.5"]\n'
+    )
     return path
 
 
 def start(path, log, **how):
     # A file, not a pipe: workers that outlive the driver would keep a pipe open.
     with open(log, "ab") as out:
-        return subprocess.Popen([sys.executable, "-m", "helpers.pipeline.cli", "run", "--workers", "2", str(path)], stdout=out, stderr=out, **how)
+        return subprocess.Popen(
+            [sys.executable, "-m", "helpers.pipeline.cli", "run", "--workers", "2", str(path)],
+            stdout=out,
+            stderr=out,
+            **how,
+        )
 
 
 def digests(folder):
     """Everything that a study computes; its report holds times."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and "report" not in path.relative_to(folder).parts]
+    paths = [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and "report" not in path.relative_to(folder).parts
+    ]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
@@ -63,11 +75,20 @@ def test_from_the_command_line_to_its_figures_and_once_more_for_nothing(undistur
     said = (folder / "log").read_text()
     assert f"{NOTEBOOKS} notebooks executed" in said and "At 5||1.5 the harmonized images have" in said
     assert "dashboard: http://127.0.0.1:" in said
-    assert f"Figures: {folder / 'results' / 'figures'}\n" in said and (folder / "results" / "figures" / "figure_2.png").is_file()
+    assert (
+        f"Figures: {folder / 'results' / 'figures'}\n" in said
+        and (folder / "results" / "figures" / "figure_2.png").is_file()
+    )
     assert (folder / "results" / "report" / "index.html").is_file()
     # Two ground truths, the experiment, and what figure 2 shows besides: 1a at 3||0, 1b at 5||1.5.
-    assert len([path for path in expected if "harmonized" in path and path.endswith(".gz")]) == 3 * (2 + 1 + 2)
-    times = {path: path.stat().st_mtime_ns for path in (folder / "results").rglob("*") if path.is_file() and "report" not in path.parts}
+    assert len([path for path in expected if "harmonized" in path and path.endswith(".gz")]) == 3 * (
+        2 + 1 + 2
+    )
+    times = {
+        path: path.stat().st_mtime_ns
+        for path in (folder / "results").rglob("*")
+        if path.is_file() and "report" not in path.parts
+    }
     assert start(folder / "tiny.toml", folder / "again").wait(timeout=900) == 0
     assert "Everything was done already" in (folder / "again").read_text()
     assert {path: path.stat().st_mtime_ns for path in times} == times
@@ -110,12 +131,21 @@ def test_killed_at_twenty_moments_it_ends_with_the_same_bytes_and_does_nothing_t
             if driver is not None and driver.returncode == 0:
                 assert digests(results) == expected
                 # Done before it was killed often enough: once more from the start.
-                subprocess.run([sys.executable, "-m", "helpers.pipeline.cli", "clean", "--yes", str(path)], check=True, capture_output=True)
+                subprocess.run(
+                    [sys.executable, "-m", "helpers.pipeline.cli", "clean", "--yes", str(path)],
+                    check=True,
+                    capture_output=True,
+                )
                 finished.clear()
             driver = start(path, folder / "log")
             early = rng.random() < 0.2
-        # Most die while notebooks run, some while the driver is still on its way there; and later ones later in the study.
-        while not early and driver.poll() is None and not (victims(driver)["kernel"] and done() >= len(killed) * NOTEBOOKS // KILLS):
+        # Most die while notebooks run, some while the driver is still on its way there; and later ones later
+        # in the study.
+        while (
+            not early
+            and driver.poll() is None
+            and not (victims(driver)["kernel"] and done() >= len(killed) * NOTEBOOKS // KILLS)
+        ):
             time.sleep(0.1)
         with contextlib.suppress(subprocess.TimeoutExpired):
             driver.wait(timeout=rng.uniform(0, 0.06 * takes_s))
@@ -146,14 +176,22 @@ def test_killed_at_twenty_moments_it_ends_with_the_same_bytes_and_does_nothing_t
     assert not list(results.rglob(".*.tmp"))
     assert {part for part, _ in killed} == {"driver", "worker", "kernel"}, killed
     # From the first notebooks to the last; which numbers lie between is for the machine to say.
-    assert len({after for _, after in killed}) >= NOTEBOOKS // 2 and max(after for _, after in killed) >= NOTEBOOKS - 2, killed
+    assert (
+        len({after for _, after in killed}) >= NOTEBOOKS // 2
+        and max(after for _, after in killed) >= NOTEBOOKS - 2
+    ), killed
 
 
 def test_a_write_that_fails_is_one_line_and_once_there_is_room_it_goes_on(undisturbed, tmp_path):
     folder = tmp_path / "study"
     path = study(folder)
-    # No file above 8 MB can be written: a volume that notebook 03 registers with ANTs has 13 MB. As on a full disk, the system call fails.
-    driver = start(path, folder / "log", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8_000_000, resource.RLIM_INFINITY)))
+    # No file above 8 MB can be written: a volume that notebook 03 registers with ANTs has 13 MB. As on a full
+    # disk, the system call fails.
+    driver = start(
+        path,
+        folder / "log",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8_000_000, resource.RLIM_INFINITY)),
+    )
     assert driver.wait(timeout=900) == 1
     said = (folder / "log").read_text()
     failures = [line for line in said.splitlines() if line.startswith("failed: ")]

@@ -15,11 +15,19 @@ from helpers.protocol import advisor, figures as protocol_figures
 from helpers.study import CONTRASTS, ORIENTATIONS, RESOLUTIONS, Resolution
 
 NOTEBOOK = str(layout.NOTEBOOKS / "06_protocol_survey.ipynb")
-PLANTED = {"axial": (25, -2, -1.5, 0.3, 0.2), "sagittal": (22, -2.5, -1.2, 0.4, 0.1), "coronal": (20, -1.5, -1.0, 0.1, 0.3)}
+PLANTED = {
+    "axial": (25, -2, -1.5, 0.3, 0.2),
+    "sagittal": (22, -2.5, -1.2, 0.4, 0.1),
+    "coronal": (20, -1.5, -1.0, 0.1, 0.3),
+}
 PROTOCOL = ["orientation", "thickness_mm", "gap_mm"]
-RUN = pd.DataFrame([(o, r.thickness_mm, r.gap_mm) for o in ORIENTATIONS for r in RESOLUTIONS], columns=PROTOCOL)
+RUN = pd.DataFrame(
+    [(o, r.thickness_mm, r.gap_mm) for o in ORIENTATIONS for r in RESOLUTIONS], columns=PROTOCOL
+)
 #: Inside of what the paper runs, and none of its resolutions.
-WITHIN = pd.DataFrame([(o, t, g) for o in ORIENTATIONS for t, g in ((3.3, 0.4), (4.5, 0.7), (4.8, 1.3))], columns=PROTOCOL)
+WITHIN = pd.DataFrame(
+    [(o, t, g) for o in ORIENTATIONS for t, g in ((3.3, 0.4), (4.5, 0.7), (4.8, 1.3))], columns=PROTOCOL
+)
 
 
 def planted(protocols):
@@ -29,7 +37,8 @@ def planted(protocols):
 
 
 def study(subjects=6, between=0.0, within=0.0, seed=0, resolutions=RESOLUTIONS, **how):
-    """A score table with the planted surface: subjects differ by an offset and a slope of their own, rows by noise."""
+    """A score table with the planted surface: subjects differ by an offset and a slope of their own, rows by
+    noise."""
     rng = np.random.default_rng(seed)
     rows = []
     for subject in range(1, subjects + 1):
@@ -38,8 +47,14 @@ def study(subjects=6, between=0.0, within=0.0, seed=0, resolutions=RESOLUTIONS, 
             for each in resolutions:
                 own = offset + slope * (each.separation_mm - 4.7)
                 point = (subject, experiment, each.thickness_mm, each.gap_mm)
-                rows += [(*point, contrast, orientation, own + number - 1) for number, contrast in enumerate(CONTRASTS)]
-    table = pd.DataFrame(rows, columns=["subject", "experiment", "thickness_mm", "gap_mm", "contrast", "orientation", "psnr_db"])
+                rows += [
+                    (*point, contrast, orientation, own + number - 1)
+                    for number, contrast in enumerate(CONTRASTS)
+                ]
+    table = pd.DataFrame(
+        rows,
+        columns=["subject", "experiment", "thickness_mm", "gap_mm", "contrast", "orientation", "psnr_db"],
+    )
     table["psnr_db"] += planted(table) + rng.normal(0, within, len(table))
     how = {"reconstruction": "axial+coronal+sagittal", "slice_step": 1} | how
     return table.assign(arm="harmonized", region="brain", **how)
@@ -58,14 +73,17 @@ def test_a_planted_surface_is_found_between_what_was_run():
 
 def test_each_contrast_has_a_surface_of_its_own_and_the_mean_is_their_mean():
     table = study(within=0.3)
-    parts = [advisor.predict(advisor.fit(table, contrast=contrast), WITHIN).expected for contrast in CONTRASTS]
+    parts = [
+        advisor.predict(advisor.fit(table, contrast=contrast), WITHIN).expected for contrast in CONTRASTS
+    ]
     np.testing.assert_allclose(advisor.predict(advisor.fit(table), WITHIN).expected, np.mean(parts, axis=0))
     assert parts[2].mean() - parts[0].mean() == pytest.approx(2, abs=0.3)
 
 
 @pytest.mark.parametrize("subjects", (3, 10))
 def test_intervals_cover_the_planted_surface_as_often_as_they_say(subjects):
-    # Subjects share their offset and slope over all resolutions: intervals that took rows for independent would cover half of the time.
+    # Subjects share their offset and slope over all resolutions: intervals that took rows for independent
+    # would cover half of the time.
     covered, differences, n = np.zeros(len(WITHIN)), 0, 250
     for seed in range(n):
         surface = advisor.fit(study(subjects, between=1.0, within=0.3, seed=seed))
@@ -76,13 +94,17 @@ def test_intervals_cover_the_planted_surface_as_often_as_they_say(subjects):
         row = advisor.advise(surface, pair, 1.0, 0.9).iloc[1]
         truth = planted(pair).max() - planted(pair).min()
         differences += row.behind_low <= truth <= row.behind_high
-    # Four standard errors of a share of 0.9 in 250 are 0.076; the correction for few clusters is a little cautious.
+    # Four standard errors of a share of 0.9 in 250 are 0.076; the correction for few clusters is a little
+    # cautious.
     assert (0.824 <= covered / n).all() and (covered / n <= 0.98).all()
     assert 0.824 <= differences / n <= 0.98
 
 
 def test_more_alike_subjects_make_narrower_intervals():
-    widths = [(found := advisor.predict(advisor.fit(study(between=b)), WITHIN)).high.sub(found.low).mean() for b in (0.2, 1.0)]
+    widths = [
+        (found := advisor.predict(advisor.fit(study(between=b)), WITHIN)).high.sub(found.low).mean()
+        for b in (0.2, 1.0)
+    ]
     assert widths[1] == pytest.approx(5 * widths[0], rel=1e-6)
 
 
@@ -100,7 +122,9 @@ def test_a_mixture_of_what_was_run_is_inside(weights):
     run = {"axial": RUN[RUN.orientation == "axial"].iloc[:, 1:].to_numpy()}
     surface = advisor.Surface("psnr_db", "harmonized", "brain", "mean", None, run, 2, 0, True)
     t, g = np.array(weights) / sum(weights) @ surface.run["axial"]
-    assert advisor.inside(surface, pd.DataFrame({"orientation": ["axial"], "thickness_mm": [t], "gap_mm": [g]})).all()
+    assert advisor.inside(
+        surface, pd.DataFrame({"orientation": ["axial"], "thickness_mm": [t], "gap_mm": [g]})
+    ).all()
 
 
 def test_candidates_lie_between_what_was_run_and_hold_it():
@@ -133,14 +157,22 @@ def test_a_study_that_cannot_tell_is_refused_in_one_line():
 
 def test_other_experiments_arms_and_regions_do_not_enter():
     good = study(within=0.2)
-    others = ({"experiment": "2"}, {"arm": "input"}, {"region": "full"}, {"experiment": "3D", "arm": "ceiling"})
+    others = (
+        {"experiment": "2"},
+        {"arm": "input"},
+        {"region": "full"},
+        {"experiment": "3D", "arm": "ceiling"},
+    )
     noise = [good.assign(psnr_db=99.0, **other) for other in others]
     expected = advisor.predict(advisor.fit(good), WITHIN)
     pd.testing.assert_frame_equal(advisor.predict(advisor.fit(pd.concat([good, *noise])), WITHIN), expected)
 
 
 def test_few_subjects_and_one_plane_are_said():
-    assert "compare protocols within an orientation" in advisor.fit(study(reconstruction="axial", slice_step=11)).note
+    assert (
+        "compare protocols within an orientation"
+        in advisor.fit(study(reconstruction="axial", slice_step=11)).note
+    )
     assert "With 2 subjects the intervals are wide" in advisor.fit(study(2)).note
     assert "wide" not in advisor.fit(study(10)).note and "within" not in advisor.fit(study(10)).note
 
@@ -157,8 +189,11 @@ def test_a_conventional_spin_echo_takes_tr_times_lines_times_averages():
 
 
 def test_a_turbo_spin_echo_takes_as_many_trains_as_it_needs():
-    # 200 lines + 20 % = 240, by 16 echoes and acceleration 2: 7.5, so 8 trains of 4 s. A train takes 160 + 40 ms: 20 slices.
-    sequence = advisor.ScanTime(tr_ms=4000, te_ms=100, echo_spacing_ms=10, etl=16, overhead_ms=40, acceleration=2, oversampling=0.2)
+    # 200 lines + 20 % = 240, by 16 echoes and acceleration 2: 7.5, so 8 trains of 4 s. A train takes 160 + 40
+    # ms: 20 slices.
+    sequence = advisor.ScanTime(
+        tr_ms=4000, te_ms=100, echo_spacing_ms=10, etl=16, overhead_ms=40, acceleration=2, oversampling=0.2
+    )
     assert (sequence.busy_ms, sequence.slices_per_tr) == (200, 20)
     assert sequence.minutes(30, 200) == pytest.approx(8 * 4 * 2 / 60)
 
@@ -169,7 +204,14 @@ def test_the_echo_time_counts_where_it_outlasts_the_train():
 
 @pytest.mark.parametrize(
     "coverage, resolution, slices",
-    [(150, (3, 0), 50), (150, (5, 0), 30), (150, (5, 1), 26), (149, (5, 1), 25), (4, (5, 1), 1), (5.2, (1, 0.4), 4)],
+    [
+        (150, (3, 0), 50),
+        (150, (5, 0), 30),
+        (150, (5, 1), 26),
+        (149, (5, 1), 25),
+        (4, (5, 1), 1),
+        (5.2, (1, 0.4), 4),
+    ],
 )
 def test_slices_cover_from_edge_to_edge(coverage, resolution, slices):
     assert advisor.slices_for(coverage, Resolution(*resolution)) == slices
@@ -211,11 +253,18 @@ def test_a_sequence_that_cannot_be_is_refused(change, message):
 
 
 def test_times_of_a_protocol_are_those_of_its_contrasts():
-    # By hand, 3||1 axial: 38 slices. T1w: 22 per TR, so 2 x 200 x 0.55 s = 220 s. T2w: 25 per TR, so 2 x 13 x 4.5 = 117 s.
-    # FLAIR: 43 per TR, so 12 x 9 = 108 s.
-    row = advisor.scan_times(pd.DataFrame({"orientation": ["axial"], "thickness_mm": [3], "gap_mm": [1]})).iloc[0]
+    # By hand, 3||1 axial: 38 slices. T1w: 22 per TR, so 2 x 200 x 0.55 s = 220 s. T2w: 25 per TR, so 2 x 13 x
+    # 4.5 = 117 s. FLAIR: 43 per TR, so 12 x 9 = 108 s.
+    row = advisor.scan_times(
+        pd.DataFrame({"orientation": ["axial"], "thickness_mm": [3], "gap_mm": [1]})
+    ).iloc[0]
     assert row.slices == 38
-    assert [row.minutes_T1w * 60, row.minutes_T2w * 60, row.minutes_FLAIR * 60, row.minutes * 60] == pytest.approx([220, 117, 108, 445])
+    assert [
+        row.minutes_T1w * 60,
+        row.minutes_T2w * 60,
+        row.minutes_FLAIR * 60,
+        row.minutes * 60,
+    ] == pytest.approx([220, 117, 108, 445])
 
 
 def test_snr_grows_with_thickness_and_the_root_of_averages():
@@ -238,18 +287,27 @@ def test_the_advice_is_the_best_that_fits():
         assert advice.expected[0] == fits.expected.max()
         np.testing.assert_allclose(advice.behind, advice.expected[0] - advice.expected, atol=1e-9)
         assert advice.tied[0] and not advice.tied.iloc[-1]
-    # More time never makes the best worse; with all the time in the world it is the thinnest slice without a gap.
+    # More time never makes the best worse; with all the time in the world it is the thinnest slice without a
+    # gap.
     assert (advice.orientation[0], advice.thickness_mm[0], advice.gap_mm[0]) == ("axial", 3, 0)
 
 
 def test_protocols_that_differ_by_less_than_the_noise_are_tied():
     surface = advisor.fit(study(within=0.3))
-    pair = pd.DataFrame({"orientation": ["axial"] * 3, "thickness_mm": [3, 3.01, 5], "gap_mm": [0, 0, 1.5], "minutes": [1.0] * 3})
+    pair = pd.DataFrame(
+        {
+            "orientation": ["axial"] * 3,
+            "thickness_mm": [3, 3.01, 5],
+            "gap_mm": [0, 0, 1.5],
+            "minutes": [1.0] * 3,
+        }
+    )
     # At 3 mm the planted surface falls by 2.6 dB/mm: 0.026 dB to the second one.
     advice = advisor.advise(surface, pair, 1)
     assert advice.thickness_mm[2] == 5 and not advice.tied[2] and advice.behind_low[2] > 3
     assert advice.behind[1] < 0.06
-    # Two subjects that disagree about the slope cannot tell the two thin ones apart; without any noise the difference stands.
+    # Two subjects that disagree about the slope cannot tell the two thin ones apart; without any noise the
+    # difference stands.
     assert list(advisor.advise(advisor.fit(study(2, within=1.0)), pair, 1).tied[:2]) == [True, True]
     assert list(advisor.advise(advisor.fit(study(within=1e-6)), pair, 1).tied) == [True, False, False]
 
@@ -277,7 +335,9 @@ def test_nothing_fits_and_nothing_is_advised():
 def test_the_figure_marks_the_best_and_ends_where_the_study_ends(minutes, comparable, stars):
     surface = advisor.fit(study(between=0.5))
     protocols = advisor.predict(surface, advisor.scan_times(advisor.candidates(surface)))
-    fig, axes, drawn = protocol_figures.advice(protocols, surface.run, minutes, "expected PSNR (dB)", surface.note, comparable)
+    fig, axes, drawn = protocol_figures.advice(
+        protocols, surface.run, minutes, "expected PSNR (dB)", surface.note, comparable
+    )
     marked = [line for ax in axes[:-1] for line in ax.get_lines() if line.get_marker() == "*"]
     assert len(marked) == stars
     assert len(axes) == 4 and "(min)" in axes[-1].get_xlabel()
@@ -291,9 +351,17 @@ def test_the_figure_marks_the_best_and_ends_where_the_study_ends(minutes, compar
 def test_the_notebook_advises_from_the_table_of_a_study(tmp_path):
     (tmp_path / "results" / "tables").mkdir(parents=True)
     study(between=0.5, within=0.1).to_csv(tmp_path / "results" / "tables" / "scores.csv", index=False)
-    (tmp_path / "x.csv").write_text("contrast,MRAcquisitionType,SliceThickness,orientation\nT1w,2D,5mm,axial\nT2w,2D,0,axial\n")
-    parameters = {"collection": str(tmp_path / "x.csv"), "name": "planted", "output_dir": str(tmp_path / "results")}
-    executed = papermill.execute_notebook(NOTEBOOK, str(tmp_path / "out.ipynb"), parameters, progress_bar=False)
+    (tmp_path / "x.csv").write_text(
+        "contrast,MRAcquisitionType,SliceThickness,orientation\nT1w,2D,5mm,axial\nT2w,2D,0,axial\n"
+    )
+    parameters = {
+        "collection": str(tmp_path / "x.csv"),
+        "name": "planted",
+        "output_dir": str(tmp_path / "results"),
+    }
+    executed = papermill.execute_notebook(
+        NOTEBOOK, str(tmp_path / "out.ipynb"), parameters, progress_bar=False
+    )
     text = str([cell.get("outputs") for cell in executed.cells])
     assert "psnr_db inside brain, arm harmonized" in text and "No advice" not in text
     assert "thickness_mm is 0" in text
@@ -304,6 +372,8 @@ def test_the_notebook_advises_from_the_table_of_a_study(tmp_path):
 
 def test_the_notebook_says_that_a_study_is_missing(tmp_path):
     parameters = {"name": "none", "output_dir": str(tmp_path / "results")}
-    executed = papermill.execute_notebook(NOTEBOOK, str(tmp_path / "out.ipynb"), parameters, progress_bar=False)
+    executed = papermill.execute_notebook(
+        NOTEBOOK, str(tmp_path / "out.ipynb"), parameters, progress_bar=False
+    )
     assert "No advice, since study" in str([cell.get("outputs") for cell in executed.cells])
     assert not (tmp_path / "results" / "figures" / "figure_advisor.png").exists()

@@ -25,7 +25,9 @@ PLANES = ("sagittal", "coronal", "axial")
 
 def write_image(path, voxel_mm=(1, 1, 6.5), shape=(160, 160, 24), affine=None, units="mm"):
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = nib.Nifti1Image(np.zeros(shape, np.uint8), np.diag([*voxel_mm, 1.0]) if affine is None else affine)
+    image = nib.Nifti1Image(
+        np.zeros(shape, np.uint8), np.diag([*voxel_mm, 1.0]) if affine is None else affine
+    )
     image.header.set_xyzt_units(units)
     nib.save(image, path)
     return path
@@ -61,7 +63,7 @@ def test_every_storage_order_and_flip_shows_the_plane_across_the_slices(order, s
     affine[:3, :3] = 0
     for a, (world, sign) in enumerate(zip(order, signs)):
         affine[world, a] = sign * (1.0, 1.0, 5.0)[a]
-    found = survey.geometry(volumes.Header((200, 200, 30), np.array([1.0, 1.0, 5.0]), affine))
+    found = survey.slice_geometry(volumes.Header((200, 200, 30), np.array([1.0, 1.0, 5.0]), affine))
     assert (found["orientation"], found["oblique_deg"]) == (PLANES[order[2]], 0)
     assert (found["spacing_mm"], found["inplane_mm"], found["coverage_mm"]) == (5, 1, 150)
 
@@ -75,7 +77,9 @@ def test_every_storage_order_and_flip_shows_the_plane_across_the_slices(order, s
     voxel=st.floats(0.3, 1.5),
     ratio=st.floats(1.3, 8),
 )
-def test_an_oblique_stack_has_its_nearest_plane_and_its_angle(order, signs, across, angle, tilt, voxel, ratio):
+def test_an_oblique_stack_has_its_nearest_plane_and_its_angle(
+    order, signs, across, angle, tilt, voxel, ratio
+):
     voxel_mm = np.full(3, voxel)
     voxel_mm[across] *= ratio
     straight = np.zeros((3, 3))
@@ -86,7 +90,7 @@ def test_an_oblique_stack_has_its_nearest_plane_and_its_angle(order, signs, acro
     axis[[w for w in range(3) if w != order[across]]] = np.cos(np.radians(tilt)), np.sin(np.radians(tilt))
     affine = np.eye(4)
     affine[:3, :3] = Rotation.from_rotvec(np.radians(angle) * axis).as_matrix() @ straight
-    found = survey.geometry(volumes.Header((100, 100, 100), voxel_mm, affine))
+    found = survey.slice_geometry(volumes.Header((100, 100, 100), voxel_mm, affine))
     assert found["orientation"] == PLANES[order[across]]
     assert found["oblique_deg"] == pytest.approx(angle, abs=1e-6)
 
@@ -94,7 +98,12 @@ def test_an_oblique_stack_has_its_nearest_plane_and_its_angle(order, signs, acro
 def test_the_normal_of_a_sheared_stack_is_that_of_its_slices():
     affine = np.diag([1.0, 1.0, 5.0, 1.0])
     affine[0, 2] = 4  # each slice is shifted sideways; none is turned
-    assert survey.geometry(volumes.Header((9, 9, 9), nib.affines.voxel_sizes(affine), affine))["oblique_deg"] == 0
+    assert (
+        survey.slice_geometry(volumes.Header((9, 9, 9), nib.affines.voxel_sizes(affine), affine))[
+            "oblique_deg"
+        ]
+        == 0
+    )
 
 
 @pytest.mark.parametrize("bad", ([0, 0, 0], [1, 2], [np.nan, 0, 1]))
@@ -106,7 +115,9 @@ def test_a_normal_that_is_none_is_refused(bad):
 # Lengths
 
 
-@pytest.mark.parametrize("value", (5, "5", "5mm", " 5.0 mm ", "0.5 cm", "0.005m", "5e3 um", "+.5e1", "5,0", "0,5 cm"))
+@pytest.mark.parametrize(
+    "value", (5, "5", "5mm", " 5.0 mm ", "0.5 cm", "0.005m", "5e3 um", "+.5e1", "5,0", "0,5 cm")
+)
 def test_a_length_may_name_its_unit(value):
     assert survey.millimetres(value) == pytest.approx(5)
 
@@ -133,7 +144,14 @@ def test_nothing_said_is_unknown(value):
     ],
 )
 def test_a_thickness_that_cannot_be_is_a_reason_and_no_number(thickness, reason):
-    said = {"contrast": "T1w", "thickness_mm": thickness, "spacing_mm": 6.5, "dimension": "2D", "orientation": "axial", "file": "x"}
+    said = {
+        "contrast": "T1w",
+        "thickness_mm": thickness,
+        "spacing_mm": 6.5,
+        "dimension": "2D",
+        "orientation": "axial",
+        "file": "x",
+    }
     row = survey.acquisition(said)
     assert reason in row["unfit"] and "\n" not in row["unfit"] and len(row["unfit"]) < 200
     # Nor is the spacing taken in its place, as it is where nobody says anything.
@@ -142,7 +160,11 @@ def test_a_thickness_that_cannot_be_is_a_reason_and_no_number(thickness, reason)
 
 
 def test_two_of_thickness_gap_and_spacing_give_the_third():
-    for said in ({"thickness_mm": 5, "gap_mm": 1.5}, {"thickness_mm": 5, "spacing_mm": 6.5}, {"gap_mm": 1.5, "spacing_mm": 6.5}):
+    for said in (
+        {"thickness_mm": 5, "gap_mm": 1.5},
+        {"thickness_mm": 5, "spacing_mm": 6.5},
+        {"gap_mm": 1.5, "spacing_mm": 6.5},
+    ):
         row = survey.acquisition({"contrast": "T1w", "dimension": "2D", "orientation": "axial", **said})
         assert (row["thickness_mm"], row["gap_mm"], row["spacing_mm"], row["unfit"]) == (5, 1.5, 6.5, "")
     row = survey.acquisition({"contrast": "T1w", "thickness_mm": 5, "gap_mm": 1, "spacing_mm": 6.5})
@@ -177,7 +199,11 @@ def test_2d_and_3d_follow_from_the_geometry_where_nobody_says(said, dimension):
 
 
 def test_a_3d_acquisition_has_no_gap():
-    assert np.isnan(survey.acquisition({"contrast": "T1w", "dimension": "3D", "thickness_mm": 2, "spacing_mm": 1})["gap_mm"])
+    assert np.isnan(
+        survey.acquisition({"contrast": "T1w", "dimension": "3D", "thickness_mm": 2, "spacing_mm": 1})[
+            "gap_mm"
+        ]
+    )
 
 
 @pytest.mark.parametrize(
@@ -206,10 +232,22 @@ def test_an_acquisition_is_read_from_its_sidecar_and_its_header(tmp_path):
     acquire(tmp_path, "sub-01_ses-b_T2w")
     row = only(tmp_path)
     assert row == {
-        "subject": "01", "session": "b", "contrast": "T2w", "dimension": "2D", "orientation": "axial", "oblique_deg": 0, "thickness_mm": 5,
-        "gap_mm": 1.5, "spacing_mm": 6.5, "inplane_mm": 1, "coverage_mm": 156,
-        "dimension_from": "said", "thickness_from": "said", "unfit": "", "file": "",
-    }  # fmt: skip
+        "subject": "01",
+        "session": "b",
+        "contrast": "T2w",
+        "dimension": "2D",
+        "orientation": "axial",
+        "oblique_deg": 0,
+        "thickness_mm": 5,
+        "gap_mm": 1.5,
+        "spacing_mm": 6.5,
+        "inplane_mm": 1,
+        "coverage_mm": 156,
+        "dimension_from": "said",
+        "thickness_from": "said",
+        "unfit": "",
+        "file": "",
+    }
 
 
 def test_a_header_speaks_where_the_sidecar_is_silent(tmp_path):
@@ -240,14 +278,25 @@ def test_what_lies_nearer_to_the_image_overrides(tmp_path):
     for subject in ("01", "02"):
         for run in ("1", "2"):
             acquire(tmp_path, f"sub-{subject}_run-{run}_T1w", sidecar=None, voxel_mm=(1, 1, 6))
-    (tmp_path / "T1w.json").write_text(json.dumps({"MRAcquisitionType": "2D", "SliceThickness": 3, "SpacingBetweenSlices": 6}))
+    (tmp_path / "T1w.json").write_text(
+        json.dumps({"MRAcquisitionType": "2D", "SliceThickness": 3, "SpacingBetweenSlices": 6})
+    )
     (tmp_path / "T2w.json").write_text(json.dumps({"SliceThickness": 2}))  # another suffix
-    (tmp_path / "run-2_T1w.json").write_text(json.dumps({"SliceThickness": 3.5}))  # same folder, more entities
+    (tmp_path / "run-2_T1w.json").write_text(
+        json.dumps({"SliceThickness": 3.5})
+    )  # same folder, more entities
     (tmp_path / "sub-02" / "sub-02_T1w.json").write_text(json.dumps({"SliceThickness": 4}))
-    (tmp_path / "sub-02" / "sub-01_T1w.json").write_text(json.dumps({"SliceThickness": 1}))  # another subject's
+    (tmp_path / "sub-02" / "sub-01_T1w.json").write_text(
+        json.dumps({"SliceThickness": 1})
+    )  # another subject's
     (tmp_path / "sub-02" / "anat" / "sub-02_run-1_T1w.json").write_text(json.dumps({"SliceThickness": 5}))
     table = reading.from_bids(tmp_path)
-    assert dict(zip(zip(table.subject, [1, 2, 1, 2]), table.thickness_mm)) == {("01", 1): 3, ("01", 2): 3.5, ("02", 1): 5, ("02", 2): 4}
+    assert dict(zip(zip(table.subject, [1, 2, 1, 2]), table.thickness_mm)) == {
+        ("01", 1): 3,
+        ("01", 2): 3.5,
+        ("02", 1): 5,
+        ("02", 2): 4,
+    }
     assert set(table.dimension) == {"2D"} and not table.unfit.any()
 
 
@@ -255,47 +304,77 @@ def test_sidecars_alone_are_a_collection(tmp_path):
     folder = tmp_path / "sub-01" / "anat"
     folder.mkdir(parents=True)
     # A sagittal slice in DICOM's words: rows run to the back, columns to the feet.
-    (folder / "sub-01_FLAIR.json").write_text(json.dumps({**SAID, "ImageOrientationPatientDICOM": [0, 1, 0, 0, 0, -1]}))
+    (folder / "sub-01_FLAIR.json").write_text(
+        json.dumps({**SAID, "ImageOrientationPatientDICOM": [0, 1, 0, 0, 0, -1]})
+    )
     row = only(tmp_path)
-    assert (row["orientation"], row["oblique_deg"], row["thickness_mm"], row["unfit"]) == ("sagittal", 0, 5, "")
+    assert (row["orientation"], row["oblique_deg"], row["thickness_mm"], row["unfit"]) == (
+        "sagittal",
+        0,
+        5,
+        "",
+    )
 
 
 SAGITTAL = [0, 1, 0, 0, 0, -1]
 
 
-@pytest.mark.parametrize("said", [{"SliceThickness": 1.2, "SpacingBetweenSlices": 1.2}, {"SliceThickness": 1.2}, {}])
+@pytest.mark.parametrize(
+    "said", [{"SliceThickness": 1.2, "SpacingBetweenSlices": 1.2}, {"SliceThickness": 1.2}, {}]
+)
 @pytest.mark.parametrize("thick_mm", [1.0, 1.0156, 1.2])
-def test_where_no_axis_is_the_thick_one_the_cosines_decide_however_the_image_is_stored(tmp_path, said, thick_mm):
+def test_where_no_axis_is_the_thick_one_the_cosines_decide_however_the_image_is_stored(
+    tmp_path, said, thick_mm
+):
     # Stored right, anterior, superior, though the slices are sagittal.
     said = {key: thick_mm for key in said}
     sidecar = {"MRAcquisitionType": "3D", "ImageOrientationPatientDICOM": SAGITTAL, **said}
     acquire(tmp_path, sidecar=sidecar, voxel_mm=(thick_mm, 1.0156, 1.0156), shape=(170, 200, 200))
     row = only(tmp_path)
-    assert (row["orientation"], row["spacing_mm"], row["thickness_mm"], row["unfit"]) == ("sagittal", thick_mm, thick_mm, "")
+    assert (row["orientation"], row["spacing_mm"], row["thickness_mm"], row["unfit"]) == (
+        "sagittal",
+        thick_mm,
+        thick_mm,
+        "",
+    )
 
 
 @pytest.mark.parametrize("name", ["SliceThickness", "SpacingBetweenSlices"])
 def test_without_cosines_the_axis_that_alone_is_as_long_as_said_is_across_the_slices(tmp_path, name):
-    acquire(tmp_path, sidecar={"MRAcquisitionType": "3D", name: 1.2}, voxel_mm=(1.2, 1.0156, 1.0156), shape=(170, 200, 200))
+    acquire(
+        tmp_path,
+        sidecar={"MRAcquisitionType": "3D", name: 1.2},
+        voxel_mm=(1.2, 1.0156, 1.0156),
+        shape=(170, 200, 200),
+    )
     row = only(tmp_path)
     assert (row["orientation"], row["spacing_mm"], row["unfit"]) == ("sagittal", 1.2, "")
 
 
-@given(turn=st.tuples(*[st.floats(-0.4, 0.4)] * 3), order=st.permutations(range(3)), signs=st.tuples(*[st.sampled_from((1, -1))] * 3))
+@given(
+    turn=st.tuples(*[st.floats(-0.4, 0.4)] * 3),
+    order=st.permutations(range(3)),
+    signs=st.tuples(*[st.sampled_from((1, -1))] * 3),
+)
 def test_the_cosines_find_the_axis_of_any_storage(turn, order, signs):
     # Slices acquired across world axis 0, turned; stored in any order and direction.
     rotation = Rotation.from_rotvec(turn).as_matrix()
     affine = np.eye(4)
     affine[:3, :3] = (rotation * signs)[:, order]
-    found = survey.geometry(volumes.Header((200, 200, 200), np.ones(3), affine), normal=rotation[:, 0])
+    found = survey.slice_geometry(volumes.Header((200, 200, 200), np.ones(3), affine), normal=rotation[:, 0])
     expected = survey.orientation(rotation[:, 0])
-    assert found["orientation"] == expected[0] and found["oblique_deg"] == pytest.approx(expected[1], abs=1e-6)
+    assert found["orientation"] == expected[0] and found["oblique_deg"] == pytest.approx(
+        expected[1], abs=1e-6
+    )
     assert "contradiction" not in found
 
 
 def test_thick_slices_across_another_axis_than_the_cosines_say_are_a_contradiction(tmp_path):
     acquire(tmp_path, sidecar={**SAID, "ImageOrientationPatientDICOM": SAGITTAL})
-    assert only(tmp_path)["unfit"] == "slices are axial in the image and sagittal in the sidecar's cosines: reformatted?"
+    assert (
+        only(tmp_path)["unfit"]
+        == "slices are axial in the image and sagittal in the sidecar's cosines: reformatted?"
+    )
 
 
 @pytest.mark.parametrize("cosines", ("x", [1, 0], [0] * 6, [[1]], {"a": 1}, ["a"] * 6))
@@ -350,7 +429,12 @@ def test_missing_truncated_and_4d_images_are_listed(tmp_path):
     header["srow_z"] = 0
     rewrite(flat, header)
     table = reading.from_bids(tmp_path).set_index("subject")
-    reasons = {"01": "no image beside", "02": "not a readable NIfTI volume", "03": "accepted are 3D volumes", "05": "accepted is an invertible"}
+    reasons = {
+        "01": "no image beside",
+        "02": "not a readable NIfTI volume",
+        "03": "accepted are 3D volumes",
+        "05": "accepted is an invertible",
+    }
     for subject, reason in reasons.items():
         assert reason in table.unfit[subject]
         assert str(tmp_path) not in table.unfit[subject]
@@ -379,7 +463,9 @@ def test_links_are_not_followed_out_of_the_folder_nor_round_in_loops(tmp_path):
     assert "link to a folder" in reasons["loop"] and "link to a folder" in reasons["sub-09"]
     assert reasons["sub-01_run-1_T1w.nii"].count("a link out of the folder") == 2
     assert 2 not in set(table.thickness_mm)
-    assert "a link" in reasons["sub-01_run-2_T1w.nii"] and "a link to nothing" in reasons["sub-01_run-4_T1w.nii"]
+    assert (
+        "a link" in reasons["sub-01_run-2_T1w.nii"] and "a link to nothing" in reasons["sub-01_run-4_T1w.nii"]
+    )
     assert "not a regular file" in reasons["sub-01_run-5_T1w.json"]
     assert len(table) == 8 and sum(table.unfit == "") == 2
     # Folders that were not entered are no acquisitions.
@@ -434,7 +520,12 @@ def test_an_empty_folder_gives_an_empty_table_that_can_be_counted(tmp_path):
     table = reading.from_bids(tmp_path)
     assert tuple(table.columns) == survey.COLUMNS and len(table) == 0
     assert survey.counts(table).to_numpy().sum() == 0
-    assert len(survey.thickness_histogram(table)) == len(survey.resolutions(table)) == len(survey.unfit(table)) == 0
+    assert (
+        len(survey.thickness_histogram(table))
+        == len(survey.resolutions(table))
+        == len(survey.unfit(table))
+        == 0
+    )
 
 
 # CSV
@@ -461,15 +552,23 @@ def test_the_table_of_a_survey_is_read_back_as_it_was(tmp_path):
 def test_a_csv_that_is_none_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
         reading.from_csv(tmp_path / "x.csv")
-    for content, message in ((b"", "not a CSV table"), (b"\xff\xfe\x00a", "not a CSV table"), (b"a,b\n1,2\n", "no column contrast"),
-                             (b"contrast,SliceThickness,thickness_mm\nT1w,1,2\n", "thickness_mm is there twice")):  # fmt: skip
+    for content, message in (
+        (b"", "not a CSV table"),
+        (b"\xff\xfe\x00a", "not a CSV table"),
+        (b"a,b\n1,2\n", "no column contrast"),
+        (b"contrast,SliceThickness,thickness_mm\nT1w,1,2\n", "thickness_mm is there twice"),
+    ):
         (tmp_path / "x.csv").write_bytes(content)
         with pytest.raises(ValueError, match=message):
             reading.from_csv(tmp_path / "x.csv")
 
 
 HEADER = "subject,contrast,MRAcquisitionType,SliceThickness,SpacingBetweenSlices,orientation"
-ROWS = (("01", "T2w", "2D", "5", "6.5", "axial"), ("02", "T1w", "3D", "1", "1.25", "sagittal"), ("Mü, ;\tx", "FLAIR", "2D", "3.5", "", ""))
+ROWS = (
+    ("01", "T2w", "2D", "5", "6.5", "axial"),
+    ("02", "T1w", "3D", "1", "1.25", "sagittal"),
+    ("Mü, ;\tx", "FLAIR", "2D", "3.5", "", ""),
+)
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
@@ -486,15 +585,33 @@ ROWS = (("01", "T2w", "2D", "5", "6.5", "axial"), ("02", "T1w", "3D", "1", "1.25
     order=st.permutations(range(6)),
 )
 def test_a_table_is_read_the_same_however_a_spreadsheet_writes_it(
-    tmp_path_factory, separator, quote_all, decimal_comma, ends, encoding, declared, trailing, blank, case, order
+    tmp_path_factory,
+    separator,
+    quote_all,
+    decimal_comma,
+    ends,
+    encoding,
+    declared,
+    trailing,
+    blank,
+    case,
+    order,
 ):
     path = tmp_path_factory.mktemp("csv") / "x.csv"
     text = io.StringIO()
-    write = csv.writer(text, delimiter=separator, lineterminator=ends, quoting=csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL)
+    write = csv.writer(
+        text,
+        delimiter=separator,
+        lineterminator=ends,
+        quoting=csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL,
+    )
     if declared:
         text.write(f"sep={separator}{ends}")
     for row, extra in zip((tuple(map(case, HEADER.split(","))), *ROWS), trailing, strict=True):
-        cells = [row[number].replace(".", ",") if decimal_comma and number in (3, 4) else row[number] for number in order]
+        cells = [
+            row[number].replace(".", ",") if decimal_comma and number in (3, 4) else row[number]
+            for number in order
+        ]
         write.writerow([*cells, *[""] * extra] if row in ROWS else cells)
     text.write(blank.replace(",", separator).replace("\n", ends))
     path.write_bytes(text.getvalue().encode(encoding))
@@ -509,7 +626,10 @@ def test_a_table_is_read_the_same_however_a_spreadsheet_writes_it(
 @pytest.mark.parametrize(
     "content, message",
     [
-        (f"{HEADER}\n01,T2w,2D,5,6.5,axial\n02,T1w,3D,1,1,sagittal,note\n", "line 3 has 7 cells, the header 6: accepted are as many"),
+        (
+            f"{HEADER}\n01,T2w,2D,5,6.5,axial\n02,T1w,3D,1,1,sagittal,note\n",
+            "line 3 has 7 cells, the header 6: accepted are as many",
+        ),
         (f"{HEADER}\n01,T2w,2D,5,5,6.5,axial\n", "line 2 has 7 cells"),  # decimal commas without quotes
         (f'{HEADER}\n"0\n1",T2w,2D,5,6.5,axial\n02,T1w\n', "line 4 has 2 cells, the header 6"),
         (f'{HEADER}\n01,"T2w,2D,5,6.5,axial\n', "not a CSV table: line 2: unexpected end of data"),
@@ -534,7 +654,9 @@ def test_what_programs_write_for_nothing_is_no_reason(tmp_path):
 
 def test_a_comma_that_may_stand_for_thousands_is_a_reason(tmp_path):
     (tmp_path / "x.csv").write_text("contrast;SliceThickness\nT2w;1,000\n")
-    assert "thickness_mm is '1,000': accepted is a number of mm" in reading.from_csv(tmp_path / "x.csv").unfit[0]
+    assert (
+        "thickness_mm is '1,000': accepted is a number of mm" in reading.from_csv(tmp_path / "x.csv").unfit[0]
+    )
 
 
 # The example and what is counted
@@ -550,9 +672,18 @@ def test_the_example_has_the_published_margins(example):
     published = {("T1w", "3D"): 3413, ("T2w", "3D"): 151, ("FLAIR", "3D"): 2088}
     published |= {("T1w", "2D"): 5832, ("T2w", "2D"): 3458, ("FLAIR", "2D"): 2114}
     assert {index: counts.loc[index, "all"] for index in published} == published
-    assert counts.loc[("all", "")].to_dict() == {"axial": 15852, "sagittal": 1020, "coronal": 184, "all": 17056}
-    assert counts.loc[(slice(None), "3D"), "all"].sum() == 5652 and counts.loc[(slice(None), "2D"), "all"].sum() == 11404
-    # Whether the paper counts orientations among all or among the 2D acquisitions, they agree, and each contrast is mostly axial.
+    assert counts.loc[("all", "")].to_dict() == {
+        "axial": 15852,
+        "sagittal": 1020,
+        "coronal": 184,
+        "all": 17056,
+    }
+    assert (
+        counts.loc[(slice(None), "3D"), "all"].sum() == 5652
+        and counts.loc[(slice(None), "2D"), "all"].sum() == 11404
+    )
+    # Whether the paper counts orientations among all or among the 2D acquisitions, they agree, and each
+    # contrast is mostly axial.
     flat = counts.loc[(slice(None), "2D"), :]
     assert flat["sagittal"].sum() == 1020 and flat["coronal"].sum() == 184
     assert (flat["axial"] > 0.8 * flat["all"]).all()
@@ -574,8 +705,14 @@ def test_the_histogram_counts_each_acquisition_once(example):
 
 
 def test_a_bin_holds_what_is_nearest_to_its_centre():
-    table = pd.DataFrame({"contrast": "T1w", "dimension": "2D", "thickness_mm": [2.74, 2.75, 3.0, 3.24, 3.25, np.nan]})
-    assert survey.thickness_histogram(table).set_index("thickness_mm").acquisitions.to_dict() == {2.5: 1, 3.0: 3, 3.5: 1}
+    table = pd.DataFrame(
+        {"contrast": "T1w", "dimension": "2D", "thickness_mm": [2.74, 2.75, 3.0, 3.24, 3.25, np.nan]}
+    )
+    assert survey.thickness_histogram(table).set_index("thickness_mm").acquisitions.to_dict() == {
+        2.5: 1,
+        3.0: 3,
+        3.5: 1,
+    }
 
 
 def test_the_papers_resolutions_are_marked(example):

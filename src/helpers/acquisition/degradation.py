@@ -76,10 +76,16 @@ def matrix(n: int, voxel_mm: float, resolution: study.Resolution, pulse: Pulse =
         As `slice_profile.taps`.
     """
     # An affine read from float32 says 1.00000006 mm: not another matrix.
-    return _matrix(int(n), round(float(voxel_mm), 6), resolution, pulse)
+    return _cached_matrix(int(n), round(float(voxel_mm), 6), resolution, pulse)
 
 
-def degrade(volume: np.ndarray, affine: np.ndarray, orientation: str, resolution: study.Resolution, pulse: Pulse = Pulse()):
+def degrade(
+    volume: np.ndarray,
+    affine: np.ndarray,
+    orientation: str,
+    resolution: study.Resolution,
+    pulse: Pulse = Pulse(),
+):
     """Simulate the 2D acquisition of a volume [1]_.
 
     Parameters
@@ -107,7 +113,7 @@ def degrade(volume: np.ndarray, affine: np.ndarray, orientation: str, resolution
     ValueError
         If the volume, affine or orientation cannot be used, or as `slice_profile.taps`.
     """
-    volume = volumes.check(volume)
+    volume = volumes.as_volume(volume)
     affine = np.asarray(affine, dtype=float)
     axis = grid.through_plane_axis(affine, orientation)
     voxel_mm = float(np.linalg.norm(affine[:3, axis]))
@@ -120,7 +126,7 @@ def degrade(volume: np.ndarray, affine: np.ndarray, orientation: str, resolution
 
 
 @lru_cache(maxsize=128)
-def _matrix(n: int, voxel_mm: float, resolution: study.Resolution, pulse: Pulse) -> np.ndarray:
+def _cached_matrix(n: int, voxel_mm: float, resolution: study.Resolution, pulse: Pulse) -> np.ndarray:
     taps = slice_profile.taps(resolution.thickness_mm, voxel_mm, pulse)
     weights = matrix_of(taps, n, voxel_mm, resolution)
     weights.flags.writeable = False
@@ -144,7 +150,9 @@ def matrix_of(taps: np.ndarray, n: int, voxel_mm: float, resolution: study.Resol
     blurred = ndimage.convolve1d(np.eye(n), taps, axis=0, mode="nearest")
     positions = slice_positions(n, voxel_mm, resolution)
     # One call for each voxel's column: map_coordinates on the whole would interpolate across columns too.
-    columns = [ndimage.map_coordinates(column, positions[None], order=3, mode="nearest") for column in blurred.T]
+    columns = [
+        ndimage.map_coordinates(column, positions[None], order=3, mode="nearest") for column in blurred.T
+    ]
     return np.stack(columns, axis=1)
 
 
@@ -167,7 +175,8 @@ def back_matrix(n: int, resolution: study.Resolution) -> np.ndarray:
 
 @lru_cache(maxsize=32)
 def there_and_back(n: int, resolution: study.Resolution) -> np.ndarray:
-    """The matrix that slices a line of n voxels of 1 mm and interpolates it back, shape (n, n), float64, read-only."""
+    """The matrix that slices a line of n voxels of 1 mm and interpolates it back, shape (n, n), float64,
+    read-only."""
     both = back_matrix(n, resolution) @ matrix(n, 1.0, resolution)
     both.flags.writeable = False
     return both

@@ -30,7 +30,9 @@ def rows_of_matrix(matrix: np.ndarray, resolution: Resolution, voxel_mm: float =
     return fig, ax
 
 
-def aliasing(z_mm: np.ndarray, pattern: np.ndarray, seen: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]):
+def aliasing(
+    z_mm: np.ndarray, pattern: np.ndarray, seen: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+):
     """A regular pattern across the slices, what each slice sees of it, and what interpolation makes of that.
 
     Parameters
@@ -40,7 +42,15 @@ def aliasing(z_mm: np.ndarray, pattern: np.ndarray, seen: dict[str, tuple[np.nda
     seen : dict
         Label -> (position of the slices in mm, their values, and the values interpolated back to `z_mm`).
     """
-    fig, axes = plt.subplots(len(seen), 1, figsize=(7.5, 1.9 * len(seen)), sharex=True, sharey=True, squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(
+        len(seen),
+        1,
+        figsize=(7.5, 1.9 * len(seen)),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
     for ax, (label, (centres_mm, values, back)) in zip(axes.flat, seen.items(), strict=True):
         ax.plot(z_mm, pattern, color="0.7", lw=1.5, label="pattern")
         ax.plot(z_mm, back, color=drawing.COLOURS["T1w"], lw=2, label="interpolated back")
@@ -74,14 +84,23 @@ def magnetization(position: np.ndarray, mxy: np.ndarray, mz: np.ndarray, width: 
     width : float
         Full width at half maximum of |Mxy|, cycles per pulse.
     """
-    fig, axes = plt.subplots(3, 1, figsize=(6.5, 5.6), sharex=True, layout="constrained", height_ratios=(2, 1, 1))
+    fig, axes = plt.subplots(
+        3, 1, figsize=(6.5, 5.6), sharex=True, layout="constrained", height_ratios=(2, 1, 1)
+    )
     magnitude = np.abs(mxy)
     axes[0].plot(position, magnitude, color=drawing.BLUE, lw=2)
     half = magnitude.max() / 2
-    axes[0].annotate("", (-width / 2, half), (width / 2, half), arrowprops={"arrowstyle": "<->", "color": drawing.VERMILLION})
+    axes[0].annotate(
+        "",
+        (-width / 2, half),
+        (width / 2, half),
+        arrowprops={"arrowstyle": "<->", "color": drawing.VERMILLION},
+    )
     axes[0].text(0, half + 0.04, f"FWHM {width:.2f}", color=drawing.VERMILLION, ha="center")
     # Where there is no signal there is no phase to speak of.
-    axes[1].plot(position, np.where(magnitude > 0.05, np.degrees(np.angle(mxy)), np.nan), color=drawing.GREEN, lw=2)
+    axes[1].plot(
+        position, np.where(magnitude > 0.05, np.degrees(np.angle(mxy)), np.nan), color=drawing.GREEN, lw=2
+    )
     axes[1].set_ylim(-185, 185)
     axes[1].set_yticks([-180, -90, 0, 90, 180])
     axes[2].plot(position, mz, color=drawing.VERMILLION, lw=2)
@@ -93,7 +112,13 @@ def magnetization(position: np.ndarray, mxy: np.ndarray, mz: np.ndarray, width: 
     return fig, axes
 
 
-def slice_train(image: np.ndarray, centres_mm: np.ndarray, position_mm: np.ndarray, weight: np.ndarray, resolution: Resolution):
+def slice_train(
+    image: np.ndarray,
+    centres_mm: np.ndarray,
+    position_mm: np.ndarray,
+    weight: np.ndarray,
+    resolution: Resolution,
+):
     """The stack of slices on a brain, and beside it the profiles of the five in the middle.
 
     Parameters
@@ -178,9 +203,17 @@ def transfer(frequency: np.ndarray, curves: dict[str, np.ndarray], resolution: R
     nyquist = 0.5 / resolution.separation_mm
     ax.axvspan(nyquist, frequency[-1], color="0.94", zorder=0)
     ax.axvline(nyquist, color="0.35", lw=1.2, ls=":")
-    ax.text(nyquist + 0.006, 1.02, f"Nyquist of the slices, {nyquist:.3f}: beyond it, aliasing", color="0.35", fontsize=9)
+    ax.text(
+        nyquist + 0.006,
+        1.02,
+        f"Nyquist of the slices, {nyquist:.3f}: beyond it, aliasing",
+        color="0.35",
+        fontsize=9,
+    )
     ax.axhline(0, color="0.8", lw=1)
-    for (label, curve), colour, style in zip(curves.items(), (drawing.BLUE, drawing.VERMILLION, drawing.GREEN), ("-", "--", ":"), strict=False):
+    for (label, curve), colour, style in zip(
+        curves.items(), (drawing.BLUE, drawing.VERMILLION, drawing.GREEN), ("-", "--", ":"), strict=False
+    ):
         ax.plot(frequency, curve, style, color=colour, lw=2, label=label)
     ax.set_xlim(0, frequency[-1])
     ax.set_ylim(-0.35, 1.15)

@@ -21,12 +21,13 @@ FILTER_TYPES = ("ls", "pm", "ms", "min", "max")
 PARTS = ("magnitude", "real")
 COMPATS = (None, "radifox")
 
-#: Flip angles in degrees: unless given, and the range. A slice that is excited by more than 90 degrees has more signal at its edges than
-#: in its middle; a pulse that refocuses by less than 90 degrees refocuses less than half.
+#: Flip angles in degrees: unless given, and the range. A slice that is excited by more than 90 degrees has
+#: more signal at its edges than in its middle; a pulse that refocuses by less than 90 degrees refocuses less
+#: than half.
 _FLIP_DEG = {"ex": (90.0, 0.1, 90.0), "se": (180.0, 90.0, 180.0)}
 
-#: What the centre of a slice must have of what the flip angle promises. A weaker excitation still shows its slice; a spin echo that a
-#: pulse does not refocus is lost.
+#: What the centre of a slice must have of what the flip angle promises. A weaker excitation still shows its
+#: slice; a spin echo that a pulse does not refocus is lost.
 _LEAST_AT_CENTRE = {"ex": 0.5, "se": 0.9}
 
 # Samples of the simulated profile per cycle per pulse. A pulse of unit length cannot make a profile
@@ -51,13 +52,15 @@ class Pulse:
     ptype : {"ex", "se"}
         Excitation or refocusing pulse.
     flip_angle_deg : float, optional
-        Flip angle in degrees: up to 90 of an excitation, from 90 to 180 of a refocusing pulse. Unless given 90 and 180.
+        Flip angle in degrees: up to 90 of an excitation, from 90 to 180 of a refocusing pulse. Unless given
+        90 and 180.
     ftype : {"ls", "pm", "ms", "min", "max"}
         Filter behind the pulse: least squares, equiripple, windowed sinc, minimum or maximum phase.
     d1, d2 : float
         Ripple in the pass band and in the stop band, as a fraction of the signal of the slice.
     part : {"magnitude", "real"}
-        The magnitude of the transverse magnetization, which rectifies the ripple, or its real part after rephasing.
+        The magnitude of the transverse magnetization, which rectifies the ripple, or its real part after
+        rephasing.
     compat : {None, "radifox"}
         ``"radifox"`` samples the taps as the tool does that the authors' laboratory publishes (see `taps`).
 
@@ -83,12 +86,19 @@ class Pulse:
     compat: str | None = None
 
     def __post_init__(self):
-        for name, accepted in (("ptype", PULSE_TYPES), ("ftype", FILTER_TYPES), ("part", PARTS), ("compat", COMPATS)):
-            object.__setattr__(self, name, study.check(name, getattr(self, name), accepted))
+        for name, accepted in (
+            ("ptype", PULSE_TYPES),
+            ("ftype", FILTER_TYPES),
+            ("part", PARTS),
+            ("compat", COMPATS),
+        ):
+            object.__setattr__(self, name, study.require(name, getattr(self, name), accepted))
         if not (isinstance(self.n, int | np.integer) and 16 <= self.n <= 4096 and self.n % 2 == 0):
             raise ValueError(f"n is {self.n!r}: accepted are even whole numbers of samples from 16 to 4096")
         if not (is_number(self.tb) and 1 <= self.tb <= self.n / 4):
-            raise ValueError(f"tb is {self.tb!r}: accepted are time-bandwidth products from 1 to n/4 = {self.n / 4:g}")
+            raise ValueError(
+                f"tb is {self.tb!r}: accepted are time-bandwidth products from 1 to n/4 = {self.n / 4:g}"
+            )
         for name in ("d1", "d2"):
             if not (is_number(getattr(self, name)) and 0 < getattr(self, name) < 1):
                 raise ValueError(f"{name} is {getattr(self, name)!r}: accepted are ripples between 0 and 1")
@@ -124,9 +134,9 @@ def waveform(pulse: Pulse = Pulse()) -> np.ndarray:
 def bloch(pulse: Pulse = Pulse()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Simulate what the pulse does to magnetization that was at rest, without relaxation.
 
-    The rotation that the pulse causes has the Cayley-Klein parameters a and b. An excitation leaves
-    Mxy = 2 conj(a) b. A refocusing pulse between crushers turns Mxy into b² conj(Mxy), so there the
-    profile is b² [1]_. The linear phase across the slice is taken out, as a well-tuned rephasing gradient would.
+    The rotation that the pulse causes has the Cayley-Klein parameters a and b. An excitation leaves Mxy = 2
+    conj(a) b. A refocusing pulse between crushers turns Mxy into b² conj(Mxy), so there the profile is b²
+    [1]_. The linear phase across the slice is taken out, as a well-tuned rephasing gradient would.
 
     Parameters
     ----------
@@ -151,10 +161,12 @@ def bloch(pulse: Pulse = Pulse()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _ripples(pulse: Pulse) -> tuple[float, float]:
-    """Ripples of the filter b that give those of the slice, by the parameter relations of [1]_, for any flip angle.
+    """Ripples of the filter b that give those of the slice, by the parameter relations of [1]_, for any flip
+    angle.
 
-    An excitation has Mxy = 2 b sqrt(1 - b²). Where b falls by a share e below the sine of half the flip angle, Mxy falls by the share
-    p e + q e² to second order; at 90 degrees p is 0, and d1 = 2 e². Outside the slice Mxy is 2 b. A refocusing pulse has b².
+    An excitation has Mxy = 2 b sqrt(1 - b²). Where b falls by a share e below the sine of half the flip
+    angle, Mxy falls by the share p e + q e² to second order; at 90 degrees p is 0, and d1 = 2 e². Outside the
+    slice Mxy is 2 b. A refocusing pulse has b².
     """
     if pulse.ptype == "se":
         return pulse.d1 / 4, math.sqrt(pulse.d2)
@@ -174,16 +186,20 @@ def _simulate(pulse: Pulse):
     from sigpy.mri.rf import sim, slr
 
     described = (
-        f"{pulse.ptype} pulse with tb {pulse.tb:g}, n {pulse.n}, flip_angle_deg {pulse.flip_angle_deg:g}, ftype {pulse.ftype}, "
+        f"{pulse.ptype} pulse with tb {pulse.tb:g}, n {pulse.n}, flip_angle_deg {pulse.flip_angle_deg:g}, "
+        f"ftype {pulse.ftype}, "
         f"d1 {pulse.d1:g}, d2 {pulse.d2:g}"
     )
     b2 = (1 - math.cos(math.radians(pulse.flip_angle_deg))) / 2
     try:
-        # "st" leaves the filter as it is. The pulse is real by design; what SigPy leaves in the imaginary part is rounding.
+        # "st" leaves the filter as it is. The pulse is real by design; what SigPy leaves in the imaginary
+        # part is rounding.
         b = math.sqrt(b2) * slr.dzrf(pulse.n, pulse.tb, "st", pulse.ftype, *_ripples(pulse))
         rf = slr.b2rf(b).real
     except (ValueError, ArithmeticError, IndexError, np.linalg.LinAlgError) as error:
-        raise ValueError(f"there is no {described} ({str(error).splitlines()[0]}): try a larger tb or another ftype") from None
+        raise ValueError(
+            f"there is no {described} ({str(error).splitlines()[0]}): try a larger tb or another ftype"
+        ) from None
     # Outside half the sampling rate of the pulse the profile only repeats itself.
     half = pulse.n * _SAMPLES_PER_CYCLE // 2
     position = np.arange(-half, half + 1) / _SAMPLES_PER_CYCLE
@@ -196,11 +212,16 @@ def _simulate(pulse: Pulse):
     share, least = magnitude[half] / promised, _LEAST_AT_CENTRE[pulse.ptype]
     if not (np.isfinite(magnitude).all() and share >= least):
         done = "excites" if pulse.ptype == "ex" else "refocuses"
-        why = f"at its centre it {done} {share:.0%} of what its flip angle promises, accepted is {least:.0%} or more"
+        why = (
+            f"at its centre it {done} {share:.0%} of what its flip angle promises, accepted is {least:.0%} "
+            "or more"
+        )
         raise ValueError(f"the {described} does not select a slice ({why}): try a larger tb or another ftype")
     inside = magnitude > magnitude.max() / 2
     phase = np.unwrap(np.angle(mxy[inside]))
-    mxy = mxy * np.exp(-1j * np.polyval(np.polyfit(position[inside], phase, 1, w=magnitude[inside]), position))
+    mxy = mxy * np.exp(
+        -1j * np.polyval(np.polyfit(position[inside], phase, 1, w=magnitude[inside]), position)
+    )
     for array in (rf, position, mxy, mz):
         array.flags.writeable = False
     return rf, position, mxy, mz

@@ -45,7 +45,10 @@ def fwhm(position: np.ndarray, weight: np.ndarray) -> float:
     above = np.flatnonzero(weight >= half)
     first, last = above[0], above[-1]
     if first == 0 or last == len(weight) - 1:
-        raise ValueError(f"the profile is still above half its maximum at {position[first if first == 0 else last]:g}: no width")
+        raise ValueError(
+            f"the profile is still above half its maximum at {position[first if first == 0 else last]:g}: "
+            "no width"
+        )
     left = np.interp(half, weight[first - 1 : first + 1], position[first - 1 : first + 1])
     right = np.interp(-half, -weight[last : last + 2], position[last : last + 2])
     return float(right - left)
@@ -119,7 +122,8 @@ def taps(thickness_mm: float, voxel_mm: float, pulse: Pulse = Pulse()) -> np.nda
 
 
 def plain_taps(shape: str, thickness_mm: float, voxel_mm: float) -> np.ndarray:
-    """What is often taken for a slice profile, integrated over each voxel as in `taps`: a box, or a Gaussian of the same FWHM.
+    """What is often taken for a slice profile, integrated over each voxel as in `taps`: a box, or a Gaussian
+    of the same FWHM.
 
     Parameters
     ----------
@@ -143,7 +147,7 @@ def plain_taps(shape: str, thickness_mm: float, voxel_mm: float) -> np.ndarray:
     array([0.        , 0.        , 0.        , 0.33333333, 0.33333333,
            0.33333333, 0.        , 0.        , 0.        ])
     """
-    study.check("shape", shape, ("box", "gaussian"))
+    study.require("shape", shape, ("box", "gaussian"))
     _check_length("thickness_mm", thickness_mm)
     _check_length("voxel_mm", voxel_mm)
     edges = _edges(thickness_mm, voxel_mm)
@@ -197,11 +201,15 @@ def cross_talk(thickness_mm: float, gap_mm: float | np.ndarray, pulse: Pulse = P
     ValueError
         As `profile` and `study.Resolution`.
     """
-    separation = np.array([study.Resolution(thickness_mm, gap).separation_mm for gap in np.atleast_1d(gap_mm)])
+    separation = np.array(
+        [study.Resolution(thickness_mm, gap).separation_mm for gap in np.atleast_1d(gap_mm)]
+    )
     position, weight = profile(thickness_mm, pulse)
     slabs = separation[:, None] + np.array([-thickness_mm / 2, thickness_mm / 2])
     integral = _integral(position, weight)
-    above, below = (np.diff(integral(np.clip(side * slabs, position[0], position[-1])))[:, 0] for side in (1, -1))
+    above, below = (
+        np.diff(integral(np.clip(side * slabs, position[0], position[-1])))[:, 0] for side in (1, -1)
+    )
     share = (above - below) / integral(position[-1])
     return share if np.ndim(gap_mm) else float(share[0])
 
@@ -239,7 +247,10 @@ def _edges(thickness_mm, voxel_mm):
 
 def _radifox_taps(thickness_mm: float, voxel_mm: float, pulse: Pulse):
     if thickness_mm < voxel_mm:
-        raise ValueError(f"thickness_mm is {thickness_mm:g}: accepted with compat radifox is {voxel_mm:g} mm, a voxel, or more")
+        raise ValueError(
+            f"thickness_mm is {thickness_mm:g}: accepted with compat radifox is {voxel_mm:g} mm, a voxel, "
+            "or more"
+        )
     width = math.sqrt((thickness_mm / voxel_mm) ** 2 - 1)
     if width == 0:
         return np.ones(1)

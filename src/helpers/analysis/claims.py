@@ -1,26 +1,31 @@
 """The claims of the paper as paired tests over subjects, and a verdict for each.
 
-A claim is a set of comparisons, all of which must hold: PSNR and SSIM, the target contrasts, and whatever else it names. Each
-comparison is one number per subject (an average over the resolutions of the study, as far as they are among the eight, unless the claim
-names some) and one of five kinds:
+A claim is a set of comparisons, all of which must hold: PSNR and SSIM, the target contrasts, and whatever
+else it names. Each comparison is one number per subject (an average over the resolutions of the study, as far
+as they are among the eight, unless the claim names some) and one of five kinds:
 
 - ``above zero``: the difference is positive. Exact one-sided Wilcoxon signed-rank test.
 - ``similar``: the difference lies within the margin. Two one-sided t tests (TOST).
 - ``not above zero``: the difference lies below the margin, it does not help. One-sided t test.
-- ``more variable``: the variance between subjects is larger. Brown-Forsythe, paired: one-sided t test on each subject's absolute
+- ``more variable``: the variance between subjects is larger. Brown-Forsythe, paired: one-sided t test on each
+  subject's absolute
   deviations from the median, averaged over the resolutions.
-- ``small spread``: the standard deviation between subjects is smaller than the fall over the resolutions. Upper bound of the one
+- ``small spread``: the standard deviation between subjects is smaller than the fall over the resolutions.
+  Upper bound of the one
   against lower bound of the other, each at half of the level.
 
-A claim's p is the largest of its comparisons. Holm's method adjusts over the whole family of 18, whether all could be tested or not.
+A claim's p is the largest of its comparisons. Holm's method adjusts over the whole family of 18, whether all
+could be tested or not.
 
-Where HACA3 did without a contrast, its output is still compared, except by claims that tie an output to its own source. A row of
-Table 1 that without it has fewer orientations than it had (3D is one) is another experiment, and counts as not run.
+Where HACA3 did without a contrast, its output is still compared, except by claims that tie an output to its
+own source. A row of Table 1 that without it has fewer orientations than it had (3D is one) is another
+experiment, and counts as not run.
 
-What contradicts a claim: one of its comparisons shown to be otherwise, which is, kind by kind: below the margin, so that it is negative
-or nil, while the test for a positive difference failed; beyond the margin, on either side; above the margin; the variance less than the
-margin's multiple, while the test for a larger one failed; the standard deviation larger than the fall. That p is the smallest of the
-comparisons times their number (Bonferroni), and Holm adjusts it over the family of 18 as well. Neither shown: undecided.
+What contradicts a claim: one of its comparisons shown to be otherwise, which is, kind by kind: below the
+margin, so that it is negative or nil, while the test for a positive difference failed; beyond the margin, on
+either side; above the margin; the variance less than the margin's multiple, while the test for a larger one
+failed; the standard deviation larger than the fall. That p is the smallest of the comparisons times their
+number (Bonferroni), and Holm adjusts it over the family of 18 as well. Neither shown: undecided.
 """
 
 from collections.abc import Callable, Iterable
@@ -81,18 +86,27 @@ def _name(*parts: str) -> str:
     return ", ".join({"psnr_db": "PSNR", "ssim": "SSIM"}.get(part, part) for part in parts)
 
 
-def _differences(data: tables.Data, kind: str, pairs: Iterable[tuple[str, str, str]]) -> list[statistics.Comparison]:
+def _differences(
+    data: tables.Data, kind: str, pairs: Iterable[tuple[str, str, str]]
+) -> list[statistics.Comparison]:
     """For (experiment, other experiment, contrast): mean over the resolutions of their paired difference."""
     made = []
     for measure in data.measures:
         for first, second, contrast in pairs:
-            d = (data.get("scores", measure, first, contrast) - data.get("scores", measure, second, contrast)).mean(axis=1)
-            made.append(statistics.Comparison(_name(f"{first} - {second}", contrast, measure), kind, tables.UNITS[measure], d))
+            d = (
+                data.get("scores", measure, first, contrast) - data.get("scores", measure, second, contrast)
+            ).mean(axis=1)
+            made.append(
+                statistics.Comparison(
+                    _name(f"{first} - {second}", contrast, measure), kind, tables.UNITS[measure], d
+                )
+            )
     return made
 
 
 def _fall(values: np.ndarray, separation_mm: np.ndarray) -> np.ndarray:
-    """Fall from the smallest to the largest slice separation along each subject's line: (n, r) and (r,) -> (n,)."""
+    """Fall from the smallest to the largest slice separation along each subject's line: (n, r) and (r,) ->
+    (n,)."""
     x = separation_mm - separation_mm.mean()
     with np.errstate(invalid="ignore"):  # An infinite score has no line.
         return -(values @ x) / (x @ x) * np.ptp(separation_mm)
@@ -103,7 +117,8 @@ def _span(separation_mm: np.ndarray) -> str:
 
 
 def _deviations(values: np.ndarray) -> np.ndarray:
-    """Absolute deviation of each subject from the median at each resolution, mean over the resolutions: (n, r) -> (n,)."""
+    """Absolute deviation of each subject from the median at each resolution, mean over the resolutions: (n,
+    r) -> (n,)."""
     with np.errstate(invalid="ignore"):
         return np.abs(values - np.median(values, axis=0)).mean(axis=1)
 
@@ -114,7 +129,11 @@ def _falls_with_separation(data):
         values = [data.get("scores", measure, experiment, contrast) for experiment in EXPERIMENTS]
         x = data.separations_mm()
         fall = np.mean([_fall(each, x) for each in values], axis=0)
-        made.append(statistics.Comparison(_name(f"fall {_span(x)}", contrast, measure), "above zero", tables.UNITS[measure], fall))
+        made.append(
+            statistics.Comparison(
+                _name(f"fall {_span(x)}", contrast, measure), "above zero", tables.UNITS[measure], fall
+            )
+        )
     return made
 
 
@@ -125,7 +144,9 @@ def _same_separation(first, second):
             for experiment in ONE_ORIENTATION:
                 pair = data.get("scores", measure, experiment, contrast, labels=(first, second))
                 name = _name(f"{first} - {second}", experiment, contrast, measure)
-                made.append(statistics.Comparison(name, "similar", tables.UNITS[measure], pair[:, 0] - pair[:, 1]))
+                made.append(
+                    statistics.Comparison(name, "similar", tables.UNITS[measure], pair[:, 0] - pair[:, 1])
+                )
         return made
 
     return compare
@@ -137,23 +158,39 @@ def _consistent(data):
         for experiment in ONE_ORIENTATION:
             values = data.get("scores", measure, experiment, contrast)
             pair = np.stack([values.mean(axis=1), _fall(values, data.separations_mm())])
-            made.append(statistics.Comparison(_name("SD against fall", experiment, contrast, measure), "small spread", "SD / fall", pair))
+            made.append(
+                statistics.Comparison(
+                    _name("SD against fall", experiment, contrast, measure), "small spread", "SD / fall", pair
+                )
+            )
     return made
 
 
 def _sagittal_varies_most(data):
     made = []
     for measure in data.measures:
-        spread = {(e, c): _deviations(data.get("scores", measure, e, c)) for e in ONE_ORIENTATION for c in CONTRASTS}
+        spread = {
+            (e, c): _deviations(data.get("scores", measure, e, c)) for e in ONE_ORIENTATION for c in CONTRASTS
+        }
         pairs = [(("1b", c), (e, c), f"1b / {e}", c) for e in ("1a", "1c") for c in CONTRASTS]
         pairs += [(("1b", "T2w"), ("1b", c), f"T2w / {c}", "1b") for c in ("T1w", "FLAIR")]
         for more, less, *words in pairs:
-            made.append(statistics.Comparison(_name(*words, measure), "more variable", "variance ratio", np.stack([spread[more], spread[less]])))
+            made.append(
+                statistics.Comparison(
+                    _name(*words, measure),
+                    "more variable",
+                    "variance ratio",
+                    np.stack([spread[more], spread[less]]),
+                )
+            )
     return made
 
 
 def _mixing_against_alike(data):
-    matched = [("2", "1b", "T2w"), ("2", "1c", "FLAIR")]  # T1w is axial in experiment 2, so matched with 1a already.
+    matched = [
+        ("2", "1b", "T2w"),
+        ("2", "1c", "FLAIR"),
+    ]  # T1w is axial in experiment 2, so matched with 1a already.
     return _differences(data, "not above zero", [("2", "1a", contrast) for contrast in CONTRASTS] + matched)
 
 
@@ -164,7 +201,10 @@ def _flair_stays_t2w_varies(data):
         raise tables.NotRun("no resolution with a slice separation below 5 mm")
     where = "separation below 5 mm" if len(finer) == len(FINER) else f"at {', '.join(finer)}"
     for measure in data.measures:
-        spread = [_deviations(data.get("scores", measure, experiment, "T2w", labels=finer)) for experiment in ("4", "3")]
+        spread = [
+            _deviations(data.get("scores", measure, experiment, "T2w", labels=finer))
+            for experiment in ("4", "3")
+        ]
         name = _name("4 / 3", "T2w", where, measure)
         made.append(statistics.Comparison(name, "more variable", "variance ratio", np.stack(spread)))
     return made
@@ -174,17 +214,27 @@ def _own_contrast_only(data):
     made = []
     for measure in data.measures:
         for experiment, own in (("3", "T1w"), ("5", "FLAIR")):
-            gain = {c: (data.get("scores", measure, experiment, c) - data.get("scores", measure, "1a", c)).mean(axis=1) for c in CONTRASTS}
+            gain = {
+                c: (data.get("scores", measure, experiment, c) - data.get("scores", measure, "1a", c)).mean(
+                    axis=1
+                )
+                for c in CONTRASTS
+            }
             for other in (c for c in CONTRASTS if c != own):
                 name = _name(f"gain of {own} - gain of {other}", f"{experiment} - 1a", measure)
-                made.append(statistics.Comparison(name, "above zero", tables.UNITS[measure], gain[own] - gain[other]))
+                made.append(
+                    statistics.Comparison(name, "above zero", tables.UNITS[measure], gain[own] - gain[other])
+                )
     return made
 
 
 def _best_is_alike_and_fine(data):
     made = []
     for measure, contrast in _each(data):
-        values = {experiment: data.get("scores", measure, experiment, contrast) for experiment in (*ONE_ORIENTATION, "2")}
+        values = {
+            experiment: data.get("scores", measure, experiment, contrast)
+            for experiment in (*ONE_ORIENTATION, "2")
+        }
         finest = data.separations_mm().argmin()
         best = np.max([values[experiment][:, finest] for experiment in ONE_ORIENTATION], axis=0)
         others = [np.delete(values[experiment], finest, axis=1).T for experiment in ONE_ORIENTATION]
@@ -200,8 +250,15 @@ def _no_super_resolution(data):
     made = []
     for experiment in ONE_ORIENTATION:
         for contrast in CONTRASTS:
-            d = (data.get("cutoffs", "harmonized", experiment, contrast) - data.get("cutoffs", "input", experiment, contrast)).mean(axis=1)
-            made.append(statistics.Comparison(_name("cut-off of output - input", experiment, contrast), "not above zero", "cycles/mm", d))
+            d = (
+                data.get("cutoffs", "harmonized", experiment, contrast)
+                - data.get("cutoffs", "input", experiment, contrast)
+            ).mean(axis=1)
+            made.append(
+                statistics.Comparison(
+                    _name("cut-off of output - input", experiment, contrast), "not above zero", "cycles/mm", d
+                )
+            )
     return made
 
 
@@ -209,26 +266,45 @@ def _attention_sees_contrast_only(data):
     sharp = {"3": "T1w", "4": "T1w", "5": "FLAIR", "6": "FLAIR"}
     made = []
     for target in CONTRASTS:
-        mean = {s: np.mean([data.get("weights", e, target, s).mean(axis=1) for e in sharp], axis=0) for s in CONTRASTS}
+        mean = {
+            s: np.mean([data.get("weights", e, target, s).mean(axis=1) for e in sharp], axis=0)
+            for s in CONTRASTS
+        }
         other = np.max([mean[source] for source in CONTRASTS if source != target], axis=0)
-        made.append(statistics.Comparison(_name("weight of the own source - largest other", target), "above zero", "weight", mean[target] - other))
+        made.append(
+            statistics.Comparison(
+                _name("weight of the own source - largest other", target),
+                "above zero",
+                "weight",
+                mean[target] - other,
+            )
+        )
         for experiment, source in sharp.items():
             # Were resolution seen, the weight of the 3D source would rise as the others get coarser.
             weights = data.get("weights", experiment, target, source)
             rise = -_fall(weights, data.separations_mm())
-            name = _name(f"rise of the weight of 3D {source} {_span(data.separations_mm())}", experiment, f"target {target}")
+            name = _name(
+                f"rise of the weight of 3D {source} {_span(data.separations_mm())}",
+                experiment,
+                f"target {target}",
+            )
             made.append(statistics.Comparison(name, "similar", "weight", rise))
     return made
 
 
 def _registration_costs(data):
-    estimated = [each for each in TRANSFORMS if each != "known" and any(key[0] == each for key in data.ladder)]
+    estimated = [
+        each for each in TRANSFORMS if each != "known" and any(key[0] == each for key in data.ladder)
+    ]
     if not estimated or not any(key[0] == "known" for key in data.ladder):
         plain = "no study with an estimated transform stands beside it"
         raise tables.NotRun("no studies with the known and with an estimated transform", plain)
-    # Estimating transforms takes longer than all else: a ladder need not have all eight resolutions, but says which.
+    # Estimating transforms takes longer than all else: a ladder need not have all eight resolutions, but says
+    # which.
     held = next(iter(data.ladder.values()))
-    labels = [label for label, column in zip(tables.LABELS, held.T, strict=True) if not np.isnan(column).any()]
+    labels = [
+        label for label, column in zip(tables.LABELS, held.T, strict=True) if not np.isnan(column).any()
+    ]
     if not labels:
         raise tables.NotRun("no resolution of the eight in the ladder")
     where = () if len(labels) == len(tables.LABELS) else ("at " + ", ".join(labels),)
@@ -236,7 +312,13 @@ def _registration_costs(data):
     for transform in estimated:
         for measure, contrast in _each(data):
             known, found = (
-                np.mean([data.get("ladder", each, measure, experiment, contrast, labels=labels).mean(axis=1) for experiment in EXPERIMENTS], axis=0)
+                np.mean(
+                    [
+                        data.get("ladder", each, measure, experiment, contrast, labels=labels).mean(axis=1)
+                        for experiment in EXPERIMENTS
+                    ],
+                    axis=0,
+                )
                 for each in ("known", transform)
             )
             name = _name(f"known - {transform}", *where, contrast, measure)
@@ -255,23 +337,68 @@ def _all(first, second):
 #: In the order and the words of the study's plan.
 CLAIMS = (
     Claim("C1", "quality falls as slice separation grows", "all", _falls_with_separation),
-    Claim("C2", "3||1 and 4||0 (separation 4 mm) score alike", "1a-c", _same_separation("3||1", "4||0"), own_resolutions=True),
-    Claim("C3", "4||1 and 5||0 (separation 5 mm) score alike", "1a-c", _same_separation("4||1", "5||0"), own_resolutions=True),
-    Claim("C4", "axial inputs are best", "1a, 1b, 1c", _pairs("above zero", *_all("1a", "1b"), *_all("1a", "1c")), True),
+    Claim(
+        "C2",
+        "3||1 and 4||0 (separation 4 mm) score alike",
+        "1a-c",
+        _same_separation("3||1", "4||0"),
+        own_resolutions=True,
+    ),
+    Claim(
+        "C3",
+        "4||1 and 5||0 (separation 5 mm) score alike",
+        "1a-c",
+        _same_separation("4||1", "5||0"),
+        own_resolutions=True,
+    ),
+    Claim(
+        "C4",
+        "axial inputs are best",
+        "1a, 1b, 1c",
+        _pairs("above zero", *_all("1a", "1b"), *_all("1a", "1c")),
+        True,
+    ),
     Claim("C5", "performance is consistent when all orientations agree", "1a-c", _consistent),
     Claim("C6", "sagittal inputs vary most, T2w above all", "1b", _sagittal_varies_most, True, ("T2w",)),
     Claim("C7", "mixing orientations does not help, or hurts", "2, 1a-c", _mixing_against_alike, True),
     Claim("C8", "a 3D T1w improves the T1w output", "3, 1a", _pairs("above zero", ("3", "1a", "T1w"))),
     Claim(
-        "C9", "a 3D T1w does not change the T2w and FLAIR outputs", "3, 1a", _pairs("similar", ("3", "1a", "T2w"), ("3", "1a", "FLAIR")),
+        "C9",
+        "a 3D T1w does not change the T2w and FLAIR outputs",
+        "3, 1a",
+        _pairs("similar", ("3", "1a", "T2w"), ("3", "1a", "FLAIR")),
         own_source=("T2w", "FLAIR"),
     ),
-    Claim("C10", "with a 3D T1w, mixing orientations does not help either", "4, 3", _pairs("not above zero", *_all("4", "3")), True),
-    Claim("C11", "mixed beside a 3D T1w, FLAIR stays and T2w varies more at the higher resolutions", "4, 3", _flair_stays_t2w_varies),
+    Claim(
+        "C10",
+        "with a 3D T1w, mixing orientations does not help either",
+        "4, 3",
+        _pairs("not above zero", *_all("4", "3")),
+        True,
+    ),
+    Claim(
+        "C11",
+        "mixed beside a 3D T1w, FLAIR stays and T2w varies more at the higher resolutions",
+        "4, 3",
+        _flair_stays_t2w_varies,
+    ),
     Claim("C12", "a 3D FLAIR improves the FLAIR output", "5, 1a", _pairs("above zero", ("5", "1a", "FLAIR"))),
-    Claim("C13", "with a 3D FLAIR, mixing orientations has no major impact", "6, 5", _pairs("similar", *_all("6", "5")), True),
-    Claim("C14", "a 3D scan helps its own contrast only", "3, 5, 1a", _own_contrast_only, own_source=CONTRASTS),
-    Claim("C15", "the best 2D inputs have one orientation and the highest resolution", "1a-c, 2", _best_is_alike_and_fine),
+    Claim(
+        "C13",
+        "with a 3D FLAIR, mixing orientations has no major impact",
+        "6, 5",
+        _pairs("similar", *_all("6", "5")),
+        True,
+    ),
+    Claim(
+        "C14", "a 3D scan helps its own contrast only", "3, 5, 1a", _own_contrast_only, own_source=CONTRASTS
+    ),
+    Claim(
+        "C15",
+        "the best 2D inputs have one orientation and the highest resolution",
+        "1a-c, 2",
+        _best_is_alike_and_fine,
+    ),
     Claim("C16", "the harmonizer does not super-resolve", "1a-c", _no_super_resolution, True),
     Claim("C17", "the attention sees contrast, not resolution", "3-6", _attention_sees_contrast_only),
     Claim("C18", "part of the loss is registration error", "all", _registration_costs, own_resolutions=True),
@@ -281,18 +408,21 @@ CLAIMS = (
 # ---------------------------------------------------------------- verdicts
 
 
-def decide(data: tables.Data, rules: statistics.Rules = statistics.Rules()) -> tuple[pd.DataFrame, pd.DataFrame]:
+def decide(
+    data: tables.Data, rules: statistics.Rules = statistics.Rules()
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The verdict on every claim, from arrays.
 
     Returns
     -------
     verdicts : DataFrame
-        A row per claim: ``claim``, ``statement``, ``experiments``, ``verdict``, ``sentence``, ``reason`` (why there can be no
-        verdict, in plain words; else empty: see `split`), ``resolutions`` that it is about, the comparison that decided (the
-        weakest, or for a contradicted claim the one that contradicts most) with its statistics, and the claim's ``p``, ``p_holm``,
-        ``p_against``, ``p_against_holm``. ``power`` is that of the deciding comparison before Holm, at the SD seen: to find a
-        difference of the margin (above zero, more variable), or to show that there is none if there is none (similar, not above
-        zero), or to show the ratio seen (small spread).
+        A row per claim: ``claim``, ``statement``, ``experiments``, ``verdict``, ``sentence``, ``reason`` (why
+        there can be no verdict, in plain words; else empty: see `split`), ``resolutions`` that it is about,
+        the comparison that decided (the weakest, or for a contradicted claim the one that contradicts most)
+        with its statistics, and the claim's ``p``, ``p_holm``, ``p_against``, ``p_against_holm``. ``power``
+        is that of the deciding comparison before Holm, at the SD seen: to find a difference of the margin
+        (above zero, more variable), or to show that there is none if there is none (similar, not above zero),
+        or to show the ratio seen (small spread).
     comparisons : DataFrame
         A row per comparison of every claim that could be tested, from `examine`.
     """
@@ -304,27 +434,46 @@ def decide(data: tables.Data, rules: statistics.Rules = statistics.Rules()) -> t
             if claim.all_planes and data.planes != frozenset(ORIENTATIONS):
                 planes = ", ".join(sorted(data.planes))
                 favours = f"only the {planes} plane was looked at, which favours some orientations"
-                raise tables.NotRun(f"reconstruction in {planes} only, which treats orientations unlike", favours)
+                raise tables.NotRun(
+                    f"reconstruction in {planes} only, which treats orientations unlike", favours
+                )
             if lacking := data.dropped.intersection(claim.own_source):
                 raise tables.NotRun(f"no source {' and '.join(sorted(lacking))}, of which it speaks")
-            tested[claim.id] = statistics.examine(comparisons, rules)
+            tested[claim.id] = statistics.test_comparison(comparisons, rules)
         except tables.NotRun as missing:
             reasons[claim.id], plain[claim.id] = f"not run: {missing}", missing.plain
     for name, table in tested.items():
         if table.p.isna().any():
             short = table[table.p.isna()].iloc[0]
             needed = rules.fewest_exact if short.kind == "above zero" else rules.fewest
-            reasons[name] = f"{short.n} subjects with a finite value: accepted are {needed} or more for {short.comparison}"
-            plain[name] = f"{short.n} subject{'s' if short.n > 1 else ''} with a finite score, where the test needs {needed}"
+            reasons[name] = (
+                f"{short.n} subjects with a finite value: accepted are {needed} or more for "
+                f"{short.comparison}"
+            )
+            plain[name] = (
+                f"{short.n} subject{'s' if short.n > 1 else ''} with a finite score, where the test needs "
+                f"{needed}"
+            )
     ready = [claim.id for claim in CLAIMS if claim.id not in reasons]
     p = {name: tested[name].p.max() for name in ready}
     against = {name: min(1.0, tested[name].p_against.min() * len(tested[name])) for name in ready}
     # The family is the 18 claims: what was not run does not make the others easier.
-    adjusted, adjusted_against = (statistics.holm({claim.id: each.get(claim.id, 1.0) for claim in CLAIMS}, rules.alpha) for each in (p, against))
+    adjusted, adjusted_against = (
+        statistics.holm({claim.id: each.get(claim.id, 1.0) for claim in CLAIMS}, rules.alpha)
+        for each in (p, against)
+    )
     rows = []
     for claim in CLAIMS:
-        row = {"claim": claim.id, "statement": claim.statement, "experiments": claim.experiments, "verdict": UNDECIDED}
-        row |= {"reason": plain.get(claim.id, ""), "resolutions": "" if claim.own_resolutions else ", ".join(data.labels)}
+        row = {
+            "claim": claim.id,
+            "statement": claim.statement,
+            "experiments": claim.experiments,
+            "verdict": UNDECIDED,
+        }
+        row |= {
+            "reason": plain.get(claim.id, ""),
+            "resolutions": "" if claim.own_resolutions else ", ".join(data.labels),
+        }
         if claim.id in reasons:
             seen = {"n": tested[claim.id].n.min()} if claim.id in tested else {}
             rows.append({**row, **seen, "sentence": f"Undecided: {reasons[claim.id]}."})
@@ -337,12 +486,31 @@ def decide(data: tables.Data, rules: statistics.Rules = statistics.Rules()) -> t
         deciding = table.loc[table.p_against.idxmin() if row["verdict"] == CONTRADICTED else table.p.idxmax()]
         row |= {**deciding.to_dict(), "p": p[claim.id], "p_holm": adjusted[claim.id]}
         row |= {"p_against": against[claim.id], "p_against_holm": adjusted_against[claim.id]}
-        over = f" Over {row['resolutions']}." if row["resolutions"] and len(data.labels) < len(tables.LABELS) else ""
-        rows.append({**row, "sentence": _sentence(row, len(table), int((table.p < rules.alpha).sum())) + over})
-    columns = ["claim", "statement", "experiments", "verdict", "sentence", "reason", "resolutions", "comparison", "kind", "unit", "margin", "n"]
+        over = (
+            f" Over {row['resolutions']}."
+            if row["resolutions"] and len(data.labels) < len(tables.LABELS)
+            else ""
+        )
+        rows.append(
+            {**row, "sentence": _sentence(row, len(table), int((table.p < rules.alpha).sum())) + over}
+        )
+    columns = [
+        "claim",
+        "statement",
+        "experiments",
+        "verdict",
+        "sentence",
+        "reason",
+        "resolutions",
+        "comparison",
+        "kind",
+        "unit",
+        "margin",
+        "n",
+    ]
     columns += ["estimate", "low", "high", "d_z", "p", "p_holm", "p_against", "p_against_holm", "power"]
     parts = [table.assign(claim=name)[["claim", *table.columns]] for name, table in tested.items()]
-    empty = statistics.examine([], rules).assign(claim=[])
+    empty = statistics.test_comparison([], rules).assign(claim=[])
     return pd.DataFrame(rows, columns=columns), pd.concat(parts, ignore_index=True) if parts else empty
 
 
@@ -357,7 +525,8 @@ def split(verdicts: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     Returns
     -------
     given, without : DataFrame
-        Rows of `verdicts` that were tested, less ``reason``; ``claim``, ``statement`` and ``reason`` of the others.
+        Rows of `verdicts` that were tested, less ``reason``; ``claim``, ``statement`` and ``reason`` of the
+        others.
     """
     tested = verdicts.reason == ""
     return verdicts[tested].drop(columns="reason"), verdicts.loc[~tested, ["claim", "statement", "reason"]]
@@ -376,16 +545,33 @@ def _sentence(row: dict, count: int, passed: int) -> str:
     decimals = _DECIMALS[row["unit"]]
     unit = "" if row["unit"] in ("variance ratio", "SD / fall") else f" {row['unit']}"
     sign = "" if row["kind"] in ("more variable", "small spread") else "+"
-    numbers = f"{row['estimate']:{sign}.{decimals}f}{unit} (95 % {row['low']:{sign}.{decimals}f} to {row['high']:{sign}.{decimals}f})"
+    numbers = (
+        f"{row['estimate']:{sign}.{decimals}f}{unit} (95 % {row['low']:{sign}.{decimals}f} to "
+        f"{row['high']:{sign}.{decimals}f})"
+    )
     if row["verdict"] == SUPPORTED:
         weakest = f"the weakest of {count} comparisons, " if count > 1 else ""
         return f"Supported: {row['statement']}; {weakest}{row['comparison']}, is {numbers}."
     if row["verdict"] == CONTRADICTED:
         margin = _FOUND[row["kind"]].format(margin=f"{row['margin']:g}{unit}")
-        return f"Contradicted, it does not hold that {row['statement']}: {row['comparison']} is {numbers}, {margin}."
-    power = f"; a single comparison like it had {100 * row['power']:.0f} % power" if np.isfinite(row["power"]) else ""
-    shown = f"{passed} of {count} comparisons show it before" if passed < count else "shown before, but not after,"
-    return f"Undecided whether {row['statement']}: {shown} adjustment for the family; {row['comparison']} is {numbers}{power}."
+        return (
+            f"Contradicted, it does not hold that {row['statement']}: {row['comparison']} is {numbers}, "
+            f"{margin}."
+        )
+    power = (
+        f"; a single comparison like it had {100 * row['power']:.0f} % power"
+        if np.isfinite(row["power"])
+        else ""
+    )
+    shown = (
+        f"{passed} of {count} comparisons show it before"
+        if passed < count
+        else "shown before, but not after,"
+    )
+    return (
+        f"Undecided whether {row['statement']}: {shown} adjustment for the family; {row['comparison']} is "
+        f"{numbers}{power}."
+    )
 
 
 def verdicts(
@@ -405,7 +591,8 @@ def verdicts(
     attention, cutoffs : DataFrame, optional
         As `helpers.pipeline.scoring.all_attention` and `helpers.pipeline.scoring.cutoffs` give them.
     ladder : DataFrame, optional
-        Scores of studies that differ in `transform` alone, one below the other: `helpers.pipeline.scoring.other_studies`.
+        Scores of studies that differ in `transform` alone, one below the other:
+        `helpers.pipeline.scoring.other_studies`.
     rules : Rules
     region : {"brain", "full"}
 
@@ -419,4 +606,4 @@ def verdicts(
     ValueError
         If rows are missing, doubled, not numbers, or of different versions of the study; they are named.
     """
-    return decide(tables.read(scores, attention, cutoffs, ladder, region), rules)
+    return decide(tables.to_arrays(scores, attention, cutoffs, ladder, region), rules)

@@ -11,10 +11,12 @@ from helpers import drawing
 from helpers.analysis.metrics import score_column
 from helpers.study import CONTRASTS, EXPERIMENTS, GROUND_TRUTH, RESOLUTIONS, TRANSFORMS
 
-#: Score column -> axis label. The first SSIM that a study has is the one drawn: 3D, else of the slices of its plane.
+#: Score column -> axis label. The first SSIM that a study has is the one drawn: 3D, else of the slices of its
+#: plane.
 MEASURES = {"psnr_db": "PSNR (dB)", "ssim": "SSIM"}
 
-#: Figure of the paper -> (experiments, score columns). 9 is experiment 6, which the paper ran and did not show.
+#: Figure of the paper -> (experiments, score columns). 9 is experiment 6, which the paper ran and did not
+#: show.
 SCORE_FIGURES = {
     3: (("1a", "1b", "1c"), ("psnr_db",)),
     4: (("1a", "1b", "1c"), ("ssim",)),
@@ -38,8 +40,9 @@ def score_figures(experiments: Iterable[str]) -> list[int]:
 def score_figure(table: pd.DataFrame, number: int, region: str = "brain"):
     """Figures 3 to 9: a score against the eight resolutions, one series per target contrast.
 
-    A panel for each of its experiments that the table has. Small markers are single subjects, lines join the means. Boxes hold the middle half of the subjects and whiskers all of them; with
-    fewer than five there is a bar from the lowest to the highest instead. Grey, behind: the arm without harmonizer; the dotted line is
+    A panel for each of its experiments that the table has. Small markers are single subjects, lines join the
+    means. Boxes hold the middle half of the subjects and whiskers all of them; with fewer than five there is
+    a bar from the lowest to the highest instead. Grey, behind: the arm without harmonizer; the dotted line is
     the self-noise ceiling (mean over contrasts).
 
     Parameters
@@ -64,7 +67,10 @@ def score_figure(table: pd.DataFrame, number: int, region: str = "brain"):
     numbered, measures = SCORE_FIGURES[number]
     experiments = [experiment for experiment in numbered if experiment in set(table.experiment)]
     if not experiments:
-        raise ValueError(f"number is {number}: accepted are figures of what was run, {', '.join(map(str, score_figures(table.experiment)))}")
+        raise ValueError(
+            f"number is {number}: accepted are figures of what was run, "
+            f"{', '.join(map(str, score_figures(table.experiment)))}"
+        )
     drawn = table[(table.experiment.isin(experiments) | (table.arm == "ceiling")) & (table.region == region)]
     labels = _in_order(table.resolution)
     panels = [(experiment, measure) for measure in measures for experiment in experiments]
@@ -76,7 +82,15 @@ def score_figure(table: pd.DataFrame, number: int, region: str = "brain"):
         for offset, contrast in zip(_OFFSETS, CONTRASTS, strict=True):
             rows = finite[finite.contrast == contrast]
             bare = rows[rows.arm == "input"].groupby("x")[column].mean()
-            ax.plot(bare.index + offset, bare, color=drawing.GREY, marker=drawing.MARKERS[contrast], ms=2.5, lw=0.9, zorder=1)
+            ax.plot(
+                bare.index + offset,
+                bare,
+                color=drawing.GREY,
+                marker=drawing.MARKERS[contrast],
+                ms=2.5,
+                lw=0.9,
+                zorder=1,
+            )
             _series(ax, rows[rows.arm == "harmonized"], column, offset, contrast)
         ceiling = drawn[drawn.arm == "ceiling"][column].replace(np.inf, np.nan).mean()
         if np.isfinite(ceiling):
@@ -90,14 +104,24 @@ def score_figure(table: pd.DataFrame, number: int, region: str = "brain"):
     handles, names = axes.flat[0].get_legend_handles_labels()
     handles += [plt.Line2D([], [], color=drawing.GREY, lw=0.9), plt.Line2D([], [], color="0.45", ls=":")]
     names += ["no harmonizer", "self-noise ceiling"]
-    fig.legend(handles, names, loc="outside lower center", ncols=5 if len(panels) > 1 else 3, frameon=False, **drawing.TIGHT_LEGEND)
+    fig.legend(
+        handles,
+        names,
+        loc="outside lower center",
+        ncols=5 if len(panels) > 1 else 3,
+        frameon=False,
+        **drawing.TIGHT_LEGEND,
+    )
     return fig, axes, drawn
 
 
 def _panels(rows: int, columns: int, height: float, **shared):
-    """Panels of a figure for a journal's page: two side by side are as wide as its column (12 cm), three or four as the page."""
+    """Panels of a figure for a journal's page: two side by side are as wide as its column (12 cm), three or
+    four as the page."""
     width = {1: 3.4, 2: 4.8}.get(columns, 7.0)
-    return plt.subplots(rows, columns, figsize=(width, height * rows), squeeze=False, layout="constrained", **shared)
+    return plt.subplots(
+        rows, columns, figsize=(width, height * rows), squeeze=False, layout="constrained", **shared
+    )
 
 
 def _in_order(resolutions: pd.Series) -> list[str]:
@@ -122,21 +146,48 @@ def _series(ax, rows: pd.DataFrame, column: str, offset: float, contrast: str):
     if many:
         line = {"color": colour, "lw": 0.8}
         ax.boxplot(
-            [groups[x] for x in many], positions=many, widths=0.24, whis=(0, 100), showfliers=False, manage_ticks=False, patch_artist=True,
-            zorder=2, boxprops={"facecolor": colour, "alpha": 0.4, "lw": 0}, medianprops=line, whiskerprops=line, capprops={"lw": 0},
-        )  # fmt: skip
-    few = np.array([(x, values.min(), values.max()) for x, values in groups.items() if len(values) < 5]).reshape(-1, 3)
+            [groups[x] for x in many],
+            positions=many,
+            widths=0.24,
+            whis=(0, 100),
+            showfliers=False,
+            manage_ticks=False,
+            patch_artist=True,
+            zorder=2,
+            boxprops={"facecolor": colour, "alpha": 0.4, "lw": 0},
+            medianprops=line,
+            whiskerprops=line,
+            capprops={"lw": 0},
+        )
+    few = np.array(
+        [(x, values.min(), values.max()) for x, values in groups.items() if len(values) < 5]
+    ).reshape(-1, 3)
     ax.vlines(*few.T, color=colour, lw=2, alpha=0.45)
-    ax.plot(rows.x + offset, rows[column], ls="", marker=marker, ms=1.8, mew=0, color=colour, alpha=0.7, zorder=3)
+    ax.plot(
+        rows.x + offset, rows[column], ls="", marker=marker, ms=1.8, mew=0, color=colour, alpha=0.7, zorder=3
+    )
     means = [values.mean() for values in groups.values()]
-    ax.plot(list(groups), means, color=colour, marker=marker, ms=3.6, mew=0.4, mec="white", lw=1, label=contrast, zorder=4)
+    ax.plot(
+        list(groups),
+        means,
+        color=colour,
+        marker=marker,
+        ms=3.6,
+        mew=0.4,
+        mec="white",
+        lw=1,
+        label=contrast,
+        zorder=4,
+    )
 
 
 @drawing.small_print()
 def attention_figure(table: pd.DataFrame):
-    """How much each source weighs: a row per target contrast, a column per experiment, a series per source contrast.
+    """How much each source weighs: a row per target contrast, a column per experiment, a series per source
+    contrast.
 
-    Means over subjects and reconstruction planes; small markers are subjects. Solid: the source is 3D; dashed: it is cut into slices.
+    Means over subjects and reconstruction planes; small markers are subjects. Solid: the source is 3D;
+    dashed: it is cut into slices.
 
     Parameters
     ----------
@@ -152,16 +203,44 @@ def attention_figure(table: pd.DataFrame):
     drawn = table[table.experiment != GROUND_TRUTH].groupby(keys, sort=False).weight.mean().reset_index()
     experiments, labels = sorted(drawn.experiment.unique()), _in_order(drawn.resolution)
     with_3d = sorted(drawn[drawn.orientation == "3D"].experiment.unique())  # Of the sources that HACA3 got.
-    experiments, sources = with_3d or experiments, [contrast for contrast in CONTRASTS if contrast in set(drawn.source)]
+    experiments, sources = (
+        with_3d or experiments,
+        [contrast for contrast in CONTRASTS if contrast in set(drawn.source)],
+    )
     drawn = drawn[drawn.experiment.isin(experiments)]
     fig, axes = _panels(3, len(experiments), height=1.75, sharex=True, sharey=True)
-    for (target, experiment), ax in zip(((t, e) for t in CONTRASTS for e in experiments), axes.flat, strict=True):
+    for (target, experiment), ax in zip(
+        ((t, e) for t in CONTRASTS for e in experiments), axes.flat, strict=True
+    ):
         for source in sources:
-            rows = drawn[(drawn.target == target) & (drawn.experiment == experiment) & (drawn.source == source)]
-            x, style = rows.resolution.map(labels.index), "-" if EXPERIMENTS[experiment][source] == "3D" else "--"
-            ax.plot(x, rows.weight, ls="", marker=drawing.MARKERS[source], ms=2, mew=0, color=drawing.COLOURS[source], alpha=0.5)
+            rows = drawn[
+                (drawn.target == target) & (drawn.experiment == experiment) & (drawn.source == source)
+            ]
+            x, style = (
+                rows.resolution.map(labels.index),
+                "-" if EXPERIMENTS[experiment][source] == "3D" else "--",
+            )
+            ax.plot(
+                x,
+                rows.weight,
+                ls="",
+                marker=drawing.MARKERS[source],
+                ms=2,
+                mew=0,
+                color=drawing.COLOURS[source],
+                alpha=0.5,
+            )
             mean = rows.weight.groupby(x).mean()
-            ax.plot(mean.index, mean, style, color=drawing.COLOURS[source], marker=drawing.MARKERS[source], ms=3.5, lw=1.1, label=source)
+            ax.plot(
+                mean.index,
+                mean,
+                style,
+                color=drawing.COLOURS[source],
+                marker=drawing.MARKERS[source],
+                ms=3.5,
+                lw=1.1,
+                label=source,
+            )
         _resolution_axis(ax, labels)
         ax.label_outer()
         if target == CONTRASTS[0]:
@@ -169,17 +248,28 @@ def attention_figure(table: pd.DataFrame):
         if experiment == experiments[0]:
             ax.set_ylabel(f"weight, target {target}")
     axes[0, 0].set_ylim(0, 1)
-    handles = [plt.Line2D([], [], color=drawing.COLOURS[c], marker=drawing.MARKERS[c], ms=3.5, lw=0) for c in sources]
+    handles = [
+        plt.Line2D([], [], color=drawing.COLOURS[c], marker=drawing.MARKERS[c], ms=3.5, lw=0) for c in sources
+    ]
     handles += [plt.Line2D([], [], color="0.3", ls=style, lw=1.1) for style in ("-", "--")]
-    fig.legend(handles, [*(f"source {c}" for c in sources), "3D", "2D"], loc="outside lower center", ncols=5, frameon=False, **drawing.TIGHT_LEGEND)
+    fig.legend(
+        handles,
+        [*(f"source {c}" for c in sources), "3D", "2D"],
+        loc="outside lower center",
+        ncols=5,
+        frameon=False,
+        **drawing.TIGHT_LEGEND,
+    )
     return fig, axes, drawn
 
 
 @drawing.small_print()
 def frequency_figure(curves: pd.DataFrame, cutoffs: pd.DataFrame):
-    """What is left of each through-plane frequency: above, correlation at the finest and the coarsest resolution; below, all cut-offs.
+    """What is left of each through-plane frequency: above, correlation at the finest and the coarsest
+    resolution; below, all cut-offs.
 
-    Grey is the input of the harmonizer against the 3D image, colour its output against the harmonized 3D images.
+    Grey is the input of the harmonizer against the 3D image, colour its output against the harmonized 3D
+    images.
 
     Parameters
     ----------
@@ -213,9 +303,19 @@ def frequency_figure(curves: pd.DataFrame, cutoffs: pd.DataFrame):
         for offset, contrast in zip(_OFFSETS, CONTRASTS, strict=True):
             one = rows[rows.contrast == contrast]
             bare = one[one.arm == "input"].groupby("x").cutoff_per_mm.mean()
-            bottom.plot(bare.index + offset, bare, color=drawing.GREY, marker=drawing.MARKERS[contrast], ms=2.5, lw=0.9, zorder=1)
+            bottom.plot(
+                bare.index + offset,
+                bare,
+                color=drawing.GREY,
+                marker=drawing.MARKERS[contrast],
+                ms=2.5,
+                lw=0.9,
+                zorder=1,
+            )
             _series(bottom, one[one.arm == "harmonized"], "cutoff_per_mm", offset, contrast)
-        bottom.plot(range(len(labels)), 0.5 / separation, color="0.2", ls=":", marker="_", ms=7, lw=0.8, zorder=1)
+        bottom.plot(
+            range(len(labels)), 0.5 / separation, color="0.2", ls=":", marker="_", ms=7, lw=0.8, zorder=1
+        )
         _resolution_axis(bottom, labels)
     axes[0, 0].set_ylabel("Fourier correlation\n(through-plane)")
     axes[1, 0].set_ylabel("cut-off (cycles/mm)")
@@ -223,19 +323,32 @@ def frequency_figure(curves: pd.DataFrame, cutoffs: pd.DataFrame):
     handles = [plt.Line2D([], [], color="0.3", ls=style) for style in ends.values()]
     handles += [plt.Line2D([], [], color=drawing.BLUE)]
     shown = [contrast for contrast in CONTRASTS if contrast in set(cutoffs.contrast)]
-    handles += [plt.Line2D([], [], color=drawing.COLOURS[c], marker=drawing.MARKERS[c], ms=4, lw=1) for c in shown]
-    handles += [plt.Line2D([], [], color=drawing.GREY), plt.Line2D([], [], color="0.2", ls=":", marker="_", ms=7)]
+    handles += [
+        plt.Line2D([], [], color=drawing.COLOURS[c], marker=drawing.MARKERS[c], ms=4, lw=1) for c in shown
+    ]
+    handles += [
+        plt.Line2D([], [], color=drawing.GREY),
+        plt.Line2D([], [], color="0.2", ls=":", marker="_", ms=7),
+    ]
     names = [*ends, "output, mean", *shown, "input", "Nyquist of the slices"]
-    fig.legend(handles, names, loc="outside lower center", ncols=4 if len(experiments) > 1 else 2, frameon=False, **drawing.TIGHT_LEGEND)
+    fig.legend(
+        handles,
+        names,
+        loc="outside lower center",
+        ncols=4 if len(experiments) > 1 else 2,
+        frameon=False,
+        **drawing.TIGHT_LEGEND,
+    )
     return fig, axes, cutoffs
 
 
 @drawing.small_print()
 def ladder_figure(scores: pd.DataFrame, registrations: pd.DataFrame, region: str = "brain"):
-    """The registration ladder: scores with the known, a rigid and an affine transform, and the error of each in mm.
+    """The registration ladder: scores with the known, a rigid and an affine transform, and the error of each
+    in mm.
 
-    Scores are means over experiments and resolutions, in the harmonized arm (colour) and without harmonizer (grey); thin lines are
-    single subjects. The error is that of every stack, by resolution.
+    Scores are means over experiments and resolutions, in the harmonized arm (colour) and without harmonizer
+    (grey); thin lines are single subjects. The error is that of every stack, by resolution.
 
     Parameters
     ----------
@@ -249,7 +362,9 @@ def ladder_figure(scores: pd.DataFrame, registrations: pd.DataFrame, region: str
     """
     steps = [each for each in TRANSFORMS if each in set(scores["transform"])]
     columns = [score_column(scores, measure) for measure in MEASURES]
-    rows = scores[scores.arm.isin(["harmonized", "input"]) & (scores.region == region)].replace(np.inf, np.nan)
+    rows = scores[scores.arm.isin(["harmonized", "input"]) & (scores.region == region)].replace(
+        np.inf, np.nan
+    )
     drawn = rows.groupby(["transform", "arm", "contrast", "subject"])[columns].mean().reset_index()
     fig, axes = _panels(1, 3, height=2.9)
     for ax, measure, column in zip(axes.flat, MEASURES, columns, strict=False):
@@ -258,7 +373,10 @@ def ladder_figure(scores: pd.DataFrame, registrations: pd.DataFrame, region: str
             if rows.empty:  # A dropped contrast has no source that could be scored.
                 continue
             wide = rows.pivot(index="subject", columns="transform", values=column)[steps]
-            look = {"color": drawing.GREY if arm == "input" else drawing.COLOURS[contrast], "marker": drawing.MARKERS[contrast]}
+            look = {
+                "color": drawing.GREY if arm == "input" else drawing.COLOURS[contrast],
+                "marker": drawing.MARKERS[contrast],
+            }
             ax.plot(range(len(steps)), wide.T, **look, ms=1.5, lw=0.4, alpha=0.6)
             name = contrast if arm == "harmonized" else None
             ax.plot(range(len(steps)), wide.mean(), **look, ms=4.5, mew=0.5, mec="white", lw=1.3, label=name)
@@ -282,7 +400,14 @@ def ladder_figure(scores: pd.DataFrame, registrations: pd.DataFrame, region: str
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, **drawing.TIGHT_LEGEND)
     handles, names = axes[0, 0].get_legend_handles_labels()
     handles.append(plt.Line2D([], [], color=drawing.GREY))
-    fig.legend(handles, [*names, "no harmonizer"], loc="outside lower center", ncols=4, frameon=False, **drawing.TIGHT_LEGEND)
+    fig.legend(
+        handles,
+        [*names, "no harmonizer"],
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+        **drawing.TIGHT_LEGEND,
+    )
     return fig, axes, drawn
 
 
@@ -292,10 +417,12 @@ VERDICTS = {"supported": ("#0072B2", "✓"), "contradicted": ("#D55E00", "✗"),
 
 @drawing.small_print()
 def forest(verdicts: pd.DataFrame, comparisons: pd.DataFrame):
-    """The claims at a glance: each comparison in units of its margin, the one that decides in colour with its 95 % interval.
+    """The claims at a glance: each comparison in units of its margin, the one that decides in colour with its
+    95 % interval.
 
-    Claims of which nothing was compared are left out. Grey band: what does not matter. Ratios of variances are shown as their logarithm over that of the margin, a spread against a fall
-    as it is, so that there 1 is the margin as well. The axis is linear up to the margin and logarithmic beyond.
+    Claims of which nothing was compared are left out. Grey band: what does not matter. Ratios of variances
+    are shown as their logarithm over that of the margin, a spread against a fall as it is, so that there 1 is
+    the margin as well. The axis is linear up to the margin and logarithmic beyond.
 
     Parameters
     ----------
@@ -320,12 +447,18 @@ def forest(verdicts: pd.DataFrame, comparisons: pd.DataFrame):
     for y, row in enumerate(verdicts.itertuples(index=False)):
         colour, sign = VERDICTS[row.verdict]
         rows = comparisons[comparisons.claim == row.claim].dropna(subset=["estimate"])
-        ax.plot(scaled(rows, "estimate"), np.full(len(rows), y), ls="", marker="|", ms=6, color="0.55", zorder=2)
+        ax.plot(
+            scaled(rows, "estimate"), np.full(len(rows), y), ls="", marker="|", ms=6, color="0.55", zorder=2
+        )
         deciding = rows[rows.comparison == row.comparison]
         if len(deciding):
-            ax.plot(np.r_[scaled(deciding, "low"), scaled(deciding, "high")], [y, y], color=colour, lw=2, zorder=3)
+            ax.plot(
+                np.r_[scaled(deciding, "low"), scaled(deciding, "high")], [y, y], color=colour, lw=2, zorder=3
+            )
             ax.plot(scaled(deciding, "estimate"), [y], ls="", marker="o", ms=5, color=colour, zorder=4)
-        ax.text(1.02, y, f"{sign} {row.verdict}", color=colour, transform=ax.get_yaxis_transform(), va="center")
+        ax.text(
+            1.02, y, f"{sign} {row.verdict}", color=colour, transform=ax.get_yaxis_transform(), va="center"
+        )
     names = [f"{row.claim}  {textwrap.fill(row.statement, 46)}" for row in verdicts.itertuples(index=False)]
     ax.set_yticks(range(len(verdicts)), names, linespacing=0.95)
     ax.set_ylim(len(verdicts) - 0.4, -0.6)
@@ -352,8 +485,15 @@ def figure_2(panels: dict[str, np.ndarray]):
     fig, axes, DataFrame
         The last holds the pixels: one line per panel and row.
     """
-    fig, axes = drawing.slices(panels, vmax=max(np.percentile(image, 99.5) for image in panels.values()), columns=3, unit="intensity / 95th percentile")
-    drawn = pd.concat({title: pd.DataFrame(image).round(3) for title, image in panels.items()}, names=["panel", "row"])
+    fig, axes = drawing.slices(
+        panels,
+        vmax=max(np.percentile(image, 99.5) for image in panels.values()),
+        columns=3,
+        unit="intensity / 95th percentile",
+    )
+    drawn = pd.concat(
+        {title: pd.DataFrame(image).round(3) for title, image in panels.items()}, names=["panel", "row"]
+    )
     return fig, axes, drawn.reset_index()
 
 
@@ -371,12 +511,24 @@ def scaling(table: pd.DataFrame):
     fig, ax = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     workers = sorted(table.workers.unique())
     ax.plot(workers, workers, color="0.7", lw=1, ls="--", label="as many times faster as workers")
-    for (study, rows), colour, marker in zip(table.groupby("study", sort=False), (drawing.BLUE, drawing.VERMILLION, drawing.GREEN), ("o", "s", "^"), strict=False):
+    for (study, rows), colour, marker in zip(
+        table.groupby("study", sort=False),
+        (drawing.BLUE, drawing.VERMILLION, drawing.GREEN),
+        ("o", "s", "^"),
+        strict=False,
+    ):
         ax.plot(rows.workers, rows.bound, color=colour, lw=1, ls=":")
         ax.plot(rows.workers, rows.speed_up, color=colour, marker=marker, lw=1.8, label=study)
         for row in rows.iloc[[0, -1]].itertuples():
             took = f"{row.hours:.1f} h" if row.hours >= 1.5 else f"{60 * row.hours:.0f} min"
-            ax.annotate(took, (row.workers, row.speed_up), (9, -4), textcoords="offset points", color=colour, fontsize=9)
+            ax.annotate(
+                took,
+                (row.workers, row.speed_up),
+                (9, -4),
+                textcoords="offset points",
+                color=colour,
+                fontsize=9,
+            )
     ax.plot([], [], color="0.3", lw=1, ls=":", label="bound: workers, critical path")
     ax.set_xscale("log", base=2)
     ax.set_yscale("log", base=2)

@@ -1,6 +1,8 @@
-"""PSNR and SSIM of an image against a reference, over the whole field of view and over the brain; and what is left of each frequency.
+"""PSNR and SSIM of an image against a reference, over the whole field of view and over the brain; and what is
+left of each frequency.
 
-PSNR and SSIM depend on a data range. It is the maximum of the reference, so that it is the same for every arm of a subject and contrast.
+PSNR and SSIM depend on a data range. It is the maximum of the reference, so that it is the same for every arm
+of a subject and contrast.
 """
 
 import math
@@ -10,7 +12,8 @@ import pandas as pd
 
 from helpers import volumes
 
-#: Gaussian window of SSIM (Wang et al. 2004): its standard deviation, and how far it reaches at 3.5 of them, in voxels.
+#: Gaussian window of SSIM (Wang et al. 2004): its standard deviation, and how far it reaches at 3.5 of them,
+#: in voxels.
 SSIM_SIGMA = 1.5
 SSIM_RADIUS = 5
 
@@ -36,13 +39,18 @@ def data_range(reference: np.ndarray) -> float:
     ValueError
         If the reference has no foreground.
     """
-    largest = float(volumes.check(reference, "reference").max())
+    largest = float(volumes.as_volume(reference, "reference").max())
     if largest <= 0:
-        raise ValueError(f"reference has no foreground, its maximum is {largest:g}: accepted are images with values above 0")
+        raise ValueError(
+            f"reference has no foreground, its maximum is {largest:g}: accepted are images with values "
+            "above 0"
+        )
     return largest
 
 
-def psnr(reference: np.ndarray, image: np.ndarray, data_range: float, mask: np.ndarray | None = None) -> float:
+def psnr(
+    reference: np.ndarray, image: np.ndarray, data_range: float, mask: np.ndarray | None = None
+) -> float:
     """Peak signal-to-noise ratio, 10 log10(range² / mean squared error).
 
     Parameters
@@ -65,7 +73,8 @@ def psnr(reference: np.ndarray, image: np.ndarray, data_range: float, mask: np.n
         If the shapes differ, a value is not finite, the mask is empty, or the range is not greater than 0.
     """
     reference, image = _pair(reference, image, data_range)
-    # float64: 8 million float32 squares lose digits, and the square of a tiny difference would vanish and pass for equality.
+    # float64: 8 million float32 squares lose digits, and the square of a tiny difference would vanish and
+    # pass for equality.
     difference = np.subtract(reference, image, dtype=np.float64)
     if mask is not None:
         difference = difference[_mask(mask, reference.shape)]
@@ -73,8 +82,11 @@ def psnr(reference: np.ndarray, image: np.ndarray, data_range: float, mask: np.n
     return -10 * math.log10(mean_squared_error) if mean_squared_error > 0 else math.inf
 
 
-def ssim_map(reference: np.ndarray, image: np.ndarray, data_range: float, axis: int | None = None) -> np.ndarray:
-    """Structural similarity at every voxel, with a Gaussian window of 1.5 voxels (scikit-image, population covariance).
+def ssim_map(
+    reference: np.ndarray, image: np.ndarray, data_range: float, axis: int | None = None
+) -> np.ndarray:
+    """Structural similarity at every voxel, with a Gaussian window of 1.5 voxels (scikit-image, population
+    covariance).
 
     Parameters
     ----------
@@ -83,7 +95,8 @@ def ssim_map(reference: np.ndarray, image: np.ndarray, data_range: float, axis: 
     data_range : float
         Range of values, in those units: `data_range` of the reference.
     axis : {None, 0, 1, 2}
-        None: a 3D window. Else a 2D window within each slice perpendicular to this axis; slices do not see each other.
+        None: a 3D window. Else a 2D window within each slice perpendicular to this axis; slices do not see
+        each other.
 
     Returns
     -------
@@ -93,13 +106,13 @@ def ssim_map(reference: np.ndarray, image: np.ndarray, data_range: float, axis: 
     Raises
     ------
     ValueError
-        If the shapes differ, a value is not finite, the range is not greater than 0, the axis is unknown, or the images are
-        narrower than the window, 11 voxels.
+        If the shapes differ, a value is not finite, the range is not greater than 0, the axis is unknown, or
+        the images are narrower than the window, 11 voxels.
 
     References
     ----------
-    Z. Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE Transactions on Image
-    Processing 13(4):600-612, 2004.
+    Z. Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE
+    Transactions on Image Processing 13(4):600-612, 2004.
     """
     from skimage.metrics import structural_similarity
 
@@ -109,9 +122,13 @@ def ssim_map(reference: np.ndarray, image: np.ndarray, data_range: float, axis: 
     width = 2 * SSIM_RADIUS + 1
     narrow = [n for a, n in enumerate(reference.shape) if a != axis and n < width]
     if narrow:
-        raise ValueError(f"images have shape {reference.shape}: accepted are {width} voxels or more along the axes of the window")
+        raise ValueError(
+            f"images have shape {reference.shape}: accepted are {width} voxels or more along the axes of "
+            "the window"
+        )
     result = np.ones(reference.shape, dtype=np.float32)
-    # Two windows of zeros are equal, SSIM exactly 1: about half of a brain's field of view need not be computed.
+    # Two windows of zeros are equal, SSIM exactly 1: about half of a brain's field of view need not be
+    # computed.
     box = _box_of_content(reference, image)
     if box is not None:
         scale = np.float32(data_range)
@@ -129,7 +146,11 @@ def ssim_map(reference: np.ndarray, image: np.ndarray, data_range: float, axis: 
 
 
 def ssim(
-    reference: np.ndarray, image: np.ndarray, data_range: float, mask: np.ndarray | None = None, axis: int | None = None
+    reference: np.ndarray,
+    image: np.ndarray,
+    data_range: float,
+    mask: np.ndarray | None = None,
+    axis: int | None = None,
 ) -> float:
     """Mean of `ssim_map` over a mask, or over all voxels.
 
@@ -150,10 +171,15 @@ def ssim(
     ValueError
         As `ssim_map`, and if the mask is empty or of another shape.
     """
-    return _mean(ssim_map(reference, image, data_range, axis), None if mask is None else _mask(mask, np.shape(reference)))
+    return _mean(
+        ssim_map(reference, image, data_range, axis),
+        None if mask is None else _mask(mask, np.shape(reference)),
+    )
 
 
-def score(reference: np.ndarray, image: np.ndarray, brain: np.ndarray, slice_axis: int | None = None) -> list[dict]:
+def score(
+    reference: np.ndarray, image: np.ndarray, brain: np.ndarray, slice_axis: int | None = None
+) -> list[dict]:
     """PSNR and SSIM over the full field of view and over the brain: two rows of the study's table.
 
     Parameters
@@ -165,21 +191,21 @@ def score(reference: np.ndarray, image: np.ndarray, brain: np.ndarray, slice_axi
     brain : ndarray, shape (X, Y, Z), bool
         The subject's HR brain mask, the same in every arm.
     slice_axis : {None, 0, 1, 2}
-        None: whole volumes. Else the arrays hold only some slices along this axis (a preview), and only the SSIM of slices
-        perpendicular to it has a meaning.
+        None: whole volumes. Else the arrays hold only some slices along this axis (a preview), and only the
+        SSIM of slices perpendicular to it has a meaning.
 
     Returns
     -------
     list of dict
-        One for region ``full``, one for ``brain``, with ``region``, ``psnr_db``, ``ssim`` (3D), ``ssim_axial``,
-        ``ssim_coronal``, ``ssim_sagittal`` (2D slices of that plane, every voxel of the region counts once), and
-        ``data_range``; NaN for what a preview cannot know.
+        One for region ``full``, one for ``brain``, with ``region``, ``psnr_db``, ``ssim`` (3D),
+        ``ssim_axial``, ``ssim_coronal``, ``ssim_sagittal`` (2D slices of that plane, every voxel of the
+        region counts once), and ``data_range``; NaN for what a preview cannot know.
 
     Raises
     ------
     ValueError
-        If shapes differ, a value is not finite, the mask is empty, the reference has no foreground, the axis is unknown, or
-        the images are narrower than SSIM's window, 11 voxels.
+        If shapes differ, a value is not finite, the mask is empty, the reference has no foreground, the axis
+        is unknown, or the images are narrower than SSIM's window, 11 voxels.
     """
     if slice_axis not in (None, 0, 1, 2):
         raise ValueError(f"slice_axis is {slice_axis!r}: accepted are None, 0, 1, 2")
@@ -195,16 +221,18 @@ def score(reference: np.ndarray, image: np.ndarray, brain: np.ndarray, slice_axi
 
 
 def _pair(reference, image, data_range):
-    reference, image = volumes.check(reference, "reference"), volumes.check(image, "image")
+    reference, image = volumes.as_volume(reference, "reference"), volumes.as_volume(image, "image")
     if reference.shape != image.shape:
-        raise ValueError(f"image has shape {image.shape}: accepted is that of the reference, {reference.shape}")
+        raise ValueError(
+            f"image has shape {image.shape}: accepted is that of the reference, {reference.shape}"
+        )
     if not (math.isfinite(data_range) and data_range > 0):
         raise ValueError(f"data_range is {data_range}: accepted is a number greater than 0")
     return reference, image
 
 
 def _mask(mask, shape):
-    mask = volumes.check(mask, "mask") != 0
+    mask = volumes.as_volume(mask, "mask") != 0
     if mask.shape != tuple(shape):
         raise ValueError(f"mask has shape {mask.shape}: accepted is that of the images, {tuple(shape)}")
     if not mask.any():
@@ -219,7 +247,8 @@ def _mean(similarity, mask):
 def _box_of_content(reference, image):
     """Slices of the box around everything that is not zero in both, grown by the window; None if all is zero.
 
-    Grown by its radius and no more, the window's mirrored edge inside the box holds the same zeros as the margin.
+    Grown by its radius and no more, the window's mirrored edge inside the box holds the same zeros as the
+    margin.
     """
     content = (reference != 0) | (image != 0)
     if not content.any():
@@ -235,7 +264,8 @@ def _box_of_content(reference, image):
 
 
 def score_column(table: pd.DataFrame, measure: str) -> str:
-    """The column of a score table that holds a measure: for ``ssim`` 3D SSIM, or in a preview that of the plane or planes it visited."""
+    """The column of a score table that holds a measure: for ``ssim`` 3D SSIM, or in a preview that of the
+    plane or planes it visited."""
     if measure != "ssim" or table["ssim"].notna().any():
         return measure
     columns = ("ssim_planes", "ssim_axial", "ssim_coronal", "ssim_sagittal")
@@ -243,7 +273,8 @@ def score_column(table: pd.DataFrame, measure: str) -> str:
 
 
 def brain_window(brain: np.ndarray, taper_mm: float = 6.0, voxel_mm: float = 1.0) -> np.ndarray:
-    """Weight of each voxel for `fourier_correlation`: 1 deep in the brain, 0 at its edge, a half cosine between.
+    """Weight of each voxel for `fourier_correlation`: 1 deep in the brain, 0 at its edge, a half cosine
+    between.
 
     A sharp edge that two images share, such as that of a mask, would correlate at every frequency.
 
@@ -267,9 +298,15 @@ def brain_window(brain: np.ndarray, taper_mm: float = 6.0, voxel_mm: float = 1.0
 
 
 def fourier_correlation(
-    reference: np.ndarray, image: np.ndarray, window: np.ndarray, axis: int, slice_axis: int | None = None, angle_deg: float = 20.0
+    reference: np.ndarray,
+    image: np.ndarray,
+    window: np.ndarray,
+    axis: int,
+    slice_axis: int | None = None,
+    angle_deg: float = 20.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fourier correlation of two volumes through-plane: by frequency, among the coefficients near one direction.
+    """Fourier correlation of two volumes through-plane: by frequency, among the coefficients near one
+    direction.
 
     A shell of all directions would mix the resolution within the slices with that across them.
 
@@ -280,8 +317,8 @@ def fourier_correlation(
     axis : {0, 1, 2}
         Through-plane axis of the acquisition.
     slice_axis : {None, 0, 1, 2}
-        None: whole volumes. Else the arrays hold only some slices along this axis (a preview): each is transformed alone, and
-        the cone becomes a wedge.
+        None: whole volumes. Else the arrays hold only some slices along this axis (a preview): each is
+        transformed alone, and the cone becomes a wedge.
     angle_deg : float
         Coefficients count whose direction is this close to the through-plane axis.
 
@@ -295,19 +332,23 @@ def fourier_correlation(
     Raises
     ------
     ValueError
-        If shapes differ, a value is not finite, the window is empty, or `axis` is not a direction that the arrays resolve.
+        If shapes differ, a value is not finite, the window is empty, or `axis` is not a direction that the
+        arrays resolve.
 
     References
     ----------
-    W. O. Saxton and W. Baumeister, "The correlation averaging of a regularly arranged bacterial cell envelope protein", Journal
-    of Microscopy 127(2):127-138, 1982.
+    W. O. Saxton and W. Baumeister, "The correlation averaging of a regularly arranged bacterial cell envelope
+    protein", Journal of Microscopy 127(2):127-138, 1982.
     """
     from scipy import fft
 
     reference, image = _pair(reference, image, 1.0)
     inside = _mask(window, reference.shape)
     if axis not in (0, 1, 2) or axis == slice_axis:
-        raise ValueError(f"axis is {axis!r}: accepted are 0, 1, 2, and not the axis along which slices were skipped ({slice_axis})")
+        raise ValueError(
+            f"axis is {axis!r}: accepted are 0, 1, 2, and not the axis along which slices were skipped "
+            f"({slice_axis})"
+        )
     # rfftn halves its last axis: the through-plane one, so that each coefficient of the cone comes once.
     axes = [other for other in range(3) if other not in (axis, slice_axis)] + [axis]
     box = tuple(slice(found[0], found[-1] + 1) for found in map(np.unique, np.nonzero(inside)))
@@ -324,22 +365,30 @@ def fourier_correlation(
         through = np.sqrt(along) if other == axis else None
         squares = squares + along
     radius = np.sqrt(squares)
-    near = np.broadcast_to((through >= np.cos(np.radians(angle_deg)) * radius) & (radius > 0.005) & (radius <= 0.5), spectra[0].shape)
+    near = np.broadcast_to(
+        (through >= np.cos(np.radians(angle_deg)) * radius) & (radius > 0.005) & (radius <= 0.5),
+        spectra[0].shape,
+    )
     radius = np.broadcast_to(radius, spectra[0].shape)[near]
     a, b = (spectrum[near].astype(np.complex128) for spectrum in spectra)
     ring = np.minimum(((radius - 0.005) / 0.01).astype(int), 49)
     count, frequency, cross, power_a, power_b = (
-        np.bincount(ring, values, 50) for values in (np.ones(len(a)), radius, (a * b.conj()).real, np.abs(a) ** 2, np.abs(b) ** 2)
+        np.bincount(ring, values, 50)
+        for values in (np.ones(len(a)), radius, (a * b.conj()).real, np.abs(a) ** 2, np.abs(b) ** 2)
     )
     found = count > 0
     power = np.sqrt(power_a * power_b)[found]
-    return frequency[found] / count[found], np.divide(cross[found], power, out=np.zeros(len(power)), where=power > 0)
+    return frequency[found] / count[found], np.divide(
+        cross[found], power, out=np.zeros(len(power)), where=power > 0
+    )
 
 
 def cutoff(frequency: np.ndarray, correlation: np.ndarray, level: float = 0.5) -> float:
-    """Frequency at which a correlation falls below a level for good, interpolated linearly; the last one if it never does.
+    """Frequency at which a correlation falls below a level for good, interpolated linearly; the last one if
+    it never does.
 
-    For good: a harmonizer may get shading or contrast wrong, which lowers the first few frequencies and is no lack of resolution.
+    For good: a harmonizer may get shading or contrast wrong, which lowers the first few frequencies and is no
+    lack of resolution.
 
     Parameters
     ----------

@@ -28,13 +28,15 @@ class Rules:
     variance_ratio : float
         Ratio of variances that does not matter.
     sd_of_fall : float
-        "Consistent" is a standard deviation between subjects of less than this part of the fall over the resolutions.
+        "Consistent" is a standard deviation between subjects of less than this part of the fall over the
+        resolutions.
     alpha : float
         Level of every test and of the family.
     fewest_exact : int
         Subjects without whom an exact Wilcoxon test cannot pass in a family of 18: its smallest p is 2^-n.
     fewest : int
-        Subjects without whom no other comparison is made: an interval over fewer rests on the assumption of normality alone.
+        Subjects without whom no other comparison is made: an interval over fewer rests on the assumption of
+        normality alone.
     """
 
     psnr_db: float = 0.5
@@ -50,13 +52,27 @@ class Rules:
     def __post_init__(self):
         for name, value in vars(self).items():
             least = 2 if name.startswith("fewest") else 1 if name == "variance_ratio" else 0
-            if not np.isfinite(value) or value < least or (least < 2 and value == least) or (name == "alpha" and value >= 0.5):
-                accepted = "numbers between 0 and 0.5" if name == "alpha" else f"numbers {'from' if least == 2 else 'above'} {least}"
+            if (
+                not np.isfinite(value)
+                or value < least
+                or (least < 2 and value == least)
+                or (name == "alpha" and value >= 0.5)
+            ):
+                accepted = (
+                    "numbers between 0 and 0.5"
+                    if name == "alpha"
+                    else f"numbers {'from' if least == 2 else 'above'} {least}"
+                )
                 raise ValueError(f"{name} is {value}: accepted are {accepted}")
 
     def margin(self, unit: str) -> float:
         """The margin of a unit."""
-        margins = {"dB": self.psnr_db, "SSIM": self.ssim, "weight": self.weight, "cycles/mm": self.cutoff_per_mm}
+        margins = {
+            "dB": self.psnr_db,
+            "SSIM": self.ssim,
+            "weight": self.weight,
+            "cycles/mm": self.cutoff_per_mm,
+        }
         return {**margins, "variance ratio": self.variance_ratio, "SD / fall": self.sd_of_fall}[unit]
 
 
@@ -106,7 +122,9 @@ def _t_p(d: np.ndarray, margin: float, alternative: str) -> np.ndarray:
 
 def _t_power(shift: np.ndarray, sd: np.ndarray, n: int, alpha: float) -> np.ndarray:
     """Power of a one-sided one-sample t test to find a shift, at the standard deviation seen."""
-    noncentrality = np.minimum(_ratio(shift, sd) * np.sqrt(n), 30)  # Beyond 30 the power is 1, and scipy's distribution gives up.
+    noncentrality = np.minimum(
+        _ratio(shift, sd) * np.sqrt(n), 30
+    )  # Beyond 30 the power is 1, and scipy's distribution gives up.
     return np.where(sd > 0, stats.nct.sf(stats.t.ppf(1 - alpha, n - 1), n - 1, noncentrality), 1.0)
 
 
@@ -154,7 +172,12 @@ def _similar(d, margin, rules):
 
 def _not_above_zero(d, margin, rules):
     power = _t_power(margin, d.std(axis=1, ddof=1), d.shape[1], rules.alpha)
-    return {**_summary(d, rules.alpha), "p": _t_p(d, margin, "less"), "p_against": _t_p(d, margin, "greater"), "power": power}
+    return {
+        **_summary(d, rules.alpha),
+        "p": _t_p(d, margin, "less"),
+        "p_against": _t_p(d, margin, "greater"),
+        "power": power,
+    }
 
 
 def _more_variable(pair, margin, rules):
@@ -176,13 +199,26 @@ def _more_variable(pair, margin, rules):
     power = _t_power((np.sqrt(margin) - 1) * mean_b, d.std(axis=1, ddof=1), n, rules.alpha)
     d_z = _ratio(d.mean(axis=1), d.std(axis=1, ddof=1))
     estimate = np.where(mean_b > 0, _ratio(mean_a, mean_b), np.inf) ** 2
-    return {"estimate": estimate, "low": low**2, "high": high**2, "d_z": d_z, "p": p, "p_against": against, "power": power}
+    return {
+        "estimate": estimate,
+        "low": low**2,
+        "high": high**2,
+        "d_z": d_z,
+        "p": p,
+        "p_against": against,
+        "power": power,
+    }
 
 
 def _small_spread(pair, margin, rules):
-    """Mean score and fall (k, 2, n) of each subject: is the SD of the one smaller than the mean of the other?"""
+    """Mean score and fall (k, 2, n) of each subject: is the SD of the one smaller than the mean of the
+    other?"""
     n = pair.shape[2]
-    sd, fall, error = pair[:, 0].std(axis=1, ddof=1), margin * pair[:, 1].mean(axis=1), margin * pair[:, 1].std(axis=1, ddof=1) / np.sqrt(n)
+    sd, fall, error = (
+        pair[:, 0].std(axis=1, ddof=1),
+        margin * pair[:, 1].mean(axis=1),
+        margin * pair[:, 1].std(axis=1, ddof=1) / np.sqrt(n),
+    )
     squares = (n - 1) * sd**2
 
     def meeting(rising, falling):
@@ -205,14 +241,23 @@ def _small_spread(pair, margin, rules):
     # Against no fall, any spread is infinitely large.
     low, high, estimate = (
         np.where(below > 0, _ratio(np.sqrt(squares / factor), below), np.inf)
-        for factor, below in ((stats.chi2.ppf(1 - quantile, n - 1), largest), (stats.chi2.ppf(quantile, n - 1), smallest), (n - 1, fall))
+        for factor, below in (
+            (stats.chi2.ppf(1 - quantile, n - 1), largest),
+            (stats.chi2.ppf(quantile, n - 1), smallest),
+            (n - 1, fall),
+        )
     )
     # At the SD and the fall seen: how often its upper bound would lie below the fall.
     power = stats.chi2.cdf(_ratio(fall.clip(0) ** 2, sd**2) * stats.chi2.ppf(rules.alpha / 2, n - 1), n - 1)
     return {
-        "estimate": margin * estimate, "low": margin * low, "high": margin * high, "d_z": np.full(len(sd), np.nan),
-        "p": np.where(np.isnan(p), 1, p), "p_against": np.where(np.isnan(against), 1, against), "power": power,
-    }  # fmt: skip
+        "estimate": margin * estimate,
+        "low": margin * low,
+        "high": margin * high,
+        "d_z": np.full(len(sd), np.nan),
+        "p": np.where(np.isnan(p), 1, p),
+        "p_against": np.where(np.isnan(against), 1, against),
+        "power": power,
+    }
 
 
 TESTS = {
@@ -224,7 +269,7 @@ TESTS = {
 }
 
 
-def examine(comparisons: list[Comparison], rules: Rules) -> pd.DataFrame:
+def test_comparison(comparisons: list[Comparison], rules: Rules) -> pd.DataFrame:
     """The statistics of comparisons, a row each, in their order; those with too few subjects have no p.
 
     Subjects whose value is not finite (an infinite PSNR) are left out.
@@ -234,7 +279,13 @@ def examine(comparisons: list[Comparison], rules: Rules) -> pd.DataFrame:
         values = np.atleast_2d(each.values)
         values = values[:, np.isfinite(values).all(axis=0)]
         margin, n = rules.margin(each.unit), values.shape[1]
-        rows[number] = {"comparison": each.name, "kind": each.kind, "unit": each.unit, "margin": margin, "n": n}
+        rows[number] = {
+            "comparison": each.name,
+            "kind": each.kind,
+            "unit": each.unit,
+            "margin": margin,
+            "n": n,
+        }
         if n >= (rules.fewest_exact if each.kind == "above zero" else rules.fewest):
             groups.setdefault((each.kind, margin, n), []).append((number, values))
         elif n >= 2 and len(values) == 1:
@@ -244,7 +295,20 @@ def examine(comparisons: list[Comparison], rules: Rules) -> pd.DataFrame:
         found = TESTS[kind](stacked[:, 0] if stacked.shape[1] == 1 else stacked, margin, rules)
         for place, (number, _) in enumerate(members):
             rows[number] |= {name: float(column[place]) for name, column in found.items()}
-    columns = ["comparison", "kind", "unit", "margin", "n", "estimate", "low", "high", "d_z", "p", "p_against", "power"]
+    columns = [
+        "comparison",
+        "kind",
+        "unit",
+        "margin",
+        "n",
+        "estimate",
+        "low",
+        "high",
+        "d_z",
+        "p",
+        "p_against",
+        "power",
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -256,20 +320,23 @@ def holm(p: dict[str, float], alpha: float) -> dict[str, float]:
 
 
 def mixed_model(scores: pd.DataFrame, measure: str = "psnr_db", region: str = "brain") -> pd.DataFrame:
-    """Score ~ separation x orientation x contrast with a random intercept per subject: experiments 1a to 1c at one glance.
+    """Score ~ separation x orientation x contrast with a random intercept per subject: experiments 1a to 1c
+    at one glance.
 
-    Separation is centred, so that a main effect is that at the mean separation; axial and T1w are the references.
+    Separation is centred, so that a main effect is that at the mean separation; axial and T1w are the
+    references.
 
     Returns
     -------
     DataFrame
-        A row per fixed effect: ``estimate``, ``low``, ``high`` (95 %), ``p``, in the unit of the measure (per mm for slopes); the
-        last row, ``SD between subjects``, has an estimate only.
+        A row per fixed effect: ``estimate``, ``low``, ``high`` (95 %), ``p``, in the unit of the measure (per
+        mm for slopes); the last row, ``SD between subjects``, has an estimate only.
 
     Raises
     ------
     ValueError
-        If the table fails `check_scores`, has fewer than 5 subjects, or lacks one of 1a to 1c or different separations.
+        If the table fails `check_scores`, has fewer than 5 subjects, or lacks one of 1a to 1c or different
+        separations.
 
     References
     ----------
@@ -278,19 +345,28 @@ def mixed_model(scores: pd.DataFrame, measure: str = "psnr_db", region: str = "b
     import statsmodels.formula.api as formula
 
     tables.check_scores(scores)
-    rows = scores[(scores.arm == "harmonized") & (scores.region == region) & scores.experiment.isin(ONE_ORIENTATION)]
+    rows = scores[
+        (scores.arm == "harmonized") & (scores.region == region) & scores.experiment.isin(ONE_ORIENTATION)
+    ]
     rows = rows.assign(score=rows[score_column(scores, measure)])
     rows = rows[np.isfinite(rows.score)]
     seen = (rows.subject.nunique(), rows.orientation.nunique(), rows.separation_mm.nunique())
     if seen[0] < 5 or seen[1] < 3 or seen[2] < 2:
-        raise ValueError(f"{seen[0]} subjects, {seen[1]} orientations, {seen[2]} separations: accepted are at least 5, 3 and 2")
+        raise ValueError(
+            f"{seen[0]} subjects, {seen[1]} orientations, {seen[2]} separations: accepted are at least 5, 3 "
+            "and 2"
+        )
     rows = rows.assign(separation=rows.separation_mm - rows.separation_mm.mean())
     model = "score ~ separation * C(orientation, Treatment('axial')) * C(contrast, Treatment('T1w'))"
     fit = formula.mixedlm(model, rows, groups=rows["subject"]).fit(reml=True)
     # C(orientation, Treatment('axial'))[T.coronal]:separation -> coronal x separation
-    names = [re.sub(r"C\(.*?\)\)\[T\.(.*?)\]", r"\1", name).replace(":", " x ") for name in fit.fe_params.index]
+    names = [
+        re.sub(r"C\(.*?\)\)\[T\.(.*?)\]", r"\1", name).replace(":", " x ") for name in fit.fe_params.index
+    ]
     interval = fit.conf_int().loc[fit.fe_params.index].to_numpy()
-    found = pd.DataFrame({"effect": names, "estimate": fit.fe_params.to_numpy(), "low": interval[:, 0], "high": interval[:, 1]})
+    found = pd.DataFrame(
+        {"effect": names, "estimate": fit.fe_params.to_numpy(), "low": interval[:, 0], "high": interval[:, 1]}
+    )
     found["p"] = fit.pvalues[fit.fe_params.index].to_numpy()
     spread = {"effect": "SD between subjects", "estimate": float(np.sqrt(max(fit.cov_re.iloc[0, 0], 0)))}
     return pd.concat([found, pd.DataFrame([spread])], ignore_index=True)

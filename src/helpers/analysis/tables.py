@@ -1,4 +1,5 @@
-"""A study's tidy tables as arrays over subjects, experiments, resolutions and contrasts, once they were seen to be whole."""
+"""A study's tidy tables as arrays over subjects, experiments, resolutions and contrasts, once they were seen
+to be whole."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -69,7 +70,11 @@ class Data:
     def labels(self) -> list[str]:
         """Those of the eight resolutions that the study has, in the paper's order."""
         columns = [~np.isnan(values).any(axis=0) for values in self.scores.values()]
-        return [label for label, there in zip(LABELS, np.any(columns, axis=0), strict=True) if there] if columns else []
+        return (
+            [label for label, there in zip(LABELS, np.any(columns, axis=0), strict=True) if there]
+            if columns
+            else []
+        )
 
     def separations_mm(self) -> np.ndarray:
         """Slice separation at each of `labels`, mm.
@@ -113,12 +118,14 @@ class Data:
 
     @property
     def measures(self) -> list[str]:
-        """The scores that the table holds, PSNR first; that one if it holds none, so that whoever asks for it learns so."""
+        """The scores that the table holds, PSNR first; that one if it holds none, so that whoever asks for it
+        learns so."""
         return [measure for measure in UNITS if any(key[0] == measure for key in self.scores)] or ["psnr_db"]
 
 
-def read(scores, attention=None, cutoffs=None, ladder=None, region: str = "brain") -> Data:
-    """Check the tables of a study and turn them into arrays; parameters and errors are those of `verdicts`."""
+def to_arrays(scores, attention=None, cutoffs=None, ladder=None, region: str = "brain") -> Data:
+    """Check the tables of a study and turn them into arrays; parameters and errors are those of
+    `verdicts`."""
     check_scores(scores)
     if region not in set(scores.region):
         raise ValueError(f"region is {region!r}: accepted are {', '.join(sorted(set(scores.region)))}")
@@ -143,15 +150,27 @@ def read(scores, attention=None, cutoffs=None, ladder=None, region: str = "brain
     if ladder is not None and not ladder.empty:
         for transform, table in ladder.groupby("transform"):
             check_scores(table, f"ladder, transform {transform},")
-            _same_study(table, f"ladder, transform {transform},", {**version, "transform": transform}, subjects)
-            steps |= {(transform, *key): values for key, values in _score_arrays(table, region, subjects).items()}
+            _same_study(
+                table, f"ladder, transform {transform},", {**version, "transform": transform}, subjects
+            )
+            steps |= {
+                (transform, *key): values for key, values in _score_arrays(table, region, subjects).items()
+            }
     planes = frozenset(version["reconstruction"].split("+"))
     mean_weights = {key: np.mean(values, axis=0) for key, values in weights.items()}
-    return Data(_score_arrays(scores, region, subjects), mean_weights, others["cutoffs"], steps, planes, _dropped(scores))
+    return Data(
+        _score_arrays(scores, region, subjects),
+        mean_weights,
+        others["cutoffs"],
+        steps,
+        planes,
+        _dropped(scores),
+    )
 
 
 def over_planes(table: pd.DataFrame) -> pd.DataFrame:
-    """One table of studies that differ in their plane of reconstruction alone: previews in three planes judge orientations alike.
+    """One table of studies that differ in their plane of reconstruction alone: previews in three planes judge
+    orientations alike.
 
     Parameters
     ----------
@@ -161,12 +180,15 @@ def over_planes(table: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        As that of one study whose `reconstruction` names all planes. Numbers are means over the planes that have them (a plane's own
-        slices say nothing about frequencies across them); ``ssim_planes`` is the mean of the planes' own ``ssim_<plane>``.
+        As that of one study whose `reconstruction` names all planes. Numbers are means over the planes that
+        have them (a plane's own slices say nothing about frequencies across them); ``ssim_planes`` is the
+        mean of the planes' own ``ssim_<plane>``.
     """
     planes = [plane for plane in ORIENTATIONS if plane in set(table.reconstruction)]
     if "ssim" in table:
-        table = table.assign(ssim_planes=[getattr(row, f"ssim_{row.reconstruction}") for row in table.itertuples()])
+        table = table.assign(
+            ssim_planes=[getattr(row, f"ssim_{row.reconstruction}") for row in table.itertuples()]
+        )
     measured = ["psnr_db", "data_range", "correlation", "cutoff_per_mm", "weight", "weight_sd"]
     values = [column for column in table if column in measured or column.startswith("ssim")]
     keys = [column for column in table if column not in (*values, "reconstruction")]
@@ -180,7 +202,8 @@ def check_scores(scores: pd.DataFrame, what: str = "scores") -> None:
     Raises
     ------
     ValueError
-        If a column or row is missing, a row is doubled, a score is not a number, or rows are of different versions; named.
+        If a column or row is missing, a row is doubled, a score is not a number, or rows are of different
+        versions; named.
     """
     keys = ("subject", "experiment", "resolution", "contrast", "arm", "region")
     similarity = [score_column(scores, "ssim")] if "ssim" in scores else []
@@ -190,7 +213,11 @@ def check_scores(scores: pd.DataFrame, what: str = "scores") -> None:
     # What was dropped has no arm input, so the harmonized arm is looked at alone as well.
     together = (scores.arm != "ceiling") & scores.contrast.isin(given)
     # The ceiling has no resolution: it is a study of its own.
-    for rows, contrasts in ((together, given), (scores.arm == "harmonized", CONTRASTS), (scores.arm == "ceiling", CONTRASTS)):
+    for rows, contrasts in (
+        (together, given),
+        (scores.arm == "harmonized", CONTRASTS),
+        (scores.arm == "ceiling", CONTRASTS),
+    ):
         if len(part := scores[rows]):
             _missing(part, what, keys, {"contrast": contrasts, "subject": scores.subject.unique()})
     if not (scores.arm == "harmonized").any():
@@ -200,7 +227,10 @@ def check_scores(scores: pd.DataFrame, what: str = "scores") -> None:
 def _check(table, what, keys, values, whole=True):
     for column in (*keys, *VERSION, *values):
         if column not in table:
-            raise ValueError(f"{what} has no column {column}: accepted are tables with {', '.join((*keys, *VERSION, *values))}")
+            raise ValueError(
+                f"{what} has no column {column}: accepted are tables with "
+                f"{', '.join((*keys, *VERSION, *values))}"
+            )
     table = table.assign(**{column: _rare_column(table, column) for column in _RARE})
     for column in (*VERSION, *_RARE):
         counts = table[column].value_counts()
@@ -220,7 +250,8 @@ def _check(table, what, keys, values, whole=True):
 
 
 def _missing(table, what, keys, at_least):
-    """Refuse a table that lacks a combination of the values that its columns have, or are said to have `at_least`."""
+    """Refuse a table that lacks a combination of the values that its columns have, or are said to have
+    `at_least`."""
     levels = [sorted({*table[key], *at_least.get(key, ())}, key=str) for key in keys]
     expected = pd.MultiIndex.from_product(levels, names=keys)
     absent = expected.difference(pd.MultiIndex.from_frame(table[list(keys)]))
@@ -230,7 +261,10 @@ def _missing(table, what, keys, at_least):
 
 def _rows(table: pd.DataFrame, keys) -> str:
     """The first rows of a table by their keys, for a message."""
-    shown = ["subject {} {}".format(row[0], " ".join(map(str, row[1:]))) for row in table[list(keys)].head(3).itertuples(index=False)]
+    shown = [
+        "subject {} {}".format(row[0], " ".join(map(str, row[1:])))
+        for row in table[list(keys)].head(3).itertuples(index=False)
+    ]
     return f"{len(table)} rows: {'; '.join(shown)}{' …' if len(table) > 3 else ''}"
 
 
@@ -261,20 +295,36 @@ def _same_study(table, what, version, subjects):
 
 def _arrays(table, value, keys, subjects) -> dict:
     """Keys -> (n, 8) values by subject and resolution; NaN where a resolution is not there."""
-    wide = table.pivot(index=[*keys, "subject"], columns="resolution", values=value).reindex(columns=list(LABELS))
-    return {key: part.droplevel(list(keys)).loc[subjects].to_numpy(float) for key, part in wide.groupby(level=list(keys))}
+    wide = table.pivot(index=[*keys, "subject"], columns="resolution", values=value).reindex(
+        columns=list(LABELS)
+    )
+    return {
+        key: part.droplevel(list(keys)).loc[subjects].to_numpy(float)
+        for key, part in wide.groupby(level=list(keys))
+    }
 
 
 def _as_in_table_1(dropped: frozenset[str]) -> list[str]:
     """The experiments that have all of their orientations without the sources that were dropped."""
-    return [name for name, row in EXPERIMENTS.items() if {row[contrast] for contrast in set(row) - dropped} == set(row.values())]
+    return [
+        name
+        for name, row in EXPERIMENTS.items()
+        if {row[contrast] for contrast in set(row) - dropped} == set(row.values())
+    ]
 
 
 def _score_arrays(scores, region, subjects) -> dict:
-    rows = scores[(scores.arm == "harmonized") & (scores.region == region) & scores.experiment.isin(_as_in_table_1(_dropped(scores)))]
+    rows = scores[
+        (scores.arm == "harmonized")
+        & (scores.region == region)
+        & scores.experiment.isin(_as_in_table_1(_dropped(scores)))
+    ]
     found = {}
     for measure in UNITS:
         column = score_column(scores, measure)
         if rows[column].notna().any():
-            found |= {(measure, *key): values for key, values in _arrays(rows, column, ("experiment", "contrast"), subjects).items()}
+            found |= {
+                (measure, *key): values
+                for key, values in _arrays(rows, column, ("experiment", "contrast"), subjects).items()
+            }
     return found

@@ -1,4 +1,5 @@
-"""Whether an image of one's own is fit for the study: its grid, its values, how sharp it is along each direction."""
+"""Whether an image of one's own is fit for the study: its grid, its values, how sharp it is along each
+direction."""
 
 import itertools
 import math
@@ -10,28 +11,34 @@ from scipy import ndimage
 
 from helpers import volumes
 
-#: The paper's images have voxels of 1 mm. Protocols of up to 1.2 mm are common; twice that is not a 3D acquisition of this kind.
+#: The paper's images have voxels of 1 mm. Protocols of up to 1.2 mm are common; twice that is not a 3D
+#: acquisition of this kind.
 REFUSED_VOXEL_MM = 1.5
 WARNED_VOXEL_MM = 1.25
-#: Angle by which two axes may differ from a right one before ITK's grids, which have right angles, misplace the image.
+#: Angle by which two axes may differ from a right one before ITK's grids, which have right angles, misplace
+#: the image.
 SHEAR_DEGREES = 0.5
-#: Power along an axis over that of the two others, at the frequency taken for the Nyquist frequency of the slices. There a slice profile
-#: as wide as the separation and cubic interpolation have left about a third of the power (tests/cohort/test_preparation.py).
+#: Power along an axis over that of the two others, at the frequency taken for the Nyquist frequency of the
+#: slices. There a slice profile as wide as the separation and cubic interpolation have left about a third of
+#: the power (tests/cohort/test_preparation.py).
 SPECTRAL_DROP = 0.35
-#: How much thicker than the voxels an image must look before it is called interpolated. True 3D images stay below 1.1.
+#: How much thicker than the voxels an image must look before it is called interpolated. True 3D images stay
+#: below 1.1.
 THICK_FACTOR = 1.5
 #: Part of the foreground that has exactly the largest value before an image is called clipped.
 CLIPPED_FRACTION = 1e-3
 #: The same, before it is none.
 MOSTLY_CLIPPED = 0.25
-#: Brain and the fluid around it, ml: a cranium holds 600 in the first months of life (Sgouros 1999) and up to 1656 in 58 healthy
-#: adults (Ricard 2010); beyond are small heads of newborns, and hydrocephalus.
+#: Brain and the fluid around it, ml: a cranium holds 600 in the first months of life (Sgouros 1999) and up to
+#: 1656 in 58 healthy adults (Ricard 2010); beyond are small heads of newborns, and hydrocephalus.
 BRAIN_ML = (500, 2300)
 #: Fewer different values than this are a mask or a segmentation.
 FEWEST_VALUES = 16
-#: An image of at most so many different values is one of labels if more than this part of neighbouring voxels is equal.
+#: An image of at most so many different values is one of labels if more than this part of neighbouring voxels
+#: is equal.
 LABELS, EQUAL_NEIGHBOURS = 1000, 0.7
-#: Part of the voxels beyond a part of the image's scale that may be negative: what B-splines leave at edges stays below.
+#: Part of the voxels beyond a part of the image's scale that may be negative: what B-splines leave at edges
+#: stays below.
 NEGATIVE = {0.25: 5e-3, 0.5: 2e-4}
 #: The 1st percentile may be this part of the 99th: the background is at the bottom.
 RAISED = 0.15
@@ -42,7 +49,9 @@ SMALLEST_EXTENT_MM = 90
 
 #: The anatomical directions of an axis by its axis code, as they stand in messages.
 DIRECTIONS = {
-    **dict.fromkeys("LR", "left-right"), **dict.fromkeys("PA", "posterior-anterior"), **dict.fromkeys("IS", "inferior-superior")
+    **dict.fromkeys("LR", "left-right"),
+    **dict.fromkeys("PA", "posterior-anterior"),
+    **dict.fromkeys("IS", "inferior-superior"),
 }
 
 
@@ -76,7 +85,8 @@ class Sharpness:
     frequency : ndarray, shape (n,), cycles/mm
         Middle of each band.
     power : ndarray, shape (3, n)
-        Power density along each array axis, in arbitrary units that are the same for the three; NaN beyond the Nyquist frequency.
+        Power density along each array axis, in arbitrary units that are the same for the three; NaN beyond
+        the Nyquist frequency.
     ratio : ndarray, shape (3, n)
         Power along an axis over the geometric mean of that along the two others.
     voxel_mm : ndarray, shape (3,)
@@ -112,14 +122,15 @@ def directions(affine: np.ndarray) -> tuple[str, str, str]:
 def sharpness(volume: np.ndarray, affine: np.ndarray) -> Sharpness:
     """Compare the power spectra along the three axes.
 
-    Slices of a separation d carry nothing beyond 1 / (2 d) cycles/mm across them, however finely they are interpolated, while
-    anatomy has about the same spectrum in all directions: eight true 3D images (FLAIR of two patients, six of simulated subjects) never fall
-    below `SPECTRAL_DROP` of the other axes. So the frequency at which an axis does, for good, gives the separation. On 24 simulated
-    images, sliced at 3 to 6.5 mm and brought back, it is right to 1 mm, and more often too low than too high; two patients' slices of
-    about 3 mm read as 2.2 to 2.6.
+    Slices of a separation d carry nothing beyond 1 / (2 d) cycles/mm across them, however finely they are
+    interpolated, while anatomy has about the same spectrum in all directions: eight true 3D images (FLAIR of
+    two patients, six of simulated subjects) never fall below `SPECTRAL_DROP` of the other axes. So the
+    frequency at which an axis does, for good, gives the separation. On 24 simulated images, sliced at 3 to
+    6.5 mm and brought back, it is right to 1 mm, and more often too low than too high; two patients' slices
+    of about 3 mm read as 2.2 to 2.6.
 
-    Edges of the head and of a brain mask, which are cut after interpolation and as sharp in every direction, are faded out first.
-    A loss that two axes share, as when a matrix was zero-filled in plane, does not show.
+    Edges of the head and of a brain mask, which are cut after interpolation and as sharp in every direction,
+    are faded out first. A loss that two axes share, as when a matrix was zero-filled in plane, does not show.
 
     Parameters
     ----------
@@ -131,7 +142,7 @@ def sharpness(volume: np.ndarray, affine: np.ndarray) -> Sharpness:
     -------
     Sharpness
     """
-    volume = volumes.check(volume)
+    volume = volumes.as_volume(volume)
     voxel_mm = np.linalg.norm(np.asarray(affine, float)[:3, :3], axis=0)
     weight = _fade(volume, voxel_mm)
     faded = (volume - np.average(volume, weights=weight)).astype(np.float32) * weight
@@ -143,7 +154,9 @@ def sharpness(volume: np.ndarray, affine: np.ndarray) -> Sharpness:
     for axis, (n, mm) in enumerate(zip(volume.shape, voxel_mm, strict=True)):
         lines = np.square(np.abs(np.fft.rfft(faded, axis=axis)))
         # Per cycles/mm, so that the three axes compare whatever their numbers and sizes of voxels.
-        density = lines.mean(axis=tuple(other for other in range(3) if other != axis), dtype=np.float64) * mm / n
+        density = (
+            lines.mean(axis=tuple(other for other in range(3) if other != axis), dtype=np.float64) * mm / n
+        )
         band = np.digitize(np.fft.rfftfreq(n, mm), edges)
         for number in range(1, len(edges)):
             # A band that reaches beyond the last frequency would mix signal and nothing.
@@ -151,13 +164,16 @@ def sharpness(volume: np.ndarray, affine: np.ndarray) -> Sharpness:
                 power[axis, number - 1] = density[band == number].mean()
     with np.errstate(divide="ignore", invalid="ignore"):
         logarithm = np.log(power)
-        ratio = np.exp([logarithm[axis] - np.delete(logarithm, axis, axis=0).mean(axis=0) for axis in range(3)])
+        ratio = np.exp(
+            [logarithm[axis] - np.delete(logarithm, axis, axis=0).mean(axis=0) for axis in range(3)]
+        )
     thickness_mm = np.array([_thickness(middle, row, mm) for row, mm in zip(ratio, voxel_mm, strict=True)])
     return Sharpness(directions(affine), middle, power, ratio, voxel_mm, thickness_mm)
 
 
 def is_thick(found: Sharpness) -> bool:
-    """Whether an image was acquired in slices much thicker than its voxels are wide, interpolated since or not."""
+    """Whether an image was acquired in slices much thicker than its voxels are wide, interpolated since or
+    not."""
     return bool(found.thickness_mm.max() > THICK_FACTOR * found.thickness_mm.min())
 
 
@@ -171,15 +187,22 @@ def _fade(volume, voxel_mm, margin_mm=1.0, width_mm=8.0):
 
 
 def _thickness(frequency, ratio, voxel_mm):
-    """Half the period at which the ratio falls below `SPECTRAL_DROP` and, on average, stays there; else the voxel size."""
+    """Half the period at which the ratio falls below `SPECTRAL_DROP` and, on average, stays there; else the
+    voxel size."""
     known = np.isfinite(ratio)
-    frequency, logarithm, drop = frequency[known], np.log(np.maximum(ratio[known], 1e-12)), math.log(SPECTRAL_DROP)
+    frequency, logarithm, drop = (
+        frequency[known],
+        np.log(np.maximum(ratio[known], 1e-12)),
+        math.log(SPECTRAL_DROP),
+    )
     for number in range(len(logarithm)):
         if logarithm[number] < drop and logarithm[number:].mean() < drop:
             if number == 0:
                 return max(voxel_mm, 0.5 / frequency[0])
             part = (logarithm[number - 1] - drop) / (logarithm[number - 1] - logarithm[number])
-            return max(voxel_mm, 0.5 / (frequency[number - 1] + part * (frequency[number] - frequency[number - 1])))
+            return max(
+                voxel_mm, 0.5 / (frequency[number - 1] + part * (frequency[number] - frequency[number - 1]))
+            )
     return voxel_mm
 
 
@@ -195,7 +218,7 @@ def foreground(volume: np.ndarray) -> np.ndarray:
     ndarray, shape (X, Y, Z), bool
         Nothing if the volume is constant.
     """
-    volume = volumes.check(volume)
+    volume = volumes.as_volume(volume)
     mask = above_background(volume)
     return largest_piece(mask if is_stripped(volume) else ndimage.binary_opening(mask))
 
@@ -209,12 +232,14 @@ def above_background(volume):
         return volume != 0 if exactly else volume > 0.02 * _scale(volume)
     from skimage.filters import threshold_otsu
 
-    # Half of Otsu's threshold: grey matter, cerebrospinal fluid and noise would be three classes, where it knows two.
+    # Half of Otsu's threshold: grey matter, cerebrospinal fluid and noise would be three classes, where it
+    # knows two.
     return volume > threshold_otsu(volume) / 2
 
 
 def is_stripped(volume: np.ndarray) -> bool:
-    """Whether the background of an image was removed: more than half of its voxels are 0, those of its rim nearly all.
+    """Whether the background of an image was removed: more than half of its voxels are 0, those of its rim
+    nearly all.
 
     What interpolation leaves of such a background counts as 0 (`NOTHING`).
     """
@@ -230,7 +255,8 @@ def _scale(volume: np.ndarray) -> float:
 
 
 def shows_brain_only(volume: np.ndarray, affine: np.ndarray) -> bool:
-    """Whether the background of an image was removed and what is left is no larger than a brain: some scanners blank the air around a head."""
+    """Whether the background of an image was removed and what is left is no larger than a brain: some
+    scanners blank the air around a head."""
     return is_stripped(volume) and volume_ml(foreground(volume), affine) <= BRAIN_ML[1]
 
 
@@ -262,25 +288,33 @@ def examine(volume: np.ndarray, affine: np.ndarray) -> tuple[list[Finding], Shar
     sharpness : Sharpness or None
         None if the values are refused.
     """
-    volume, affine = volumes.check(volume), np.asarray(affine, float)
+    volume, affine = volumes.as_volume(volume), np.asarray(affine, float)
     findings = examine_grid(volume.shape, affine)
     if implausible := examine_values(volume, affine):
         return [*findings, *implausible], None
     found = sharpness(volume, affine)
     for axis in np.flatnonzero(found.thick):
         text = (
-            f"interpolated from slices about {found.thickness_mm[axis]:.1f} mm apart {found.directions[axis]}, though its voxels are "
-            f"{found.voxel_mm[axis]:.2f} mm: slices simulated in that direction lose less than they should, and scores flatter"
+            f"interpolated from slices about {found.thickness_mm[axis]:.1f} mm apart "
+            f"{found.directions[axis]}, though its voxels are "
+            f"{found.voxel_mm[axis]:.2f} mm: slices simulated in that direction lose less than they should, "
+            "and scores flatter"
         )
         findings.append(Finding(False, text))
     largest = float(volume.max())
     clipped = np.count_nonzero(volume == largest) / max(np.count_nonzero(foreground(volume)), 1)
     if clipped > CLIPPED_FRACTION:
-        text = f"{100 * clipped:.2g} % of its foreground is exactly {largest:g}, the largest value: intensities were clipped"
+        text = (
+            f"{100 * clipped:.2g} % of its foreground is exactly {largest:g}, the largest value: "
+            "intensities were clipped"
+        )
         findings.append(Finding(False, text))
     negative = int(np.count_nonzero(volume < 0))
     if negative:
-        text = f"{negative} voxels are negative, down to {volume.min():.4g}: no magnitude image has such; they become 0"
+        text = (
+            f"{negative} voxels are negative, down to {volume.min():.4g}: no magnitude image has such; they "
+            "become 0"
+        )
         findings.append(Finding(False, text))
     return findings, found
 
@@ -288,7 +322,8 @@ def examine(volume: np.ndarray, affine: np.ndarray) -> tuple[list[Finding], Shar
 def examine_values(volume: np.ndarray, affine: np.ndarray) -> list[Finding]:
     """Can these values be the signal of a head or a brain, as an MR image shows it?
 
-    About every 2 mm is looked at: a fraction of a second. Limits are relative to the image, whose unit may be any.
+    About every 2 mm is looked at: a fraction of a second. Limits are relative to the image, whose unit may be
+    any.
 
     Parameters
     ----------
@@ -300,15 +335,15 @@ def examine_values(volume: np.ndarray, affine: np.ndarray) -> list[Finding]:
     Returns
     -------
     list of Finding
-        Nothing, or the first reason against it, which refuses: constant, a mask or labels, negative, a background that is not at the
-        bottom, mostly its largest value, smaller than any brain.
+        Nothing, or the first reason against it, which refuses: constant, a mask or labels, negative, a
+        background that is not at the bottom, mostly its largest value, smaller than any brain.
 
     References
     ----------
-    A.-S. Ricard et al., "On two equations about brain volume, cranial capacity and age", Surg. Radiol. Anat. 32, 2010.
-    S. Sgouros et al., "Intracranial volume change in childhood", J. Neurosurg. 91(4):610-616, 1999.
+    A.-S. Ricard et al., "On two equations about brain volume, cranial capacity and age", Surg. Radiol. Anat.
+    32, 2010. S. Sgouros et al., "Intracranial volume change in childhood", J. Neurosurg. 91(4):610-616, 1999.
     """
-    volume, affine = volumes.check(volume), np.asarray(affine, float)
+    volume, affine = volumes.as_volume(volume), np.asarray(affine, float)
     steps = [max(1, int(2 // mm)) if mm > 0 else 1 for mm in np.linalg.norm(affine[:3, :3], axis=0)]
     some = volume[tuple(slice(None, None, step) for step in steps)]
     reason = _implausible(volume, some, affine @ np.diag([*steps, 1]))
@@ -316,13 +351,20 @@ def examine_values(volume: np.ndarray, affine: np.ndarray) -> list[Finding]:
 
 
 def _implausible(volume, some, affine):
-    """The first reason why `volume`, of which `some` voxels on the grid `affine` are looked at, is no image; or None."""
+    """The first reason why `volume`, of which `some` voxels on the grid `affine` are looked at, is no image;
+    or None."""
     if volume.min() == volume.max():
         return f"every voxel is {volume.min():g}: accepted are images with contrast"
     values, counts = np.unique(some, return_counts=True)
     if values.size < FEWEST_VALUES:
-        return f"{values.size} different values, a mask or a segmentation: accepted are images of {FEWEST_VALUES} or more"
-    if values.size <= LABELS and (equal := _equal_neighbours(volume, values[np.argmax(counts)])) > EQUAL_NEIGHBOURS:
+        return (
+            f"{values.size} different values, a mask or a segmentation: accepted are images of "
+            f"{FEWEST_VALUES} or more"
+        )
+    if (
+        values.size <= LABELS
+        and (equal := _equal_neighbours(volume, values[np.argmax(counts)])) > EQUAL_NEIGHBOURS
+    ):
         what = f"{100 * equal:.0f} % of neighbouring voxels are equal, as labels are"
         return f"{what}: accepted are images of which up to {100 * EQUAL_NEIGHBOURS:.0f} % are"
     scale, size = _scale(some), np.abs(some)
@@ -330,20 +372,38 @@ def _implausible(volume, some, affine):
         beyond = size > part * scale
         if (share := np.count_nonzero(some[beyond] < 0) / max(np.count_nonzero(beyond), 1)) > accepted:
             cause = "z-scores, phase, a part of a complex image, or whole numbers that have wrapped around"
-            return f"{100 * share:.2g} % of its signal is negative, down to {some.min():.4g} ({cause}): accepted are magnitude images"
+            return (
+                f"{100 * share:.2g} % of its signal is negative, down to {some.min():.4g} ({cause}): "
+                "accepted are magnitude images"
+            )
     low, high = np.percentile(some, [1, 99])
-    corners = [slice(None, max(1, n // 10)) for n in some.shape], [slice(-max(1, n // 10), None) for n in some.shape]
-    corner = float(np.median(np.concatenate([some[where].ravel() for where in itertools.product(*zip(*corners, strict=True))])))
+    corners = (
+        [slice(None, max(1, n // 10)) for n in some.shape],
+        [slice(-max(1, n // 10), None) for n in some.shape],
+    )
+    corner = float(
+        np.median(
+            np.concatenate([some[where].ravel() for where in itertools.product(*zip(*corners, strict=True))])
+        )
+    )
     centre = float(np.median(some[tuple(slice(n // 4, max(3 * n // 4, n // 4 + 1)) for n in some.shape)]))
     if low > RAISED * high or corner < -0.02 * scale:
         level = low if low > RAISED * high else corner
-        return f"its background is at {level:.4g}, its signal up to {high:.4g}: accepted is a background near 0"
+        return (
+            f"its background is at {level:.4g}, its signal up to {high:.4g}: accepted is a background near 0"
+        )
     if corner > 0.25 * scale and corner > 1.25 * centre:
-        return f"its background, {corner:.4g}, is brighter than the head, {centre:.4g}: accepted is a background near 0"
+        return (
+            f"its background, {corner:.4g}, is brighter than the head, {centre:.4g}: accepted is a "
+            "background near 0"
+        )
     inside = foreground(some)
     if (share := np.count_nonzero(some == some.max()) / max(np.count_nonzero(inside), 1)) > MOSTLY_CLIPPED:
         what = f"{100 * share:.0f} % of its foreground is exactly {some.max():g}, the largest value"
-        return f"{what}, as in a mask or an image that is overexposed: accepted are up to {100 * MOSTLY_CLIPPED:.0f} %"
+        return (
+            f"{what}, as in a mask or an image that is overexposed: accepted are up to "
+            f"{100 * MOSTLY_CLIPPED:.0f} %"
+        )
     if (ml := volume_ml(inside, affine)) < BRAIN_ML[0]:
         return f"a head or brain of {ml:.0f} ml: accepted are {BRAIN_ML[0]} ml or more"
     return None
@@ -376,7 +436,10 @@ def examine_grid(shape: tuple[int, ...], affine: np.ndarray) -> list[Finding]:
     size = " x ".join(f"{mm:.2f}" for mm in voxel_mm)
     findings = []
     if voxel_mm.max() > REFUSED_VOXEL_MM:
-        text = f"voxels of {size} mm: accepted as a high-resolution image are voxels of up to {REFUSED_VOXEL_MM:g} mm"
+        text = (
+            f"voxels of {size} mm: accepted as a high-resolution image are voxels of up to "
+            f"{REFUSED_VOXEL_MM:g} mm"
+        )
         findings.append(Finding(True, text))
     elif voxel_mm.max() > WARNED_VOXEL_MM or voxel_mm.max() > WARNED_VOXEL_MM * voxel_mm.min():
         findings.append(Finding(False, f"voxels of {size} mm: the study asks for 1 mm in every direction"))
@@ -384,10 +447,17 @@ def examine_grid(shape: tuple[int, ...], affine: np.ndarray) -> list[Finding]:
     cosine = np.abs(unit.T @ unit - np.eye(3)).max()
     shear = math.degrees(math.asin(min(cosine, 1)))
     if shear > SHEAR_DEGREES:
-        findings.append(Finding(True, f"axes {shear:.1f} degrees off the right angle: accepted are grids with right angles"))
+        findings.append(
+            Finding(
+                True, f"axes {shear:.1f} degrees off the right angle: accepted are grids with right angles"
+            )
+        )
     extent_mm = voxel_mm * shape
     if extent_mm.min() < SMALLEST_EXTENT_MM:
         extent = " x ".join(f"{mm:.0f}" for mm in extent_mm)
-        text = f"field of view of {extent} mm: accepted are images of a whole brain, {SMALLEST_EXTENT_MM} mm or more"
+        text = (
+            f"field of view of {extent} mm: accepted are images of a whole brain, {SMALLEST_EXTENT_MM} mm "
+            "or more"
+        )
         findings.append(Finding(True, text))
     return findings

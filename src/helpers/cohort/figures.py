@@ -18,7 +18,13 @@ def contact_sheet(images: dict[tuple[str, str], np.ndarray], vmax: float):
         Value shown as white.
     """
     rows, columns = (list(dict.fromkeys(key[part] for key in images)) for part in (0, 1))
-    fig, axes = plt.subplots(len(rows), len(columns), figsize=(1.55 * len(columns), 1.75 * len(rows)), squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(
+        len(rows),
+        len(columns),
+        figsize=(1.55 * len(columns), 1.75 * len(rows)),
+        squeeze=False,
+        layout="constrained",
+    )
     for (row, column), image in images.items():
         ax = axes[rows.index(row), columns.index(column)]
         ax.imshow(image, cmap="gray", vmin=0, vmax=vmax, interpolation="nearest")
@@ -31,7 +37,8 @@ def contact_sheet(images: dict[tuple[str, str], np.ndarray], vmax: float):
 
 
 def sharpness(examined: dict, drop: float):
-    """Power along each axis against that along the others: where it falls below the dotted line, slices were interpolated.
+    """Power along each axis against that along the others: where it falls below the dotted line, slices were
+    interpolated.
 
     Parameters
     ----------
@@ -40,9 +47,24 @@ def sharpness(examined: dict, drop: float):
     drop : float
         Where that line lies.
     """
-    fig, axes = plt.subplots(2, len(examined), figsize=(3.6 * len(examined) + 0.4, 5.2), squeeze=False, sharex=True, sharey="row", layout="constrained")
+    fig, axes = plt.subplots(
+        2,
+        len(examined),
+        figsize=(3.6 * len(examined) + 0.4, 5.2),
+        squeeze=False,
+        sharex=True,
+        sharey="row",
+        layout="constrained",
+    )
     for (above, below), (title, found) in zip(axes.T, examined.items(), strict=True):
-        for number, (direction, colour, style) in enumerate(zip(found.directions, (drawing.BLUE, drawing.VERMILLION, drawing.GREEN), ("-", "--", ":"), strict=True)):
+        for number, (direction, colour, style) in enumerate(
+            zip(
+                found.directions,
+                (drawing.BLUE, drawing.VERMILLION, drawing.GREEN),
+                ("-", "--", ":"),
+                strict=True,
+            )
+        ):
             look = {"color": colour, "ls": style, "lw": 2}
             # Each contrast has units of its own: what is compared is one axis with another.
             above.semilogy(found.frequency, found.power[number] / np.nanmax(found.power), **look)
@@ -50,9 +72,20 @@ def sharpness(examined: dict, drop: float):
             if found.thick[number]:
                 nyquist = 0.5 / found.thickness_mm[number]
                 below.axvline(nyquist, color=colour, lw=1)
-                side = {"ha": "left", "x": nyquist + 0.01} if nyquist < 0.25 else {"ha": "right", "x": nyquist - 0.01}
-                below.text(y=0.96, s=f"slices {found.thickness_mm[number]:.1f} mm apart", color=colour, va="top", fontsize=9,
-                           transform=below.get_xaxis_transform(), **side)
+                side = (
+                    {"ha": "left", "x": nyquist + 0.01}
+                    if nyquist < 0.25
+                    else {"ha": "right", "x": nyquist - 0.01}
+                )
+                below.text(
+                    y=0.96,
+                    s=f"slices {found.thickness_mm[number]:.1f} mm apart",
+                    color=colour,
+                    va="top",
+                    fontsize=9,
+                    transform=below.get_xaxis_transform(),
+                    **side,
+                )
         below.axhline(drop, color="0.35", ls=":", lw=1.2)
         below.axhline(1, color="0.85", lw=1, zorder=0)
         above.set_title(title, fontsize=11)
@@ -72,8 +105,13 @@ def sharpness(examined: dict, drop: float):
     return fig, axes
 
 
-def quality_sheet(images: dict[str, np.ndarray], outlines: dict[str, np.ndarray], centre: tuple[int, int, int] = (95, 115, 90)):
-    """Prepared images in three planes with outlines on them: does the brain lie where it should, and what was taken for it?
+def quality_sheet(
+    images: dict[str, np.ndarray],
+    outlines: dict[str, np.ndarray],
+    centre: tuple[int, int, int] = (95, 115, 90),
+):
+    """Prepared images in three planes with outlines on them: does the brain lie where it should, and what was
+    taken for it?
 
     Parameters
     ----------
@@ -85,13 +123,17 @@ def quality_sheet(images: dict[str, np.ndarray], outlines: dict[str, np.ndarray]
         Indices of the sagittal, coronal and axial slice.
     """
     planes = dict(zip(("sagittal", "coronal", "axial"), centre, strict=True))
-    fig, axes = plt.subplots(len(images), 3, figsize=(9, 3 * len(images) + 0.4), squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(
+        len(images), 3, figsize=(9, 3 * len(images) + 0.4), squeeze=False, layout="constrained"
+    )
     colours = dict(zip(outlines, (drawing.ORANGE, "#56B4E9"), strict=False))
     for row, (contrast, image) in zip(axes, images.items(), strict=True):
         positive = image[image > 0]
         vmax = np.percentile(positive, 99.5) if positive.size else 1
         for ax, (plane, index) in zip(row, planes.items(), strict=True):
-            ax.imshow(grid.upright(image, plane, index), cmap="gray", vmin=0, vmax=vmax, interpolation="nearest")
+            ax.imshow(
+                grid.upright(image, plane, index), cmap="gray", vmin=0, vmax=vmax, interpolation="nearest"
+            )
             for label, outline in outlines.items():
                 shape = grid.upright(outline, plane, index)
                 if shape.any():

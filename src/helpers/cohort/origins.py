@@ -1,7 +1,8 @@
 """Whose images lie in a folder of results: those of a data set of one's own, or of simulated subjects.
 
-Each kind has names of its own (`helpers.layout.name`), and a folder of results holds one kind: so no simulated brain can replace a
-person's image or be taken for it, and none of the other kind's tables either. The subjects that define the target stand in both.
+Each kind has names of its own (`helpers.layout.name`), and a folder of results holds one kind: so no
+simulated brain can replace a person's image or be taken for it, and none of the other kind's tables either.
+The subjects that define the target stand in both.
 """
 
 import json
@@ -13,7 +14,9 @@ from helpers.study import TARGET
 
 # Sidecars of earlier versions are recognised by these sentences: they stay as they are.
 OWN_DATA = "Prepared from images of a data set of one's own"
-SEMI_SYNTHETIC = "Semi-synthetic: simulated from tissue maps of one real brain; not an acquisition of a person"
+SEMI_SYNTHETIC = (
+    "Semi-synthetic: simulated from tissue maps of one real brain; not an acquisition of a person"
+)
 
 
 def describe(subject: int | str) -> str:
@@ -24,13 +27,15 @@ def describe(subject: int | str) -> str:
 def data_set(results: Path) -> str | None:
     """Return the data set of one's own that a folder of results says it was made from, or None."""
     try:
-        link = json.loads((results / "dataset_description.json").read_text(encoding="utf-8"))["DatasetLinks"]["source"]
+        link = json.loads((results / "dataset_description.json").read_text(encoding="utf-8"))["DatasetLinks"][
+            "source"
+        ]
         return str((results / link).resolve())
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def check(results: Path, subject: int | str) -> None:
+def refuse_mixture(results: Path, subject: int | str) -> None:
     """Refuse a subject of the kind that a folder of results does not hold.
 
     Parameters
@@ -43,40 +48,66 @@ def check(results: Path, subject: int | str) -> None:
     Raises
     ------
     ValueError
-        Naming the subject, what the folder holds and both readings; or that an earlier version replaced images of one's own there.
+        Naming the subject, what the folder holds and both readings; or that an earlier version replaced
+        images of one's own there.
     """
     source = data_set(results)
     if isinstance(subject, int):
         if source and subject != phantom.TARGET_SEED:
-            text = f"accepted are labels as text{_labels(results, subject)}, or for simulated subjects another name or output_dir"
-            raise ValueError(f"subject is {subject}, a simulated subject, but {results} holds images of the data set {source}: {text}")
+            text = (
+                f"accepted are labels as text{_labels(results, subject)}, or for simulated subjects another "
+                "name or output_dir"
+            )
+            raise ValueError(
+                f"subject is {subject}, a simulated subject, but {results} holds images of the data set "
+                f"{source}: {text}"
+            )
     elif subject != TARGET:
         simulated = _simulated_before(results, layout.name(subject).split("_")[0] if source else "sub-*")
         if source and simulated:
             raise ValueError(
-                f"{results}: {simulated[0]} holds a simulated brain instead of the image of the data set {source}: an earlier version "
-                f"gave both the same name, and tables and figures may show the wrong one: remove {results / simulated[0]} and prepare "
+                f"{results}: {simulated[0]} holds a simulated brain instead of the image of the data set "
+                f"{source}: an earlier version "
+                "gave both the same name, and tables and figures may show the wrong one: remove "
+                f"{results / simulated[0]} and prepare "
                 "it again from bids_dir"
             )
-        simulated = sorted(path.name for path in results.glob("sub-sim*") if path.name != layout.name(phantom.TARGET_SEED)) or simulated
+        simulated = (
+            sorted(
+                path.name
+                for path in results.glob("sub-sim*")
+                if path.name != layout.name(phantom.TARGET_SEED)
+            )
+            or simulated
+        )
         if simulated and not source:
             number = int(subject) if subject.isdecimal() and int(subject) else 1
-            text = f"accepted are numbers (papermill -p subject {number}), or for a data set another name or output_dir"
-            raise ValueError(f"subject is {subject!r}, a label of a data set, but {results} holds simulated subjects, {simulated[0]}: {text}")
+            text = (
+                f"accepted are numbers (papermill -p subject {number}), or for a data set another name or "
+                "output_dir"
+            )
+            raise ValueError(
+                f"subject is {subject!r}, a label of a data set, but {results} holds simulated subjects, "
+                f"{simulated[0]}: {text}"
+            )
 
 
 def earlier_version(results: Path) -> list[str]:
-    """Say in one line, if there is need, that an earlier version simulated subjects in this folder under names that labels may have."""
+    """Say in one line, if there is need, that an earlier version simulated subjects in this folder under
+    names that labels may have."""
     if not (names := _simulated_before(results, "sub-*")):
         return []
     return [
-        f"{results}: {', '.join(names)}: simulated by an earlier version, which gave simulated subjects the names of labels; they are "
-        "named sub-sim… now, and these are not used any more: remove those folders, or all results by resolution-matters clean"
+        f"{results}: {', '.join(names)}: simulated by an earlier version, which gave simulated subjects the "
+        "names of labels; they are "
+        "named sub-sim… now, and these are not used any more: remove those folders, or all results by "
+        "resolution-matters clean"
     ]
 
 
 def _simulated_before(results: Path, name: str) -> list[str]:
-    """Folders of subjects, of those whose name matches, that have a label's name and hold a simulated subject's 3D image."""
+    """Folders of subjects, of those whose name matches, that have a label's name and hold a simulated
+    subject's 3D image."""
     found = set()
     for sidecar in results.glob(f"{name}/anat/*_desc-[pb]r*.json"):  # preproc and brain
         if not sidecar.name.startswith("sub-sim") and _note(sidecar) == SEMI_SYNTHETIC:
@@ -95,5 +126,7 @@ def _labels(results: Path, number: int) -> str:
     """How papermill is given a label: the one of the folder that a number may stand for, else its first."""
     labels = sorted(path.name.removeprefix("sub-") for path in results.glob("sub-*"))
     labels = [label for label in labels if label != TARGET and not label.startswith("sim")]
-    label = next((label for label in labels if label.isdecimal() and int(label) == number), next(iter(labels), ""))
+    label = next(
+        (label for label in labels if label.isdecimal() and int(label) == number), next(iter(labels), "")
+    )
     return f" (papermill -r subject {label})" if label else ""

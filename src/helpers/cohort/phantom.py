@@ -37,7 +37,7 @@ from edt import edt
 from scipy import ndimage
 
 from helpers import grid, layout, volumes
-from helpers.study import CONTRASTS, check
+from helpers.study import CONTRASTS, require
 
 STUDY_SEEDS = range(1, 11)
 TARGET_SEED = 11
@@ -336,7 +336,7 @@ def anatomy(name: str = ANATOMIES[0]) -> dict:
     ValueError
         If there is no anatomy of that name.
     """
-    return _read_anatomy(check("anatomy", name, ANATOMIES))
+    return _read_anatomy(require("anatomy", name, ANATOMIES))
 
 
 @lru_cache(maxsize=len(ANATOMIES))
@@ -536,7 +536,7 @@ def subject(seed: int, anatomy: str | None = None, wide: bool = False) -> Subjec
         If the seed is negative or not a whole number, or there is no anatomy of that name.
     """
     rng = _generator(seed, 2)
-    name = check("anatomy", ANATOMIES[0] if anatomy is None else anatomy, ANATOMIES)
+    name = require("anatomy", ANATOMIES[0] if anatomy is None else anatomy, ANATOMIES)
     coordinates = warp(seed, name, wide)
 
     brain = _one_piece(ndimage.map_coordinates(sum(_read_anatomy(name).values()), coordinates, order=1) > 0.5)
@@ -610,7 +610,7 @@ def render(subject: Subject, scanner: Scanner, contrast: str, noise_seed: int | 
     ValueError
         If the contrast is unknown or the seed is negative.
     """
-    contrast = check("contrast", contrast, CONTRASTS)
+    contrast = require("contrast", contrast, CONTRASTS)
     brain = subject.brain
     t1_factor, t2_factor, density_factor = np.exp(subject.variation[:, brain])
     signal = np.zeros(int(brain.sum()), np.float32)

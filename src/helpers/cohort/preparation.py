@@ -1,16 +1,20 @@
-"""From a laboratory's own images to HACA3's grid: is an image fit, bias correction, rigid registration to MNI, the brain.
+"""From a laboratory's own images to HACA3's grid: is an image fit, bias correction, rigid registration to
+MNI, the brain.
 
-Arrays and affines in mm go in and come out. What is wrong with an image is a list of `Finding`; a finding that refuses says
-that a result would mean nothing, a warning says what the result will suffer from.
+Arrays and affines in mm go in and come out. What is wrong with an image is a list of `Finding`; a finding
+that refuses says that a result would mean nothing, a warning says what the result will suffer from.
 
-*The template.* Images are brought to MNI by rigid registration to an image of the same contrast that `helpers.cohort.phantom` renders from
-the embedded tissue maps, without noise and unwarped. That brain lies in MNI152 2009a symmetric space (rigid, see ``data/README.md``), on
-HACA3's grid, and is at hand without a download. It is one person's brain, not an average: enough for six degrees of freedom, which
-leave every brain its own size, and each contrast can be aimed at its own. Two brains lie alike to 1 or 2 mm and degrees, no better.
+*The template.* Images are brought to MNI by rigid registration to an image of the same contrast that
+`helpers.cohort.phantom` renders from the embedded tissue maps, without noise and unwarped. That brain lies in
+MNI152 2009a symmetric space (rigid, see ``data/README.md``), on HACA3's grid, and is at hand without a
+download. It is one person's brain, not an average: enough for six degrees of freedom, which leave every brain
+its own size, and each contrast can be aimed at its own. Two brains lie alike to 1 or 2 mm and degrees, no
+better.
 
-*The brain.* There is no trained brain extraction here. `brain_mask` is a threshold and morphology within the template's
-neighbourhood. It is good enough to find the brain, not to measure its outline: dura can stay, and in the one patient seen with a
-skull a piece of the temporal muscle did. A mask of a dedicated program is better: an image whose background is removed keeps its own.
+*The brain.* There is no trained brain extraction here. `brain_mask` is a threshold and morphology within the
+template's neighbourhood. It is good enough to find the brain, not to measure its outline: dura can stay, and
+in the one patient seen with a skull a piece of the temporal muscle did. A mask of a dedicated program is
+better: an image whose background is removed keeps its own.
 """
 
 import functools
@@ -23,26 +27,27 @@ from scipy.spatial.transform import Rotation
 
 from helpers import grid, registration, volumes
 from helpers.cohort import examination, phantom
-from helpers.study import BRAINS, CONTRASTS, check
+from helpers.study import BRAINS, CONTRASTS, require
 
 #: Part of the template's brain that the field of view must hold.
 REFUSED_COVERAGE, WARNED_COVERAGE = 0.90, 0.99
 
 #: Starts of registration: a head is upright or turned by this angle, which finds heads turned by 20 degrees.
 START_TURN_DEGREES = 15.0
-#: Height of the part of a head that has neither neck nor much of the face, and how far its top is above the middle of the brain.
+#: Height of the part of a head that has neither neck nor much of the face, and how far its top is above the
+#: middle of the brain.
 UPPER_HEAD_MM, BRAIN_BELOW_TOP_MM = 110.0, 80.0
 
-#: Normalized mutual information of a contrast with the T1w. In two patients: 1.063 to 1.105 with their own, 1.012 to 1.015 with the
-#: other's, 1.019 with their own mirrored.
+#: Normalized mutual information of a contrast with the T1w. In two patients: 1.063 to 1.105 with their own,
+#: 1.012 to 1.015 with the other's, 1.019 with their own mirrored.
 LEAST_SAME_PERSON = 1.035
 
-#: Correlation of the T1w's edges with the template's. In three patients: 0.33 to 0.40; at most 0.18 upside down, back to front, or with
-#: axes swapped. Left and right do not tell: mirrored, 0.40.
+#: Correlation of the T1w's edges with the template's. In three patients: 0.33 to 0.40; at most 0.18 upside
+#: down, back to front, or with axes swapped. Left and right do not tell: mirrored, 0.40.
 REFUSED_LIKENESS, WARNED_LIKENESS = 0.2, 0.3
 
-#: Correlation of two portraits (`portrait`). In three patients: 0.91 to 1.00 with themselves scanned anew (simulated: lying otherwise,
-#: other intensities, bias field, noise), 0.46 to 0.65 with each other.
+#: Correlation of two portraits (`portrait`). In three patients: 0.91 to 1.00 with themselves scanned anew
+#: (simulated: lying otherwise, other intensities, bias field, noise), 0.46 to 0.65 with each other.
 SAME_PERSON = 0.8
 
 
@@ -65,7 +70,9 @@ def template(contrast: str) -> tuple[np.ndarray, np.ndarray]:
     brain = sum(fractions.values()) > 0.5
     nothing = np.zeros(grid.SHAPE, bool)
     # Seed 0 belongs to nobody: this is the anatomy as it is, which no seed gives.
-    person = phantom.Subject(0, fractions, brain, nothing, np.zeros((3, *grid.SHAPE), np.float32), grid.AFFINE)
+    person = phantom.Subject(
+        0, fractions, brain, nothing, np.zeros((3, *grid.SHAPE), np.float32), grid.AFFINE
+    )
     image = phantom.render(person, phantom.scanner("target"), contrast)
     image.setflags(write=False)
     brain.setflags(write=False)
@@ -90,19 +97,25 @@ def correct_bias(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
     References
     ----------
-    N. J. Tustison et al., "N4ITK: improved N3 bias correction", IEEE Transactions on Medical Imaging 29(6):1310-1320, 2010.
+    N. J. Tustison et al., "N4ITK: improved N3 bias correction", IEEE Transactions on Medical Imaging
+    29(6):1310-1320, 2010.
     """
     ants = registration.import_ants()
-    volume = np.ascontiguousarray(volumes.check(volume), np.float32)
+    volume = np.ascontiguousarray(volumes.as_volume(volume), np.float32)
     inside = examination.foreground(volume) & (volume > 0)
     box = ndimage.find_objects(inside.astype(np.uint8))[0]
     part, mask = volume[box], inside[box]
-    # N4 fits a field that bends over centimetres: voxels of about 4 mm are enough, and it takes a sixth of the time.
+    # N4 fits a field that bends over centimetres: voxels of about 4 mm are enough, and it takes a sixth of
+    # the time.
     voxel_mm = np.linalg.norm(np.asarray(affine, float)[:3, :3], axis=0)
     shrink = max(1, min(round(4 / float(np.cbrt(voxel_mm.prod()))), min(part.shape) // 8))
     images = [registration.ants_image(ants, each, affine) for each in (part, mask.astype(np.float32))]
     field = ants.n4_bias_field_correction(
-        images[0], mask=images[1], shrink_factor=shrink, convergence={"iters": [50, 50, 30, 20], "tol": 1e-6}, return_bias_field=True
+        images[0],
+        mask=images[1],
+        shrink_factor=shrink,
+        convergence={"iters": [50, 50, 30, 20], "tol": 1e-6},
+        return_bias_field=True,
     ).numpy()
     field = np.maximum(field, 1e-3) / np.exp(np.mean(np.log(np.maximum(field[mask], 1e-3))))
     result = volume.copy()
@@ -112,12 +125,14 @@ def correct_bias(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 
 def starts(volume: np.ndarray, affine: np.ndarray) -> list[np.ndarray]:
-    """Where the brain may lie: rigid transforms for registration to begin with, the best of which is to be chosen by its metric.
+    """Where the brain may lie: rigid transforms for registration to begin with, the best of which is to be
+    chosen by its metric.
 
-    First the header as it is. Then heads upright or turned by `START_TURN_DEGREES` about one axis, the middle of the brain at the
-    centre of mass (right for a brain without skull, or a head without neck), at the middle of the upper part of the foreground,
-    seen in the turned head's own axes (right however much of neck and shoulders is below), and in the middle of the field of view
-    (right where the background is as bright as the head). Top is where the header says; none turns a head upside down.
+    First the header as it is. Then heads upright or turned by `START_TURN_DEGREES` about one axis, the middle
+    of the brain at the centre of mass (right for a brain without skull, or a head without neck), at the
+    middle of the upper part of the foreground, seen in the turned head's own axes (right however much of neck
+    and shoulders is below), and in the middle of the field of view (right where the background is as bright
+    as the head). Top is where the header says; none turns a head upside down.
 
     Parameters
     ----------
@@ -131,9 +146,9 @@ def starts(volume: np.ndarray, affine: np.ndarray) -> list[np.ndarray]:
     list of ndarray, shape (4, 4)
         Position in MNI space to position in the image, mm.
     """
-    volume, affine = registration.coarsen(volumes.check(volume), affine)
-    # In voxels this large a dark skull parts the brain from the neck, which may be the larger piece, and a scalp is thin: all pieces,
-    # nothing opened.
+    volume, affine = registration.coarsen(volumes.as_volume(volume), affine)
+    # In voxels this large a dark skull parts the brain from the neck, which may be the larger piece, and a
+    # scalp is thin: all pieces, nothing opened.
     inside = examination.above_background(volume)
     if not inside.any():
         inside = np.ones(volume.shape, bool)
@@ -158,9 +173,9 @@ def starts(volume: np.ndarray, affine: np.ndarray) -> list[np.ndarray]:
 def brain_mask(t1: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """Find the brain in a T1w image that lies in MNI space: a threshold, then morphology.
 
-    Tissue between half and one and a half times the intensity of white matter, near the template's brain; bridges to the scalp
-    broken by an erosion of 2 mm (3 mm cost 7 % of a simulated subject's tissue), the largest piece kept and grown back; sulci
-    closed over 6 mm; what is thinner than 10 mm removed.
+    Tissue between half and one and a half times the intensity of white matter, near the template's brain;
+    bridges to the scalp broken by an erosion of 2 mm (3 mm cost 7 % of a simulated subject's tissue), the
+    largest piece kept and grown back; sulci closed over 6 mm; what is thinner than 10 mm removed.
 
     Parameters
     ----------
@@ -181,14 +196,18 @@ def brain_mask(t1: np.ndarray, inside: np.ndarray) -> np.ndarray:
     known = template("T1w")[1]
     near, core = _grown(known, 10), _shrunk(known, 15) & inside
     if not core.any() or (typical := float(np.median(t1[core]))) <= 0:
-        raise ValueError("no brain where the template has one: accepted are T1w images of a whole head or brain")
+        raise ValueError(
+            "no brain where the template has one: accepted are T1w images of a whole head or brain"
+        )
     tissue = ndimage.binary_opening(near & (t1 > 0.5 * typical) & (t1 < 1.5 * typical))
     brain = _grown(examination.largest_piece(_shrunk(tissue, 2)), 3) & near
     brain = ndimage.binary_fill_holes(_shrunk(_grown(brain, 6), 6))
     brain = _grown(examination.largest_piece(_shrunk(brain, 5)), 5.5) & brain
     brain = (ndimage.gaussian_filter(brain.astype(np.float32), 1.5) > 0.5) & inside
     if brain.sum() < 500e3:
-        raise ValueError(f"a brain of {brain.sum() / 1e3:.0f} ml found in the T1w image: accepted are 500 ml or more")
+        raise ValueError(
+            f"a brain of {brain.sum() / 1e3:.0f} ml found in the T1w image: accepted are 500 ml or more"
+        )
     return brain
 
 
@@ -220,7 +239,8 @@ class Prepared:
     coverage : dict of str to float
         Contrast -> part of the template's brain that the field of view holds.
     agreement : dict of str to float
-        Contrast -> `edge_likeness` to the template (T1w, or a single image), `registration.mutual_information` with the T1w (others).
+        Contrast -> `edge_likeness` to the template (T1w, or a single image),
+        `registration.mutual_information` with the T1w (others).
     findings : dict of str to list of Finding
         Contrast -> what is wrong with it that shows in MNI space only.
     """
@@ -233,16 +253,21 @@ class Prepared:
     findings: dict[str, list[examination.Finding]]
 
 
-def prepare(images: Mapping[str, tuple[np.ndarray, np.ndarray]], brain: str = "extract", seed: int = 0) -> Prepared:
-    """Bring the contrasts of a subject onto HACA3's grid: N4, rigid to MNI, others rigid to the T1w, background removed.
+def prepare(
+    images: Mapping[str, tuple[np.ndarray, np.ndarray]], brain: str = "extract", seed: int = 0
+) -> Prepared:
+    """Bring the contrasts of a subject onto HACA3's grid: N4, rigid to MNI, others rigid to the T1w,
+    background removed.
 
-    The T1w is registered to the template from several `starts`, every other contrast to the T1w as it then lies in MNI space, which composes the two
-    transforms; each image is interpolated once, from its own grid. A single image, such as a target's, is registered to the template of its own contrast.
+    The T1w is registered to the template from several `starts`, every other contrast to the T1w as it then
+    lies in MNI space, which composes the two transforms; each image is interpolated once, from its own grid.
+    A single image, such as a target's, is registered to the template of its own contrast.
 
     Parameters
     ----------
     images : mapping of str to (ndarray of shape (X, Y, Z), ndarray of shape (4, 4))
-        Contrast -> volume and affine (voxel index to position in mm). With T1w, or only one contrast. Negative values become 0.
+        Contrast -> volume and affine (voxel index to position in mm). With T1w, or only one contrast.
+        Negative values become 0.
     brain : {"extract", "keep"}
         Remove what is not brain, unless that was done (`shows_brain_only`); or keep the images as they are.
     seed : int
@@ -251,15 +276,15 @@ def prepare(images: Mapping[str, tuple[np.ndarray, np.ndarray]], brain: str = "e
     Raises
     ------
     ValueError
-        If an image is not 3D, its values cannot be those of a head (`examine_values`), a brain cannot be found or is of no size that
-        brains have, or there is no T1w to find it in.
+        If an image is not 3D, its values cannot be those of a head (`examine_values`), a brain cannot be
+        found or is of no size that brains have, or there is no T1w to find it in.
     """
-    brain = check("brain", brain, BRAINS)
+    brain = require("brain", brain, BRAINS)
     for contrast, (volume, affine) in images.items():
-        for finding in examination.examine_values(volumes.check(volume, contrast), affine):
+        for finding in examination.examine_values(volumes.as_volume(volume, contrast), affine):
             raise ValueError(f"{contrast}: {finding.text}")
     images = {
-        check("contrast", contrast, CONTRASTS): (np.maximum(volumes.check(volume, contrast), 0), affine)
+        require("contrast", contrast, CONTRASTS): (np.maximum(volumes.as_volume(volume, contrast), 0), affine)
         for contrast, (volume, affine) in images.items()
     }
     lead = "T1w" if "T1w" in images else next(iter(images))
@@ -274,26 +299,49 @@ def prepare(images: Mapping[str, tuple[np.ndarray, np.ndarray]], brain: str = "e
     transforms, on_grid, seen, agreement = {}, {}, {}, {}
     for contrast in (lead, *(other for other in images if other != lead)):
         volume, affine = correct_bias(*images[contrast]), images[contrast][1]
-        # Within the brain only: the template has no skull, and around a brain that was cut out there is nothing to compare.
+        # Within the brain only: the template has no skull, and around a brain that was cut out there is
+        # nothing to compare.
         begin = starts(volume, affine)
         if contrast != lead:
             begin = [transforms[lead], *begin]  # Images of one session share a coordinate system.
-        transforms[contrast] = registration.estimate(volume, affine, fixed, grid.AFFINE, known, seed=seed, starts=begin)
+        transforms[contrast] = registration.estimate(
+            volume, affine, fixed, grid.AFFINE, known, seed=seed, starts=begin
+        )
         on_grid[contrast] = registration.resample(volume, affine, *target, transforms[contrast])
-        seen[contrast] = registration.resample(np.ones(volume.shape, np.float32), affine, *target, transforms[contrast]) > 0.5
+        seen[contrast] = (
+            registration.resample(np.ones(volume.shape, np.float32), affine, *target, transforms[contrast])
+            > 0.5
+        )
         alike = edge_likeness if contrast == lead else registration.mutual_information
         agreement[contrast] = alike(fixed, on_grid[contrast], known & seen[contrast])
         if contrast == lead:
             fixed = on_grid[lead]
-            known = brain_mask(fixed, seen[lead]) if extract else _resampled_mask(images[lead][0], affine, transforms[lead])
-            if brain == "extract" and not examination.BRAIN_ML[0] <= (ml := examination.volume_ml(known, grid.AFFINE)) <= examination.BRAIN_ML[1]:
-                raise ValueError(f"{lead}: a brain of {ml:.0f} ml: accepted are {examination.BRAIN_ML[0]} to {examination.BRAIN_ML[1]} ml")
+            known = (
+                brain_mask(fixed, seen[lead])
+                if extract
+                else _resampled_mask(images[lead][0], affine, transforms[lead])
+            )
+            if (
+                brain == "extract"
+                and not examination.BRAIN_ML[0]
+                <= (ml := examination.volume_ml(known, grid.AFFINE))
+                <= examination.BRAIN_ML[1]
+            ):
+                raise ValueError(
+                    f"{lead}: a brain of {ml:.0f} ml: accepted are {examination.BRAIN_ML[0]} to "
+                    f"{examination.BRAIN_ML[1]} ml"
+                )
     coverage = {contrast: float(seen[contrast][template(lead)[1]].mean()) for contrast in images}
     if brain == "extract":
         on_grid = {contrast: np.where(known, image, np.float32(0)) for contrast, image in on_grid.items()}
     thick = agreement[lead] < WARNED_LIKENESS and examination.is_thick(examination.sharpness(*images[lead]))
-    findings = {contrast: _misplaced(contrast, lead, coverage[contrast], agreement[contrast], thick) for contrast in images}
-    return Prepared({contrast: on_grid[contrast] for contrast in images}, known, transforms, coverage, agreement, findings)
+    findings = {
+        contrast: _misplaced(contrast, lead, coverage[contrast], agreement[contrast], thick)
+        for contrast in images
+    }
+    return Prepared(
+        {contrast: on_grid[contrast] for contrast in images}, known, transforms, coverage, agreement, findings
+    )
 
 
 def _resampled_mask(volume, affine, transform):
@@ -302,7 +350,8 @@ def _resampled_mask(volume, affine, transform):
 
 
 def edge_likeness(first: np.ndarray, second: np.ndarray, mask: np.ndarray, sigma_mm: float = 3.0) -> float:
-    """Correlation of the gradient magnitudes of two images of different people: are there edges where there should be?
+    """Correlation of the gradient magnitudes of two images of different people: are there edges where there
+    should be?
 
     Parameters
     ----------
@@ -323,17 +372,20 @@ def edge_likeness(first: np.ndarray, second: np.ndarray, mask: np.ndarray, sigma
     for image in (first, second):
         # Fat and vessels would outshine everything else.
         limit = np.percentile(image[mask], 99.5) if mask.any() else 0
-        edges.append(ndimage.gaussian_gradient_magnitude(np.minimum(image, limit).astype(np.float32), sigma_mm)[inner])
+        edges.append(
+            ndimage.gaussian_gradient_magnitude(np.minimum(image, limit).astype(np.float32), sigma_mm)[inner]
+        )
     if not inner.any() or min(float(each.std()) for each in edges) == 0:
         return 0.0
     return float(np.corrcoef(*edges)[0, 1])
 
 
 def portrait(t1: np.ndarray) -> np.ndarray:
-    """What tells the brain of one person from another's: gyri and ventricles, as a vector to be correlated with other people's.
+    """What tells the brain of one person from another's: gyri and ventricles, as a vector to be correlated
+    with other people's.
 
-    A T1w on HACA3's grid, between 1.5 and 6 mm (smoothed, and its coarser variation taken off, so that neither intensity scale nor bias
-    field counts), at every fourth voxel within the template's brain.
+    A T1w on HACA3's grid, between 1.5 and 6 mm (smoothed, and its coarser variation taken off, so that
+    neither intensity scale nor bias field counts), at every fourth voxel within the template's brain.
 
     Parameters
     ----------
@@ -348,7 +400,11 @@ def portrait(t1: np.ndarray) -> np.ndarray:
     inside = _shrunk(template("T1w")[1], 4)
     # Fat and vessels would outshine everything else.
     image = np.minimum(t1, np.percentile(t1[inside], 99)) * inside.astype(np.float32)
-    fine, coarse = (ndimage.gaussian_filter(image, s) / np.maximum(ndimage.gaussian_filter(inside.astype(np.float32), s), 1e-3) for s in (1.5, 6))
+    fine, coarse = (
+        ndimage.gaussian_filter(image, s)
+        / np.maximum(ndimage.gaussian_filter(inside.astype(np.float32), s), 1e-3)
+        for s in (1.5, 6)
+    )
     every = (slice(2, None, 4),) * 3
     values = (fine - coarse)[every][inside[every]]
     values = values - values.mean()
@@ -358,11 +414,16 @@ def portrait(t1: np.ndarray) -> np.ndarray:
 def _misplaced(contrast, lead, coverage, agreement, thick):
     findings = []
     if coverage < WARNED_COVERAGE:
-        accepted = f"accepted are {100 * REFUSED_COVERAGE:.0f} % or more, good are {100 * WARNED_COVERAGE:.0f} %"
+        accepted = (
+            f"accepted are {100 * REFUSED_COVERAGE:.0f} % or more, good are {100 * WARNED_COVERAGE:.0f} %"
+        )
         text = f"its field of view holds {100 * coverage:.0f} % of the template's brain: {accepted}"
         findings.append(examination.Finding(coverage < REFUSED_COVERAGE, text))
     if contrast == lead and agreement < WARNED_LIKENESS:
-        value = f"correlation of edges {agreement:.2f}, accepted from {REFUSED_LIKENESS:g}, good from {WARNED_LIKENESS:g}"
+        value = (
+            f"correlation of edges {agreement:.2f}, accepted from {REFUSED_LIKENESS:g}, good from "
+            f"{WARNED_LIKENESS:g}"
+        )
         text = f"looks little like a brain that lies as its header says ({value}): wrong orientation?"
         if thick and agreement >= REFUSED_LIKENESS:
             # Edges that run along thick slices are blurred. Wrong orientations stay below what is accepted.

@@ -50,8 +50,13 @@ class _RestrictedUnpickler(pickle.Unpickler):
             return _REBUILD[module, name]
         if module == "torch" and name.endswith("Storage") and hasattr(torch, name):
             return getattr(torch, name)
-        # CyclicLR of torch < 2.0 stored a bound method: getattr(<CyclicLR with its optimizer>, "_triangular_scale_fn").
-        if (module, name) in _HARMLESS or module.split(".")[0] == "numpy" or module.startswith("torch.optim."):
+        # CyclicLR of torch < 2.0 stored a bound method: getattr(<CyclicLR with its optimizer>,
+        # "_triangular_scale_fn").
+        if (
+            (module, name) in _HARMLESS
+            or module.split(".")[0] == "numpy"
+            or module.startswith("torch.optim.")
+        ):
             return _Inert
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
@@ -62,11 +67,14 @@ def _restricted_load(file, **kwargs):
 
 # What torch.load wants of a pickle module.
 _restricted_pickle = types.SimpleNamespace(
-    __name__="restricted_pickle", Unpickler=_RestrictedUnpickler, load=_restricted_load, UnpicklingError=pickle.UnpicklingError
+    __name__="restricted_pickle",
+    Unpickler=_RestrictedUnpickler,
+    load=_restricted_load,
+    UnpicklingError=pickle.UnpicklingError,
 )
 
 
-def read(path: str | Path) -> dict:
+def load(path: str | Path) -> dict:
     """Read a checkpoint without running any code of the file.
 
     Parameters
@@ -95,12 +103,16 @@ def read(path: str | Path) -> dict:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
-            content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_restricted_pickle)
+            content = torch.load(
+                path, map_location="cpu", weights_only=False, pickle_module=_restricted_pickle
+            )
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         if reason.startswith("invalid load key"):  # What pickle says of any first byte that it does not know.
             start = path.read_bytes()[:16]
-            raise ValueError(f"{path}: not a readable checkpoint (it begins with {start!r}, no file of torch.save does)") from None
+            raise ValueError(
+                f"{path}: not a readable checkpoint (it begins with {start!r}, no file of torch.save does)"
+            ) from None
         raise ValueError(f"{path}: refused, nothing of it was run: {reason}") from None
     except Exception as error:  # torch.load raises whatever the damaged bytes lead to
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -152,22 +164,28 @@ def load_harmonization(path: str | Path) -> dict[str, nn.Module]:
     Returns
     -------
     dict of str to torch.nn.Module
-        ``beta_encoder``, ``theta_encoder``, ``eta_encoder``, ``decoder``, ``attention_module``, ``patchifier``.
+        ``beta_encoder``, ``theta_encoder``, ``eta_encoder``, ``decoder``, ``attention_module``,
+        ``patchifier``.
 
     Raises
     ------
     FileNotFoundError, ValueError
         As `read`; ValueError too if a tensor is missing, of another shape, not finite, or too many.
     """
-    content = read(path)
-    beta, decoder = (_base(_state(content, name, path), f"{path}: {name}") for name in ("beta_encoder", "decoder"))
+    content = load(path)
+    beta, decoder = (
+        _base(_state(content, name, path), f"{path}: {name}") for name in ("beta_encoder", "decoder")
+    )
     modules = networks.build(beta, decoder)
-    return {name: _fill(module, _state(content, name, path), f"{path}: {name}") for name, module in modules.items()}
+    return {
+        name: _fill(module, _state(content, name, path), f"{path}: {name}")
+        for name, module in modules.items()
+    }
 
 
 def load_fusion(path: str | Path) -> networks.FusionNet:
     """The fusion network of a fusion checkpoint (key ``fusion_net``); errors as `load_harmonization`."""
-    return _fill(networks.FusionNet(), _state(read(path), "fusion_net", path), f"{path}: fusion_net")
+    return _fill(networks.FusionNet(), _state(load(path), "fusion_net", path), f"{path}: fusion_net")
 
 
 def save(path: str | Path, modules: dict[str, nn.Module], epoch: int, timestr: str) -> None:
@@ -188,7 +206,9 @@ def save(path: str | Path, modules: dict[str, nn.Module], epoch: int, timestr: s
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"epoch": epoch, "timestr": timestr}
     for name, module in modules.items():
-        content[name] = collections.OrderedDict((key, tensor.cpu().half()) for key, tensor in module.state_dict().items())
+        content[name] = collections.OrderedDict(
+            (key, tensor.cpu().half()) for key, tensor in module.state_dict().items()
+        )
     temporary = path.with_name(f".{path.name}.tmp")
     torch.save(content, temporary)
     temporary.replace(path)

@@ -7,28 +7,39 @@ Deliberate deviations from the published program
 ------------------------------------------------
 Each of its quirks, and what is done about it here:
 
-- Gumbel noise of the anatomy code, unseeded: seeded here (`seed`, `anatomy`), since two runs on the same input would differ
+- Gumbel noise of the anatomy code, unseeded: seeded here (`seed`, `anatomy`), since two runs on the same
+  input would differ
   and that noise would hide the effect of the resolution. ``anatomy="argmax"`` uses none.
 - The anatomy codes of the single sources are sampled, which advances the noise: not here; only the published
   intermediates need them.
-- Theta and eta of an all-zero slice are rounding noise that instance norm amplifies; so are they here, and so is their
+- Theta and eta of an all-zero slice are rounding noise that instance norm amplifies; so are they here, and so
+  is their
   attention, but they are computed once, so that they are the same for every such slice.
 - Without a fusion net the published command line fails before it gets to the median that was meant; here
   several orientations without one give the voxel-wise median.
-- The output is masked by the first source's foreground: ``mask="first"``, the default; the union and the intersection of all
-  sources' are offered. ``variant="haca3plus"`` (github.com/shays15/haca3-plus, commit 4ec722b) has the union as its default.
-- The output takes header, affine and data type from the last source, and orientation volumes re-read from such files are
-  quantised before fusion if the type is an integer: here arrays go in and float32 arrays come out, on the grid of the
-  sources, whose affine is therefore that of the output.
+- The output is masked by the first source's foreground: ``mask="first"``, the default; the union and the
+  intersection of all
+  sources' are offered. ``variant="haca3plus"`` (github.com/shays15/haca3-plus, commit 4ec722b) has the union
+  as its default.
+- The output takes header, affine and data type from the last source, and orientation volumes re-read from
+  such files are
+  quantised before fusion if the type is an integer: here arrays go in and float32 arrays come out, on the
+  grid of the sources, whose affine is therefore that of the output.
 - Volumes of other sizes than 192 x 224 x 192 are written misplaced or crash: refused here.
 - Fusion runs in float16 on a GPU and keeps gradients (twice the memory): float32 without gradients here.
-- 95th percentile over all voxels, background included, and normalised again before fusion: kept, it is what the weights know.
-- HACA3+ does not permute its mask when a batch has as many slices as there are contrasts: slices are told from contrasts here.
-- Both programs process a quarter of the slices at a time; here each by a thread of its own on a CPU, where activations of more
-  do not fit the caches, and as many together as fit on a GPU; and slices outside the mask are not computed: they are zero in any case.
-- The published command line can skip the removal of the background (``--no-bg-removal``). It is on by default, and here: a
+- 95th percentile over all voxels, background included, and normalised again before fusion: kept, it is what
+  the weights know.
+- HACA3+ does not permute its mask when a batch has as many slices as there are contrasts: slices are told
+  from contrasts here.
+- Both programs process a quarter of the slices at a time; here each by a thread of its own on a CPU, where
+  activations of more
+  do not fit the caches, and as many together as fit on a GPU; and slices outside the mask are not computed:
+  they are zero in any case.
+- The published command line can skip the removal of the background (``--no-bg-removal``). It is on by
+  default, and here: a
   source that shall keep its background is given as ``Encoding(volume=pad(normalise(image)[0]))``.
-- Without a target image it takes theta, and has eta (0.3, 0.5) and norm 1000 as defaults: a `Target` names all three, since a
+- Without a target image it takes theta, and has eta (0.3, 0.5) and norm 1000 as defaults: a `Target` names
+  all three, since a
   default for the scale of an output is a guess.
 """
 
@@ -52,11 +63,16 @@ from helpers.haca3.fast.slabs import Slabs
 from helpers.haca3.fast.threads import side_by_side
 from helpers.haca3.networks import SLICE, FusionNet, labels_to_beta
 
-_FOREGROUND = {"haca3": 1e-6, "haca3plus": 1e-2}  # variant -> intensity above which a pixel is foreground of a source
+_FOREGROUND = {
+    "haca3": 1e-6,
+    "haca3plus": 1e-2,
+}  # variant -> intensity above which a pixel is foreground of a source
 TARGET_SLICES = range(100, 120)  #: coronal slices that describe a target
 _FUSION_ORDER = ("axial", "coronal", "sagittal")  # channels of the fusion net
 _COMBINE = {  # which sources' foregrounds, (n, 224, 224), the output has
-    "first": lambda foregrounds: foregrounds[0], "union": np.logical_or.reduce, "intersection": np.logical_and.reduce,
+    "first": lambda foregrounds: foregrounds[0],
+    "union": np.logical_or.reduce,
+    "intersection": np.logical_and.reduce,
 }
 _LARGE = ("beta_encoder", "eta_encoder", "decoder")  # networks in which the time goes
 _SLICE_BYTES = 150 * 2**20  # memory of a slice on its way through the published networks, with some to spare
@@ -84,7 +100,11 @@ class Target:
     norm: float
 
     def __post_init__(self):
-        for name, shape, accepted in (("theta", (2,), "two finite numbers"), ("eta", (2,), "two finite numbers"), ("norm", (), "one finite number above 0")):
+        for name, shape, accepted in (
+            ("theta", (2,), "two finite numbers"),
+            ("eta", (2,), "two finite numbers"),
+            ("norm", (), "one finite number above 0"),
+        ):
             given = getattr(self, name)
             try:
                 with np.errstate(over="ignore"):  # What float32 cannot hold is infinite, and refused as such.
@@ -92,7 +112,10 @@ class Target:
             except (TypeError, ValueError):
                 value = np.float32(np.nan)
             if value.shape != shape or not np.isfinite(value).all() or (name == "norm" and value <= 0):
-                raise ValueError(f"{name} of the target is {str(given).splitlines()[0]}: accepted {'is' if name == 'norm' else 'are'} {accepted}")
+                raise ValueError(
+                    f"{name} of the target is {str(given).splitlines()[0]}: accepted "
+                    f"{'is' if name == 'norm' else 'are'} {accepted}"
+                )
             object.__setattr__(self, name, float(given) if name == "norm" else value)
 
 
@@ -103,8 +126,8 @@ class Encoding:
     Attributes
     ----------
     slices : dict of (str, int) to tuple
-        (orientation, slice of the padded stack) -> foreground (224, 224) bool, logits (5, 224, 224), key (4,) = theta
-        and eta. Logits and key are None where the slice is all zero.
+        (orientation, slice of the padded stack) -> foreground (224, 224) bool, logits (5, 224, 224), key (4,)
+        = theta and eta. Logits and key are None where the slice is all zero.
     digest : str
         SHA-256 of the preprocessed volume: which source it is.
     volume : ndarray, shape (224, 224, 224), float32, optional
@@ -154,7 +177,8 @@ class Harmonized:
     unfused : dict of str to dict of str to ndarray, shape (192, 224, 192)
         Target contrast -> orientation -> volume before fusion.
     attention : dict of str to dict of str to ndarray, shape (slices, sources)
-        Target contrast -> orientation -> weight of each source; a slice's number is its index on the output's axis.
+        Target contrast -> orientation -> weight of each source; a slice's number is its index on the output's
+        axis.
     theta, eta : dict of str to dict of str to ndarray, shape (slices, 2)
         Source contrast -> orientation -> what describes that slice.
 
@@ -180,7 +204,10 @@ def _exact(method):
 
     @functools.wraps(method)
     def run(*args, **kwargs):
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        with (
+            torch.inference_mode(),
+            torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
+        ):
             return method(*args, **kwargs)
 
     return run
@@ -193,20 +220,28 @@ class Harmonizer:
     ----------
     networks : dict of str to torch.nn.Module
         By their published names: ``beta_encoder``, ``theta_encoder`` (returns mean and log-variance),
-        ``eta_encoder``, ``decoder``, ``attention_module``, ``patchifier``, and ``fusion_net`` if there is one.
+        ``eta_encoder``, ``decoder``, ``attention_module``, ``patchifier``, and ``fusion_net`` if there is
+        one.
     variant, device, precision : str
     compiled : bool
         Whether the networks do run as `helpers.haca3.fast.winograd` has compiled them.
     """
 
     def __init__(
-        self, networks: dict[str, nn.Module], device: str = "cpu", variant: str = "haca3", precision: str = "float32", compiled: bool = True
+        self,
+        networks: dict[str, nn.Module],
+        device: str = "cpu",
+        variant: str = "haca3",
+        precision: str = "float32",
+        compiled: bool = True,
     ):
         memory.keep_freed_memory()
-        self.variant, self.device = study.check("variant", variant, study.VARIANTS), _device(device)
-        self.precision = study.check("precision", precision, study.PRECISIONS)
+        self.variant, self.device = study.require("variant", variant, study.VARIANTS), _device(device)
+        self.precision = study.require("precision", precision, study.PRECISIONS)
         self.networks = {name: network.to(self.device).eval() for name, network in networks.items()}
-        self.compiled = compiled and self.device == "cpu" and precision == "float32" and winograd.library() is not None
+        self.compiled = (
+            compiled and self.device == "cpu" and precision == "float32" and winograd.library() is not None
+        )
         quick = winograd.accelerated if self.compiled else lambda network: quicken(copy.deepcopy(network))
         self._run = self.networks | {name: quick(self.networks[name]) for name in _LARGE if name in networks}
         if isinstance(networks.get("fusion_net"), FusionNet):
@@ -229,17 +264,22 @@ class Harmonizer:
         """
         padded, norm = slicing.preprocess(_checked(volume, "target"))
         with side_by_side(self.device) as run:
-            keys = run(lambda k: self._key(self._tensor([slicing.slice_of(padded, "coronal", k)]), self._run), TARGET_SLICES)
+            keys = run(
+                lambda k: self._key(self._tensor([slicing.slice_of(padded, "coronal", k)]), self._run),
+                TARGET_SLICES,
+            )
             keys = torch.cat(list(keys))  # (20, 4)
         theta, eta = keys.mean(dim=0).cpu().numpy().reshape(2, 2)
         return Target(theta, eta, norm)
 
     @_exact
-    def encode(self, volume: np.ndarray, orientations: Sequence[str] = ("axial",), slice_step: int = 1) -> Encoding:
+    def encode(
+        self, volume: np.ndarray, orientations: Sequence[str] = ("axial",), slice_step: int = 1
+    ) -> Encoding:
         """Encode a source once for several calls of `harmonize`, which accepts it in place of the array.
 
-        Costs 1 MB of memory a slice, so 0.5 GB for three orientations of a brain. Only these orientations and slices
-        can be harmonized with it.
+        Costs 1 MB of memory a slice, so 0.5 GB for three orientations of a brain. Only these orientations and
+        slices can be harmonized with it.
 
         Parameters
         ----------
@@ -276,26 +316,27 @@ class Harmonizer:
         Parameters
         ----------
         sources : dict of str to ndarray, shape (192, 224, 192), or Encoding
-            Contrast -> image, one to three of them, in any units. The first is the one of ``mask="first"``. A missing contrast
-            is made up from the others.
+            Contrast -> image, one to three of them, in any units. The first is the one of ``mask="first"``. A
+            missing contrast is made up from the others.
         targets : dict of str to ndarray, shape (192, 224, 192), or Target
             Contrast -> image that has the wanted contrast, of anyone.
         orientations : sequence of str
-            Planes of reconstruction. One: its volume. Several: fused, by the fusion net (which wants all three) or,
-            without one, by the voxel-wise median of the normalised volumes.
+            Planes of reconstruction. One: its volume. Several: fused, by the fusion net (which wants all
+            three) or, without one, by the voxel-wise median of the normalised volumes.
         anatomy : {"shared", "independent", "argmax"}
-            Anatomy code: sampled with the noise of `seed`, sampled with noise that also depends on the sources and
-            the target, or the most probable label.
+            Anatomy code: sampled with the noise of `seed`, sampled with noise that also depends on the
+            sources and the target, or the most probable label.
         mask : {"first", "union", "intersection"}, optional
             Which sources' foreground the output has; by default that of the published variant.
         seed : int
             Of the noise.
         slice_step : int
-            Preview: harmonize only the slices ``slice_step // 2``, ``slice_step // 2 + slice_step``, ... of one
-            orientation (numbers on the output's axis). The others are NaN.
+            Preview: harmonize only the slices ``slice_step // 2``, ``slice_step // 2 + slice_step``, ... of
+            one orientation (numbers on the output's axis). The others are NaN.
         geometry : dict of str to Acquisition or None, optional
-            Contrast of each source -> how its slices were acquired, None for a 3D image: what one source lacks by its geometry,
-            the others fill in (`helpers.haca3.resolution`). Without it, and where all are alike, the attention decides alone.
+            Contrast of each source -> how its slices were acquired, None for a 3D image: what one source
+            lacks by its geometry, the others fill in (`helpers.haca3.resolution`). Without it, and where all
+            are alike, the attention decides alone.
         details : bool
             Keep what was found on the way: volumes before fusion, attention, theta and eta.
 
@@ -308,38 +349,54 @@ class Harmonizer:
         ValueError
             If an argument is not one of those, or an image is on another grid, not finite, or all zero.
         """
-        study.check("anatomy", anatomy, study.ANATOMIES)
-        mask = study.check("mask", mask or study.VARIANTS[self.variant], study.MASKS)
+        study.require("anatomy", anatomy, study.ANATOMIES)
+        mask = study.require("mask", mask or study.VARIANTS[self.variant], study.MASKS)
         if seed < 0:
             raise ValueError(f"seed is {seed}: accepted is an integer of 0 or more")
         orientations = _orientations(orientations, slice_step)
         if "fusion_net" in self.networks and len(orientations) == 2:
-            raise ValueError(f"orientations are {', '.join(orientations)}: accepted for the fusion net are one or all three")
+            raise ValueError(
+                f"orientations are {', '.join(orientations)}: accepted for the fusion net are one or all "
+                "three"
+            )
         if not sources or not targets:
-            raise ValueError(f"{'sources' if not sources else 'targets'} are empty: accepted is at least one contrast")
+            raise ValueError(
+                f"{'sources' if not sources else 'targets'} are empty: accepted is at least one contrast"
+            )
         for name in (*sources, *targets):
-            study.check("contrast", name, study.CONTRASTS)
+            study.require("contrast", name, study.CONTRASTS)
         # All arguments are checked before the first slice is computed: a late error would cost minutes.
         if geometry is not None:
             resolution.check_geometry(tuple(sources), geometry)
-        acquisitions = [geometry[name] for name in sources] if geometry and len(set(geometry.values())) > 1 else None
+        acquisitions = (
+            [geometry[name] for name in sources] if geometry and len(set(geometry.values())) > 1 else None
+        )
         for name, image in sources.items():
             if not isinstance(image, Encoding):
                 _checked(image, f"source {name}")
             elif image.volume is None:
                 for stack in ((o, k) for o in orientations for k in slicing.visited(o, slice_step)):
                     if stack not in image.slices:
-                        raise ValueError(f"source {name} is encoded without {stack[0]} slice {stack[1]}: accepted are encodings of it")
+                        raise ValueError(
+                            f"source {name} is encoded without {stack[0]} slice {stack[1]}: accepted are "
+                            "encodings of it"
+                        )
         for name, image in targets.items():
             if not isinstance(image, Target):
                 _checked(image, f"target {name}")
         targets = {name: t if isinstance(t, Target) else self.target(t) for name, t in targets.items()}
-        sources = {name: s if isinstance(s, Encoding) else Encoding(volume=slicing.preprocess(s)[0]) for name, s in sources.items()}
+        sources = {
+            name: s if isinstance(s, Encoding) else Encoding(volume=slicing.preprocess(s)[0])
+            for name, s in sources.items()
+        }
 
         runs = _runs(sources, targets, anatomy)
         ks = {o: slicing.visited(o, slice_step) for o in orientations}
         elsewhere = np.nan if slice_step > 1 else 0
-        parts = {o: self._reconstruct(o, sources, targets, mask, runs, seed, ks[o], elsewhere, acquisitions) for o in orientations}
+        parts = {
+            o: self._reconstruct(o, sources, targets, mask, runs, seed, ks[o], elsewhere, acquisitions)
+            for o in orientations
+        }
         unfused = {name: {o: parts[o][0][name] for o in orientations} for name in targets}
         images = {name: self._fuse(unfused[name], target.norm) for name, target in targets.items()}
         if not details:
@@ -356,9 +413,16 @@ class Harmonizer:
 
     @_exact
     def harmonize_slice(
-        self, sources: Mapping[str, np.ndarray], targets: Mapping[str, Target], orientation: str, index: int, *, seed: int = 0
+        self,
+        sources: Mapping[str, np.ndarray],
+        targets: Mapping[str, Target],
+        orientation: str,
+        index: int,
+        *,
+        seed: int = 0,
     ) -> dict[str, np.ndarray]:
-        """Harmonize one slice, as `harmonize` does with it in one orientation: for looking at it while its sources change.
+        """Harmonize one slice, as `harmonize` does with it in one orientation: for looking at it while its
+        sources change.
 
         Parameters
         ----------
@@ -375,7 +439,8 @@ class Harmonizer:
         Returns
         -------
         dict of str to ndarray, 2D, float32
-            Target contrast -> harmonized slice, in the units of the target, with the mask of the published variant.
+            Target contrast -> harmonized slice, in the units of the target, with the mask of the published
+            variant.
 
         Raises
         ------
@@ -383,11 +448,19 @@ class Harmonizer:
             If a source has another shape than that slice of the grid.
         """
         planes = {name: {orientation: plane} for name, plane in sources.items()}
-        return {name: each[orientation] for name, each in self.harmonize_planes(planes, targets, {orientation: index}, seed=seed).items()}
+        return {
+            name: each[orientation]
+            for name, each in self.harmonize_planes(planes, targets, {orientation: index}, seed=seed).items()
+        }
 
     @_exact
     def harmonize_planes(
-        self, sources: Mapping[str, Mapping[str, np.ndarray]], targets: Mapping[str, Target], indices: Mapping[str, int], *, seed: int = 0
+        self,
+        sources: Mapping[str, Mapping[str, np.ndarray]],
+        targets: Mapping[str, Target],
+        indices: Mapping[str, int],
+        *,
+        seed: int = 0,
     ) -> dict[str, dict[str, np.ndarray]]:
         """Harmonize one slice of each of several planes, as `harmonize_slice` does with one, side by side.
 
@@ -413,17 +486,24 @@ class Harmonizer:
         images = {}
         for name, planes in sources.items():
             for orientation, plane in planes.items():
-                axis = AXIS[study.check("orientation", orientation, study.ORIENTATIONS)]
+                axis = AXIS[study.require("orientation", orientation, study.ORIENTATIONS)]
                 sides = [n for other, n in enumerate(SHAPE) if other != axis]
                 if list(np.shape(plane)) != sides:
                     raise ValueError(
-                        f"source {name} has shape {np.shape(plane)}: accepted is a slice of {sides[0]} x {sides[1]} pixels"
+                        f"source {name} has shape {np.shape(plane)}: accepted is a slice of {sides[0]} x "
+                        f"{sides[1]} pixels"
                     )
                 widths = [(SLICE // 2 - n // 2, SLICE - n - (SLICE // 2 - n // 2)) for n in sides]
-                images[name, orientation] = slicing.seen(np.pad(np.asarray(plane, np.float32), widths), orientation)
-        numbers = {orientation: index + slicing.PAD[AXIS[orientation]] for orientation, index in indices.items()}
+                images[name, orientation] = slicing.seen(
+                    np.pad(np.asarray(plane, np.float32), widths), orientation
+                )
+        numbers = {
+            orientation: index + slicing.PAD[AXIS[orientation]] for orientation, index in indices.items()
+        }
         inside = {
-            orientation: _COMBINE[study.VARIANTS[self.variant]]([self._foreground(images[name, orientation]) for name in sources])
+            orientation: _COMBINE[study.VARIANTS[self.variant]](
+                [self._foreground(images[name, orientation]) for name in sources]
+            )
             for orientation in indices
         }
         wanted = [(orientation, name) for orientation in indices for name in targets]
@@ -442,7 +522,10 @@ class Harmonizer:
         with side_by_side(self.device) as run:
             codes = dict(zip(images, run(encode, images.values())))
             encodings = {
-                name: Encoding({(o, numbers[o]): (self._foreground(images[name, o]), *codes[name, o]) for o in indices}) for name in sources
+                name: Encoding(
+                    {(o, numbers[o]): (self._foreground(images[name, o]), *codes[name, o]) for o in indices}
+                )
+                for name in sources
             }
             results = {name: {} for name in targets}
             for (orientation, name), image in zip(wanted, run(decode, *zip(*wanted))) if wanted else ():
@@ -450,7 +533,8 @@ class Harmonizer:
         return results
 
     def _batches(self, ks: Sequence[int]) -> list[Sequence[int]]:
-        """Slices as they go through the networks: one at a time on a CPU, as many as memory allows on a GPU."""
+        """Slices as they go through the networks: one at a time on a CPU, as many as memory allows on a
+        GPU."""
         size = 1
         if self.device.startswith("cuda"):
             free, _ = torch.cuda.mem_get_info(torch.device(self.device))
@@ -469,20 +553,30 @@ class Harmonizer:
     @staticmethod
     def _key(images: Tensor, networks: Mapping[str, nn.Module]) -> Tensor:
         """Theta and eta of slices (B, 1, 224, 224) -> (B, 4)."""
-        return torch.cat([networks["theta_encoder"](images)[0].flatten(1), networks["eta_encoder"](images).flatten(1)], dim=1)
+        return torch.cat(
+            [networks["theta_encoder"](images)[0].flatten(1), networks["eta_encoder"](images).flatten(1)],
+            dim=1,
+        )
 
-    def _encode(self, images: Sequence[np.ndarray], networks: Mapping[str, nn.Module]) -> list[tuple[Tensor, Tensor]]:
+    def _encode(
+        self, images: Sequence[np.ndarray], networks: Mapping[str, nn.Module]
+    ) -> list[tuple[Tensor, Tensor]]:
         """Logits (5, 224, 224) and key (4,) of each slice (224, 224)."""
         images = self._tensor(images)
         with self._exactly():
             logits = networks["beta_encoder"](images)
         return list(zip(logits.float(), self._key(images, networks)))
 
-    def _codes(self, source: Encoding, orientation: str, ks: Sequence[int]) -> list[tuple[np.ndarray, Tensor | None, Tensor | None]]:
+    def _codes(
+        self, source: Encoding, orientation: str, ks: Sequence[int]
+    ) -> list[tuple[np.ndarray, Tensor | None, Tensor | None]]:
         """Foreground, logits and key of some slices, as `Encoding.slices` holds them."""
         stored = {k: source.slices[orientation, k] for k in ks if (orientation, k) in source.slices}
         # An encoding that was stored comes back in the memory of the CPU.
-        codes = {k: (shown, *(each if each is None else each.to(self.device) for each in code)) for k, (shown, *code) in stored.items()}
+        codes = {
+            k: (shown, *(each if each is None else each.to(self.device) for each in code))
+            for k, (shown, *code) in stored.items()
+        }
         images = {k: slicing.slice_of(source.volume, orientation, k) for k in ks if k not in codes}
         full = [k for k, image in images.items() if image.any()]
         encoded = dict(zip(full, self._encode([images[k] for k in full], self._run))) if full else {}
@@ -495,7 +589,14 @@ class Harmonizer:
     def _foregrounds(self, sources: dict[str, Encoding], orientation: str, k: int) -> np.ndarray:
         """Where each source is not background: shape (n, 224, 224), bool."""
         stack = (orientation, k)
-        return np.stack([s.slices[stack][0] if stack in s.slices else self._foreground(slicing.slice_of(s.volume, *stack)) for s in sources.values()])
+        return np.stack(
+            [
+                s.slices[stack][0]
+                if stack in s.slices
+                else self._foreground(slicing.slice_of(s.volume, *stack))
+                for s in sources.values()
+            ]
+        )
 
     def _reconstruct(self, orientation, sources, targets, mask, runs, seed, ks, elsewhere, acquisitions=None):
         """Harmonize the slices `ks` of one orientation: volumes and attention by target, keys by source."""
@@ -542,43 +643,61 @@ class Harmonizer:
         """
         codes = [self._codes(source, orientation, some) for source in sources.values()]  # n lists of B
         if self._empty is None and any(logits is None for each in codes for _, logits, _ in each):
-            # What an instance norm makes of nothing is rounding: the layers as published have the published one.
+            # What an instance norm makes of nothing is rounding: the layers as published have the published
+            # one.
             (self._empty,) = self._encode([np.zeros((SLICE, SLICE), np.float32)], self.networks)
         filled = [[(code[1:] if code[1] is not None else self._empty) for code in each] for each in codes]
         logits = [torch.stack([logits for logits, _ in each]) for each in filled]  # n of (B, 5, 224, 224)
         key = torch.stack([torch.stack([key for _, key in each]) for each in filled], dim=1)  # (B, n, 4)
         noise = {
-            run: torch.stack([slicing.gumbel_noise(seed, orientation, k, run) for k in some]).to(self.device) for run in set((runs or {}).values())
+            run: torch.stack([slicing.gumbel_noise(seed, orientation, k, run) for k in some]).to(self.device)
+            for run in set((runs or {}).values())
         }
         results = {}
         for name, target in targets.items():
-            query = torch.from_numpy(np.concatenate([target.theta, target.eta])).to(self.device).expand(len(some), 4)
+            query = (
+                torch.from_numpy(np.concatenate([target.theta, target.eta]))
+                .to(self.device)
+                .expand(len(some), 4)
+            )
             weights = self.networks["attention_module"].weights(query, key)  # (B, n)
             attention = weights.cpu().numpy()
             weights = weights[:, :, None, None]  # (B, n, 1, 1)
             if self.variant == "haca3plus":
-                known = torch.from_numpy(np.stack([self._foregrounds(sources, orientation, k) for k in some])).to(self.device)
+                known = torch.from_numpy(
+                    np.stack([self._foregrounds(sources, orientation, k) for k in some])
+                ).to(self.device)
                 weights = attention_map(weights * known)  # (B, n, 224, 224)
             if acquisitions:
                 fused = self._mixed(logits, weights, attention, acquisitions, orientation, some)
             else:
-                fused = sum(weights[:, number, None] * each for number, each in enumerate(logits))  # (B, 5, 224, 224)
+                fused = sum(
+                    weights[:, number, None] * each for number, each in enumerate(logits)
+                )  # (B, 5, 224, 224)
             if runs is not None:
                 fused = fused + noise[runs[name]]
             beta = labels_to_beta(most_probable(fused))[:, None]  # (B, 1, 224, 224)
             contrast = query[:, :2, None, None].expand(-1, 2, SLICE, SLICE)
             with self._exactly():
                 images = self._run["decoder"](torch.cat([beta, contrast], dim=1))[:, 0].float().cpu().numpy()
-            results[name] = attention, [image * inside[k] * np.float32(target.norm) for k, image in zip(some, images)]
+            results[name] = (
+                attention,
+                [image * inside[k] * np.float32(target.norm) for k, image in zip(some, images)],
+            )
         return key.cpu().numpy(), results
 
     def _mixed(self, logits, weights, attention, acquisitions, orientation, ks):
-        """Logits (B, 5, 224, 224) of sources whose weights depend on what each of them carries of a frequency."""
+        """Logits (B, 5, 224, 224) of sources whose weights depend on what each of them carries of a
+        frequency."""
         axis, mixed = AXIS[orientation], []
         for number, k in enumerate(ks):
-            relative = resolution.relative_weights(acquisitions, orientation, k - slicing.PAD[axis], SHAPE[axis], attention[number])
+            relative = resolution.relative_weights(
+                acquisitions, orientation, k - slicing.PAD[axis], SHAPE[axis], attention[number]
+            )
             some = torch.stack([each[number] for each in logits])  # (n, 5, 224, 224)
-            mixed.append(resolution.mix(some, weights[number].squeeze(), torch.from_numpy(relative).to(self.device)))
+            mixed.append(
+                resolution.mix(some, weights[number].squeeze(), torch.from_numpy(relative).to(self.device))
+            )
         return torch.stack(mixed)
 
     def _fuse(self, unfused: dict[str, np.ndarray], norm: float) -> np.ndarray:
@@ -586,7 +705,9 @@ class Harmonizer:
         if len(unfused) == 1:
             return next(iter(unfused.values()))
         if "fusion_net" not in self.networks:
-            return np.median([slicing.normalise(volume)[0] for volume in unfused.values()], axis=0).astype(np.float32) * np.float32(norm)
+            return np.median([slicing.normalise(volume)[0] for volume in unfused.values()], axis=0).astype(
+                np.float32
+            ) * np.float32(norm)
         x = torch.from_numpy(fusion_input(unfused))[None].to(self.device)
         y = self._run["fusion_net"](x.contiguous(memory_format=torch.channels_last_3d))[0, 0]
         return np.ascontiguousarray(y.cpu().numpy().transpose(2, 1, 0)[slicing.CROP]) * np.float32(norm)
@@ -612,13 +733,15 @@ def load(
     device : str
         ``auto`` takes CUDA or MPS where there is one; else as torch names it.
     variant : {"haca3", "haca3plus"}
-        HACA3+ has the same networks; its attention weighs each pixel by the sources that show it, and its mask is their union.
+        HACA3+ has the same networks; its attention weighs each pixel by the sources that show it, and its
+        mask is their union.
     precision : {"float32", "bfloat16"}
-        bfloat16 runs the anatomy encoder and the decoder in half of the bits. With the shipped weights that moves the image by
-        32 to 39 dB from the one of float32, and it pays only where the hardware has it.
+        bfloat16 runs the anatomy encoder and the decoder in half of the bits. With the shipped weights that
+        moves the image by 32 to 39 dB from the one of float32, and it pays only where the hardware has it.
     compiled : bool
-        On a CPU in float32, let a C++ compiler build what multiplies less in the networks (`helpers.haca3.fast.winograd`): two
-        seconds, once. Same result to rounding. Without a compiler (which one line says) or elsewhere the networks run as they are.
+        On a CPU in float32, let a C++ compiler build what multiplies less in the networks
+        (`helpers.haca3.fast.winograd`): two seconds, once. Same result to rounding. Without a compiler (which
+        one line says) or elsewhere the networks run as they are.
 
     Raises
     ------
@@ -632,7 +755,8 @@ def load(
 
 
 def fusion_input(unfused: Mapping[str, np.ndarray]) -> np.ndarray:
-    """What the fusion net is given: three orientations of one image, normalised, padded, in the order (z, y, x).
+    """What the fusion net is given: three orientations of one image, normalised, padded, in the order (z, y,
+    x).
 
     Parameters
     ----------
@@ -644,11 +768,17 @@ def fusion_input(unfused: Mapping[str, np.ndarray]) -> np.ndarray:
     ndarray, shape (3, 224, 224, 224), float32
         Axial, coronal, sagittal.
     """
-    return np.stack([slicing.pad(slicing.normalise(unfused[orientation])[0]).transpose(2, 1, 0) for orientation in _FUSION_ORDER])
+    return np.stack(
+        [
+            slicing.pad(slicing.normalise(unfused[orientation])[0]).transpose(2, 1, 0)
+            for orientation in _FUSION_ORDER
+        ]
+    )
 
 
 def attention_map(attention: Tensor) -> Tensor:
-    """Attention of HACA3+: one weight for each pixel and source, shared among the sources that show the pixel, and smoothed.
+    """Attention of HACA3+: one weight for each pixel and source, shared among the sources that show the
+    pixel, and smoothed.
 
     Parameters
     ----------
@@ -661,11 +791,18 @@ def attention_map(attention: Tensor) -> Tensor:
         Sums to one over the sources (to 1e-6). Where no source shows the pixel they weigh alike.
     """
     total = attention.sum(dim=1, keepdim=True)
-    attention = torch.where(total < 1e-6, torch.full_like(attention, 1 / attention.shape[1]), attention / (total + 1e-6))
+    attention = torch.where(
+        total < 1e-6, torch.full_like(attention, 1 / attention.shape[1]), attention / (total + 1e-6)
+    )
     # One pass over the four neighbours; five were meant, but the published loop ends after the first.
     padded = nn.functional.pad(attention, (1, 1, 1, 1), mode="replicate")
     smooth = attention
-    for neighbour in (padded[..., :-2, 1:-1], padded[..., 2:, 1:-1], padded[..., 1:-1, :-2], padded[..., 1:-1, 2:]):
+    for neighbour in (
+        padded[..., :-2, 1:-1],
+        padded[..., 2:, 1:-1],
+        padded[..., 1:-1, :-2],
+        padded[..., 1:-1, 2:],
+    ):
         smooth = torch.where((smooth - neighbour).abs() > 0.2, (smooth + neighbour) / 2, smooth)
     return smooth / (smooth.sum(dim=1, keepdim=True) + 1e-6)
 
@@ -676,19 +813,26 @@ def _device(device: str) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device is {device!r}, which torch cannot use here ({str(error).splitlines()[0]}): accepted are auto, cpu, cuda, mps") from None
+        raise ValueError(
+            f"device is {device!r}, which torch cannot use here ({str(error).splitlines()[0]}): accepted "
+            "are auto, cpu, cuda, mps"
+        ) from None
     return device
 
 
 def _checked(volume, what: str) -> np.ndarray:
     """The volume, if it can be harmonized."""
-    volume = volumes.check(volume, what)
+    volume = volumes.as_volume(volume, what)
     if volume.shape != SHAPE:
         raise ValueError(f"{what} has shape {volume.shape}: accepted is the MNI grid {SHAPE}")
     if not volume.any():
         raise ValueError(f"{what} is zero everywhere: accepted is an image")
-    if (shown := np.count_nonzero(volume > 0) / volume.size) <= 0.05:  # Its 95th percentile, by which it is scaled, would be 0.
-        raise ValueError(f"{what} shows something in {shown:.1%} of its voxels: accepted is an image of more than 5%")
+    if (
+        shown := np.count_nonzero(volume > 0) / volume.size
+    ) <= 0.05:  # Its 95th percentile, by which it is scaled, would be 0.
+        raise ValueError(
+            f"{what} shows something in {shown:.1%} of its voxels: accepted is an image of more than 5%"
+        )
     return volume
 
 
@@ -696,13 +840,15 @@ def _orientations(orientations: Sequence[str], slice_step: int) -> tuple[str, ..
     """The orientations, if they and the step can go together."""
     if isinstance(orientations, str):
         orientations = (orientations,)
-    orientations = tuple(study.check("orientation", o, study.ORIENTATIONS) for o in orientations)
+    orientations = tuple(study.require("orientation", o, study.ORIENTATIONS) for o in orientations)
     if not orientations or len(set(orientations)) < len(orientations):
         raise ValueError(f"orientations are {orientations}: accepted are one or more, each once")
     if slice_step != int(slice_step) or slice_step < 1:
         raise ValueError(f"slice_step is {slice_step}: accepted is an integer of 1 or more")
     if slice_step > 1 and len(orientations) > 1:
-        raise ValueError(f"slice_step is {slice_step} with {len(orientations)} orientations: a preview has one orientation")
+        raise ValueError(
+            f"slice_step is {slice_step} with {len(orientations)} orientations: a preview has one orientation"
+        )
     return orientations
 
 

@@ -29,8 +29,10 @@ class ConvBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
         self.conv = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 3, padding=1), *_norm_relu(out_channels),
-            nn.Conv2d(out_channels, out_channels, 3, padding=1), *_norm_relu(out_channels),
+            nn.Conv2d(in_channels, out_channels, 3, padding=1),
+            *_norm_relu(out_channels),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+            *_norm_relu(out_channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,7 +44,9 @@ class Upsample(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.conv = nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, padding=1), *_norm_relu(out_channels))
+        self.conv = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 3, padding=1), *_norm_relu(out_channels)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False))
@@ -68,10 +72,14 @@ class UNet(nn.Module):
         self.pool = nn.MaxPool2d(2)
         self.down_convs = nn.ModuleList(ConvBlock(c, 2 * c) for c in widths)
         self.bottleneck_conv = ConvBlock(16 * base, 32 * base)
-        self.up_samples = nn.ModuleList(Upsample(4 * c, 2 * c) for c in widths)  # index 0 is the finest level here too
+        self.up_samples = nn.ModuleList(
+            Upsample(4 * c, 2 * c) for c in widths
+        )  # index 0 is the finest level here too
         self.up_convs = nn.ModuleList(ConvBlock(4 * c, 2 * c) for c in widths)
         self.out_conv = nn.Sequential(
-            nn.Conv2d(2 * base, base, 3, padding=1), nn.LeakyReLU(0.1, inplace=True), nn.Conv2d(base, out_channels, 3, padding=1)
+            nn.Conv2d(2 * base, base, 3, padding=1),
+            nn.LeakyReLU(0.1, inplace=True),
+            nn.Conv2d(base, out_channels, 3, padding=1),
         )
         self.relu = relu
 
@@ -97,16 +105,21 @@ class ThetaEncoder(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv = nn.Sequential(
-            nn.Conv2d(1, 32, 17, stride=9, padding=4), *_norm_relu(32),  # 224 -> 24
-            nn.Conv2d(32, 64, 4, stride=2, padding=1), *_norm_relu(64),  # -> 12
-            nn.Conv2d(64, 64, 4, stride=2, padding=1), *_norm_relu(64),  # -> 6
+            nn.Conv2d(1, 32, 17, stride=9, padding=4),
+            *_norm_relu(32),  # 224 -> 24
+            nn.Conv2d(32, 64, 4, stride=2, padding=1),
+            *_norm_relu(64),  # -> 12
+            nn.Conv2d(64, 64, 4, stride=2, padding=1),
+            *_norm_relu(64),  # -> 6
         )
         self.mean_conv = self._head()
         self.logvar_conv = self._head()
 
     @staticmethod
     def _head() -> nn.Sequential:
-        return nn.Sequential(nn.Conv2d(64, 32, 3, padding=1), *_norm_relu(32), nn.Conv2d(32, THETA_DIM, 6, stride=6))
+        return nn.Sequential(
+            nn.Conv2d(64, 32, 3, padding=1), *_norm_relu(32), nn.Conv2d(32, THETA_DIM, 6, stride=6)
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 1, 224, 224) -> two of (B, 2, 1, 1)."""
@@ -122,7 +135,9 @@ class EtaEncoder(nn.Module):
         self.in_conv = nn.Sequential(
             nn.Conv2d(1, 16, 5, padding=2), *_norm_relu(16), nn.Conv2d(16, 64, 3, padding=1), *_norm_relu(64)
         )
-        self.seq = nn.Sequential(nn.Conv2d(65, 32, 32, stride=32), *_norm_relu(32), nn.Conv2d(32, ETA_DIM, 7, stride=7))
+        self.seq = nn.Sequential(
+            nn.Conv2d(65, 32, 32, stride=32), *_norm_relu(32), nn.Conv2d(32, ETA_DIM, 7, stride=7)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1, 224, 224) -> (B, 2, 1, 1)."""
@@ -140,9 +155,13 @@ class Attention(nn.Module):
 
     @staticmethod
     def _mlp(dim: int, features: int) -> nn.Sequential:
-        return nn.Sequential(nn.Linear(dim, 128), nn.LeakyReLU(0.1), nn.Linear(128, features), nn.LayerNorm(features))
+        return nn.Sequential(
+            nn.Linear(dim, 128), nn.LeakyReLU(0.1), nn.Linear(128, features), nn.LayerNorm(features)
+        )
 
-    def weights(self, q: Tensor, k: Tensor, dropout: Tensor | None = None, temperature: float = INFERENCE_TEMPERATURE) -> Tensor:
+    def weights(
+        self, q: Tensor, k: Tensor, dropout: Tensor | None = None, temperature: float = INFERENCE_TEMPERATURE
+    ) -> Tensor:
         """Attention weight of every source.
 
         Parameters
@@ -166,8 +185,11 @@ class Attention(nn.Module):
             scores = scores - 1e5 * dropout
         return torch.softmax(scores / temperature, dim=-1)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, dropout: Tensor | None = None, temperature: float = 10.0):
-        """The published interface: q (B, 4, 1), k (B, 4, 1, n), v (B, C, H * H, n) -> fused (B, C, H, H), weights (B, n)."""
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, dropout: Tensor | None = None, temperature: float = 10.0
+    ):
+        """The published interface: q (B, 4, 1), k (B, 4, 1, n), v (B, C, H * H, n) -> fused (B, C, H, H),
+        weights (B, n)."""
         weights = self.weights(q.squeeze(-1), k.squeeze(2).transpose(1, 2), dropout, temperature)
         fused = (v * weights[:, None, None, :]).sum(-1)  # the weight is one scalar for the whole slice
         side = round(v.shape[2] ** 0.5)
@@ -192,12 +214,18 @@ class FusionNet(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv1 = nn.Sequential(
-            nn.Conv3d(3, 8, 3, padding=1), nn.InstanceNorm3d(8), nn.LeakyReLU(0.01, inplace=True),
-            nn.Conv3d(8, 16, 3, padding=1), nn.InstanceNorm3d(16), nn.LeakyReLU(0.01, inplace=True),
+            nn.Conv3d(3, 8, 3, padding=1),
+            nn.InstanceNorm3d(8),
+            nn.LeakyReLU(0.01, inplace=True),
+            nn.Conv3d(8, 16, 3, padding=1),
+            nn.InstanceNorm3d(16),
+            nn.LeakyReLU(0.01, inplace=True),
         )
         self.conv2 = nn.Sequential(
-            nn.Conv3d(19, 16, 3, padding=1), nn.LeakyReLU(0.01, inplace=True),
-            nn.Conv3d(16, 1, 3, padding=1), nn.ReLU(inplace=True),
+            nn.Conv3d(19, 16, 3, padding=1),
+            nn.LeakyReLU(0.01, inplace=True),
+            nn.Conv3d(16, 1, 3, padding=1),
+            nn.ReLU(inplace=True),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -75,9 +75,11 @@ class Acquisition:
     resolution: Resolution
 
     def __post_init__(self):
-        study.check("orientation", self.orientation, study.ORIENTATIONS)
+        study.require("orientation", self.orientation, study.ORIENTATIONS)
         if not isinstance(self.resolution, Resolution):
-            raise ValueError(f"resolution is {self.resolution!r}: accepted is a Resolution(thickness_mm, gap_mm)")
+            raise ValueError(
+                f"resolution is {self.resolution!r}: accepted is a Resolution(thickness_mm, gap_mm)"
+            )
 
 
 def check_geometry(sources: Sequence[str], geometry: Mapping[str, Acquisition | None]) -> None:
@@ -97,12 +99,16 @@ def check_geometry(sources: Sequence[str], geometry: Mapping[str, Acquisition | 
     """
     for name in sources:
         if name not in geometry:
-            raise ValueError(f"geometry has no {name}: accepted is an Acquisition, or None for a 3D image, for each source")
+            raise ValueError(
+                f"geometry has no {name}: accepted is an Acquisition, or None for a 3D image, for each source"
+            )
     for name, acquisition in geometry.items():
         if name not in sources:
             raise ValueError(f"geometry has {name}: accepted are the sources, {', '.join(sources)}")
         if acquisition is not None and not isinstance(acquisition, Acquisition):
-            raise ValueError(f"geometry of {name} is {acquisition!r}: accepted is an Acquisition, or None for a 3D image")
+            raise ValueError(
+                f"geometry of {name} is {acquisition!r}: accepted is an Acquisition, or None for a 3D image"
+            )
 
 
 def carried(acquisition: Acquisition | None, plane: str, index: int, length: int) -> np.ndarray:
@@ -183,8 +189,13 @@ def _everything() -> np.ndarray:
 @lru_cache(maxsize=32)
 def _carried_within(resolution: Resolution, rows: bool) -> np.ndarray:
     """The slice normal lies in the plane of reconstruction: along its rows' axis, or its columns'."""
-    # The middle third of a long stack, closed to a ring: without ends, which would count as a loss at all frequencies.
-    ring = degradation.there_and_back(3 * SLICE, resolution)[SLICE : 2 * SLICE].reshape(SLICE, 3, SLICE).sum(axis=1)
+    # The middle third of a long stack, closed to a ring: without ends, which would count as a loss at all
+    # frequencies.
+    ring = (
+        degradation.there_and_back(3 * SLICE, resolution)[SLICE : 2 * SLICE]
+        .reshape(SLICE, 3, SLICE)
+        .sum(axis=1)
+    )
     # transfer[f, g]: what a wave of frequency g leaves at frequency f; g = f is signal, the rest is aliasing.
     transfer = np.fft.ifft(np.fft.fft(ring, axis=0), axis=1)
     signal = np.real(np.diag(transfer))[:, None]
@@ -197,7 +208,8 @@ def _carried_within(resolution: Resolution, rows: bool) -> np.ndarray:
 
 @lru_cache(maxsize=512)
 def _carried_across(resolution: Resolution, index: int, length: int) -> np.ndarray:
-    """The slices are parallel to the plane of reconstruction, whose slice `index` mixes its neighbours by a row of the matrix."""
+    """The slices are parallel to the plane of reconstruction, whose slice `index` mixes its neighbours by a
+    row of the matrix."""
     row = degradation.there_and_back(length, resolution)[index]
     radius, frequency, power = _spectrum()
     transfer = np.exp(-2j * np.pi * np.multiply.outer(frequency, np.arange(length) - index)) @ row
@@ -214,7 +226,8 @@ def _spectrum() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _power(frequency: np.ndarray, exponent: float) -> np.ndarray:
-    """Spectrum of images; that of their slices has an exponent less by one, since slicing sums over a frequency."""
+    """Spectrum of images; that of their slices has an exponent less by one, since slicing sums over a
+    frequency."""
     return (frequency**2 + FLAT_BELOW_PER_MM**2) ** (-exponent / 2)
 
 

@@ -30,7 +30,9 @@ def normalise(volume: np.ndarray) -> tuple[np.ndarray, float]:
     norm : float
         The percentile, in the units of the input.
     """
-    volume = np.ascontiguousarray(volume, np.float32)  # files come in Fortran order, in which what follows is slower
+    volume = np.ascontiguousarray(
+        volume, np.float32
+    )  # files come in Fortran order, in which what follows is slower
     norm = np.percentile(volume, 95)
     return np.clip(volume / (norm + 1e-5), 0, 5).astype(np.float32, copy=False), float(norm)
 
@@ -48,7 +50,8 @@ def close(mask: np.ndarray, radius: int = 20) -> np.ndarray:
 
     if not mask.any():
         return mask.copy()
-    # The closing cannot reach further than the radius, so its bounding box, grown by it, gives the same result.
+    # The closing cannot reach further than the radius, so its bounding box, grown by it, gives the same
+    # result.
     start = [128 - n // 2 for n in mask.shape]
     box, pad = [], []
     for axis, n in enumerate(mask.shape):
@@ -99,7 +102,8 @@ def preprocess(volume: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def slice_of(padded: np.ndarray, orientation: str, k: int) -> np.ndarray:
-    """Slice k of a padded volume as the networks want it: seen with the head up, a copy of shape (224, 224)."""
+    """Slice k of a padded volume as the networks want it: seen with the head up, a copy of shape (224,
+    224)."""
     return seen(padded.take(k, AXIS[orientation]), orientation)
 
 
@@ -115,13 +119,15 @@ def lying(image: np.ndarray, orientation: str) -> np.ndarray:
 
 
 def put_slice(volume: np.ndarray, orientation: str, k: int, image: np.ndarray) -> None:
-    """Inverse of `slice_of`, in place, for a volume without the padding: slice k of the padded stack, (224, 224)."""
+    """Inverse of `slice_of`, in place, for a volume without the padding: slice k of the padded stack, (224,
+    224)."""
     axis = AXIS[orientation]
     np.moveaxis(volume, axis, 0)[k - PAD[axis]] = lying(image, orientation)
 
 
 def visited(orientation: str, slice_step: int = 1) -> range:
-    """Slices of the padded stack that a reconstruction computes: every `slice_step`-th of the output, from the half of it."""
+    """Slices of the padded stack that a reconstruction computes: every `slice_step`-th of the output, from
+    the half of it."""
     axis = AXIS[orientation]
     return range(PAD[axis] + slice_step // 2, PAD[axis] + SHAPE[axis], slice_step)
 

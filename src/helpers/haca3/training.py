@@ -1,24 +1,25 @@
 """Train HACA3 on slices of subjects who were all imaged by the same scanners.
 
-The networks are the published ones; the training is a short supervised one. Where the published training
-asks a network to give back its own input, we know what the same anatomy looks like on another scanner, and
-ask for that. So the published second step (decode with another site's theta, encode the result again, compare)
-is replaced by the truth itself, but for theta, whose encoding of the result is still compared. The other published
-losses are here with their weights (L1, KLD), with a smaller one (patch contrast), or left out (perceptual: it
-needs the weights of another network). This module does not care where the slices come from: see `Group`.
+The networks are the published ones; the training is a short supervised one. Where the published training asks
+a network to give back its own input, we know what the same anatomy looks like on another scanner, and ask for
+that. So the published second step (decode with another site's theta, encode the result again, compare) is
+replaced by the truth itself, but for theta, whose encoding of the result is still compared. The other
+published losses are here with their weights (L1, KLD), with a smaller one (patch contrast), or left out
+(perceptual: it needs the weights of another network). This module does not care where the slices come from:
+see `Group`.
 
-Sources are degraded as published (motion, noise, ghosting, bias field; no thick slices, since whether HACA3 sees
-resolution is what the study asks). How severely is two numbers, which the eta encoder is taught to say
-(`teach_severity`; published: pre-trained elsewhere). The rest of the training is told them, with some error: so the
-two trainings need not wait for each other, and eta costs nothing in the second.
+Sources are degraded as published (motion, noise, ghosting, bias field; no thick slices, since whether HACA3
+sees resolution is what the study asks). How severely is two numbers, which the eta encoder is taught to say
+(`teach_severity`; published: pre-trained elsewhere). The rest of the training is told them, with some error:
+so the two trainings need not wait for each other, and eta costs nothing in the second.
 
-What trials showed to matter, and is therefore done here: theta is first taught to tell contrasts apart (a decoder
-that cannot tell them settles on their median, a flat grey); the anatomy labels start as tissue classes, and the
-decoder is first given the true ones; then the noise of the labels is ramped up; the target's contrast is withheld
-from the sources in half of the steps; theta sees noise and, mostly, another subject; the arg-max labels take turns
-with sampled ones; lesions weigh more; weights are averaged. The first part of a run uses slices of lower resolution
-(the same share of background, a fraction of the cost). Crops must not be used: the statistics of the instance norm
-change with the share of background.
+What trials showed to matter, and is therefore done here: theta is first taught to tell contrasts apart (a
+decoder that cannot tell them settles on their median, a flat grey); the anatomy labels start as tissue
+classes, and the decoder is first given the true ones; then the noise of the labels is ramped up; the target's
+contrast is withheld from the sources in half of the steps; theta sees noise and, mostly, another subject; the
+arg-max labels take turns with sampled ones; lesions weigh more; weights are averaged. The first part of a run
+uses slices of lower resolution (the same share of background, a fraction of the cost). Crops must not be
+used: the statistics of the instance norm change with the share of background.
 """
 
 import csv
@@ -55,7 +56,10 @@ _DEGRADED = 0.4  # share of the examples in which some sources are degraded
 _SEVERE = 0.25  # root mean square error, in units of the 95th percentile, that counts as severity 1
 _ETA_ERROR = 0.07  # standard deviation of the error with which the severity is told in training
 _THETA_CYCLE = 0.05  # published
-_PATCH_CONTRAST, _PATCH_TEMPERATURE = 0.05, 0.1  # published: 0.5, which would be six times the L1 loss here; 0.1
+_PATCH_CONTRAST, _PATCH_TEMPERATURE = (
+    0.05,
+    0.1,
+)  # published: 0.5, which would be six times the L1 loss here; 0.1
 # Shares of the steps at which parts of the run end; see `loss_of`.
 _FORCED, _RAMP, _TIE = 0.08, 0.18, 0.50
 
@@ -84,8 +88,11 @@ def cut(padded: np.ndarray, positions: Sequence[tuple[str, int]]) -> np.ndarray:
     return np.stack([slice_of(padded, orientation, k) for orientation, k in positions])
 
 
-def choose(foreground: np.ndarray, count: int, references: int, rng: np.random.Generator) -> list[tuple[str, int]]:
-    """Choose slices to train on: `references` central coronal ones first, then any that show enough, of all orientations.
+def choose(
+    foreground: np.ndarray, count: int, references: int, rng: np.random.Generator
+) -> list[tuple[str, int]]:
+    """Choose slices to train on: `references` central coronal ones first, then any that show enough, of all
+    orientations.
 
     Parameters
     ----------
@@ -114,36 +121,43 @@ def write_group(folder: str | Path, group: Group) -> None:
 def read_group(folder: str | Path) -> Group:
     """Read a group; the slices stay on disk until they are used."""
     folder = Path(folder)
-    return Group(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "labels", "references")))
+    return Group(
+        *(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "labels", "references"))
+    )
 
 
 # ---------------------------------------------------------------- one step
 
 
 def imperfect(images: Tensor, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-    """What a scanner makes of noise-free slices (n, 1, 224, 224): a left-over bias field, and Rician noise of 0 to 4 %.
+    """What a scanner makes of noise-free slices (n, 1, 224, 224): a left-over bias field, and Rician noise of
+    0 to 4 %.
 
     The noise is sqrt((x + n1)^2 + n2^2), on the foreground only.
     """
-    field = F.interpolate(torch.randn((len(images), 1, 4, 4), generator=generator), images.shape[-2:], mode="bicubic")
+    field = F.interpolate(
+        torch.randn((len(images), 1, 4, 4), generator=generator), images.shape[-2:], mode="bicubic"
+    )
     images = images * torch.exp(_BIAS * rng.random() * field)
     sd = _NOISE * rng.random()
     real, imaginary = (sd * torch.randn(images.shape, generator=generator) for _ in range(2))
     return torch.where(images > 0, torch.hypot(images + real, imaginary), images)
 
 
-def degrade(image: Tensor, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, tuple[float, float]]:
+def degrade(
+    image: Tensor, rng: np.random.Generator, generator: torch.Generator
+) -> tuple[Tensor, tuple[float, float]]:
     """One of the published degradations of a slice (1, 224, 224), and how severe it is.
 
-    Motion (15 to 30 degrees, 10 to 20 pixels, during part of the phase encoding), noise (standard deviation .01 to .1),
-    ghosting (4 to 10 ghosts) or a bias field, with equal odds. The background stays zero.
+    Motion (15 to 30 degrees, 10 to 20 pixels, during part of the phase encoding), noise (standard deviation
+    .01 to .1), ghosting (4 to 10 ghosts) or a bias field, with equal odds. The background stays zero.
 
     Returns
     -------
     Tensor, shape (1, 224, 224)
     (float, float)
-        Severity of motion, noise and ghosts, and of the bias field: root mean square of the change over the foreground,
-        1 and more for `_SEVERE` and more.
+        Severity of motion, noise and ghosts, and of the bias field: root mean square of the change over the
+        foreground, 1 and more for `_SEVERE` and more.
     """
     kind = rng.integers(4)
     inside = image > 0
@@ -162,7 +176,9 @@ def degrade(image: Tensor, rng: np.random.Generator, generator: torch.Generator)
         lines[..., every::every, :] *= 1 - weaker
         changed = torch.fft.ifft2(lines).abs()
     else:
-        field = F.interpolate(torch.randn((1, 1, 3, 3), generator=generator), image.shape[-2:], mode="bicubic")[0]
+        field = F.interpolate(
+            torch.randn((1, 1, 3, 3), generator=generator), image.shape[-2:], mode="bicubic"
+        )[0]
         changed = image * torch.exp(rng.uniform(0.1, 0.4) * field)
     changed = torch.where(inside, changed, image)
     severity = ((changed - image)[inside].square().mean().sqrt().item() if inside.any() else 0.0) / _SEVERE
@@ -174,13 +190,16 @@ def _moved(image, rng):
     """A slice turned and shifted by a patient's movement."""
     angle = math.radians(rng.uniform(15, 30) * rng.choice([-1, 1]))
     shift = [rng.uniform(10, 20) * rng.choice([-1, 1]) * 2 / image.shape[-1] for _ in range(2)]
-    matrix = torch.tensor([[[math.cos(angle), -math.sin(angle), shift[0]], [math.sin(angle), math.cos(angle), shift[1]]]])
+    matrix = torch.tensor(
+        [[[math.cos(angle), -math.sin(angle), shift[0]], [math.sin(angle), math.cos(angle), shift[1]]]]
+    )
     grid = F.affine_grid(matrix.float(), (1, *image.shape), align_corners=False)
     return F.grid_sample(image[None], grid, align_corners=False)[0]
 
 
 def sample_labels(logits: Tensor, noise: float, hard: bool, generator: torch.Generator) -> Tensor:
-    """Anatomy code of logits (B, 5, H, W) -> (B, 1, H, W): sampled in the forward pass, smooth in the backward one.
+    """Anatomy code of logits (B, 5, H, W) -> (B, 1, H, W): sampled in the forward pass, smooth in the
+    backward one.
 
     Parameters
     ----------
@@ -213,8 +232,8 @@ def gradient_loss(image: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
 def patch_contrast(patchifier: nn.Module, betas: Tensor, images: Tensor) -> Tensor:
     """Patches of two contrasts' anatomy at the same place should resemble each other more than anything else.
 
-    The published contrastive loss (PatchNCE): queries are the patches of the first anatomy code, positives those of the
-    second, negatives the patches of both images and those of both codes in another order.
+    The published contrastive loss (PatchNCE): queries are the patches of the first anatomy code, positives
+    those of the second, negatives the patches of both images and those of both codes in another order.
 
     Parameters
     ----------
@@ -226,14 +245,17 @@ def patch_contrast(patchifier: nn.Module, betas: Tensor, images: Tensor) -> Tens
     positive = positive.detach()
     # Moved by one and by seven patches: the neighbours in the row and in the column.
     elsewhere = [features.roll(n, 0) for features in (query, positive) for n in (1, 7)]
-    others = torch.stack([positive, *patchifier(images).flatten(2).transpose(1, 2), *elsewhere], dim=1).detach()  # (49, 7, 128)
+    others = torch.stack(
+        [positive, *patchifier(images).flatten(2).transpose(1, 2), *elsewhere], dim=1
+    ).detach()  # (49, 7, 128)
     logits = (others @ query[:, :, None])[..., 0] / _PATCH_TEMPERATURE  # (49, 7), the positive first
     return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long))
 
 
 @dataclass(frozen=True)
 class Example:
-    """One thing to learn: sources (kept, 1, 224, 224), their severities (kept, 2), a target image, and the truth."""
+    """One thing to learn: sources (kept, 1, 224, 224), their severities (kept, 2), a target image, and the
+    truth."""
 
     sources: Tensor
     severity: Tensor
@@ -257,8 +279,8 @@ def draw(groups: Sequence[Group], rng: np.random.Generator) -> Example:
     images = np.asarray(group.images[subject, source, :, s], np.float32)
     truth = np.asarray(group.images[subject, target, contrast, s], np.float32)
     reference = np.asarray(group.images[other, target, contrast, rng.choice(group.references)], np.float32)
-    # Published: where every contrast has a signal. Fluid at the rim of the brain is background to Otsu's threshold on T1w,
-    # and bright on T2w: there the truth is known, and mask="union" will ask for it.
+    # Published: where every contrast has a signal. Fluid at the rim of the brain is background to Otsu's
+    # threshold on T1w, and bright on T2w: there the truth is known, and mask="union" will ask for it.
     mask = truth > 0
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     given = imperfect(torch.from_numpy(images[kept])[:, None], rng, generator)
@@ -281,12 +303,15 @@ def side(progress: float, coarse_share: float) -> int:
     return networks.SLICE if progress >= coarse_share else 80 if progress < _FORCED else networks.SLICE // 2
 
 
-def loss_of(modules: dict[str, nn.Module], example: Example, progress: float, size: int, rng: np.random.Generator) -> dict:
+def loss_of(
+    modules: dict[str, nn.Module], example: Example, progress: float, size: int, rng: np.random.Generator
+) -> dict:
     """Losses of one example: ``total`` is to be minimised, ``l1`` to be watched.
 
-    At first the decoder is given the tissue classes, the anatomy encoder learns to tell them, and theta stays as it was
-    taught. Then the decoder is given the encoder's labels, with noise that is ramped up, and all learn together; the
-    tie to the tissue classes fades out, so that the labels can come to say what the images need.
+    At first the decoder is given the tissue classes, the anatomy encoder learns to tell them, and theta stays
+    as it was taught. Then the decoder is given the encoder's labels, with noise that is ramped up, and all
+    learn together; the tie to the tissue classes fades out, so that the labels can come to say what the
+    images need.
 
     Parameters
     ----------
@@ -346,11 +371,12 @@ def loss_of(modules: dict[str, nn.Module], example: Example, progress: float, si
 
 
 def teach_severity(eta: nn.Module, groups: Sequence[Group], steps: int, seed: int) -> float:
-    """Teach the eta encoder to say how severely a slice is degraded: by motion, noise or ghosts, and by a bias field.
+    """Teach the eta encoder to say how severely a slice is degraded: by motion, noise or ghosts, and by a
+    bias field.
 
-    Its 32 x 32 kernels have two million weights, and free ones fit the noise of the training slices. So they are held
-    constant over each block, which makes them means over patches; and most of the first filters start without a mean, so that
-    they look for texture.
+    Its 32 x 32 kernels have two million weights, and free ones fit the noise of the training slices. So they
+    are held constant over each block, which makes them means over patches; and most of the first filters
+    start without a mean, so that they look for texture.
 
     Parameters
     ----------
@@ -369,7 +395,9 @@ def teach_severity(eta: nn.Module, groups: Sequence[Group], steps: int, seed: in
     with torch.no_grad():
         patches, texture = eta.seq[0].weight, eta.in_conv[0].weight[4:]
         generator = torch.Generator().manual_seed(seed)
-        patches.copy_(torch.randn((*patches.shape[:2], 1, 1), generator=generator) / math.sqrt(patches.shape[1]))
+        patches.copy_(
+            torch.randn((*patches.shape[:2], 1, 1), generator=generator) / math.sqrt(patches.shape[1])
+        )
         texture -= texture.mean(dim=(1, 2, 3), keepdim=True)
     optimizer = torch.optim.Adam(eta.requires_grad_(True).parameters(), lr=2e-3)
     decline = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
@@ -377,7 +405,9 @@ def teach_severity(eta: nn.Module, groups: Sequence[Group], steps: int, seed: in
     def slice_of_any(number):
         rng = np.random.default_rng([seed, 3, *number])
         group = groups[rng.integers(len(groups))]
-        image = torch.from_numpy(np.asarray(group.images[tuple(rng.integers(n) for n in group.images.shape[:4])], np.float32))
+        image = torch.from_numpy(
+            np.asarray(group.images[tuple(rng.integers(n) for n in group.images.shape[:4])], np.float32)
+        )
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         image = imperfect(image[None, None], rng, generator)[0]
         image, severity = degrade(image, rng, generator) if rng.random() < 0.6 else (image, (0.0, 0.0))
@@ -399,7 +429,8 @@ def teach_severity(eta: nn.Module, groups: Sequence[Group], steps: int, seed: in
 
 
 def teach_contrast(theta: nn.Module, groups: Sequence[Group], steps: int, seed: int) -> float:
-    """Warm start of the theta encoder: a linear function of mu must give the mean intensity of each tissue class.
+    """Warm start of the theta encoder: a linear function of mu must give the mean intensity of each tissue
+    class.
 
     Parameters
     ----------
@@ -420,7 +451,9 @@ def teach_contrast(theta: nn.Module, groups: Sequence[Group], steps: int, seed: 
         head = nn.Linear(networks.THETA_DIM, LESION)  # lesions are too rare to have a mean in every slice
     nn.init.constant_(head.bias, 0.8)  # a typical intensity
     rate, parameters = 3e-3, list(theta.parameters())
-    optimizer = torch.optim.Adam([{"params": parameters}, {"params": head.parameters(), "lr": 10 * rate}], lr=rate)
+    optimizer = torch.optim.Adam(
+        [{"params": parameters}, {"params": head.parameters(), "lr": 10 * rate}], lr=rate
+    )
     decline = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     error = math.nan
     with side_by_side() as run:
@@ -430,7 +463,11 @@ def teach_contrast(theta: nn.Module, groups: Sequence[Group], steps: int, seed: 
             for _ in range(16):
                 group = groups[rng.integers(len(groups))]
                 subject, scanner, contrast = (rng.integers(n) for n in group.images.shape[:3])
-                s = rng.choice(group.references) if rng.random() < 0.5 else rng.integers(group.images.shape[3])
+                s = (
+                    rng.choice(group.references)
+                    if rng.random() < 0.5
+                    else rng.integers(group.images.shape[3])
+                )
                 image = np.asarray(group.images[subject, scanner, contrast, s], np.float32)
                 label = np.asarray(group.labels[subject, s])
                 inside = image > 0
@@ -448,8 +485,13 @@ def teach_contrast(theta: nn.Module, groups: Sequence[Group], steps: int, seed: 
             loss = squared.mean() + 0.02 * ((mu.mean(0) ** 2).mean() + (spread**2).mean())
             optimizer.zero_grad()
             loss.backward()
-            # Image by image, and added in their order: one graph of all would be gone through in the order of the threads that made it.
-            gradients = run(lambda part, slope: torch.autograd.grad(part, parameters, slope, allow_unused=True), parts, mu.grad.split(1))
+            # Image by image, and added in their order: one graph of all would be gone through in the order of
+            # the threads that made it.
+            gradients = run(
+                lambda part, slope: torch.autograd.grad(part, parameters, slope, allow_unused=True),
+                parts,
+                mu.grad.split(1),
+            )
             for parameter, *shares in zip(parameters, *gradients):
                 parameter.grad = None if shares[0] is None else sum(shares)
             optimizer.step()
@@ -461,14 +503,14 @@ def teach_contrast(theta: nn.Module, groups: Sequence[Group], steps: int, seed: 
 def train_fusion(pairs: Sequence[tuple[np.ndarray, np.ndarray]], steps: int, seed: int) -> networks.FusionNet:
     """Train the fusion network; it starts as the mean of its three inputs.
 
-    Nine tenths of the steps see volumes of half the resolution, which have the same share of background (crops would not,
-    see above) and cost an eighth.
+    Nine tenths of the steps see volumes of half the resolution, which have the same share of background
+    (crops would not, see above) and cost an eighth.
 
     Parameters
     ----------
     pairs : sequence of (ndarray of shape (3, 224, 224, 224), ndarray of shape (224, 224, 224)), float32
-        Axial, coronal, sagittal reconstruction in the order (z, y, x), as `harmonizer.fusion_input` gives them, and the truth
-        over its 95th percentile.
+        Axial, coronal, sagittal reconstruction in the order (z, y, x), as `harmonizer.fusion_input` gives
+        them, and the truth over its 95th percentile.
     steps : int
         Of one volume each.
     seed : int
@@ -519,10 +561,13 @@ def fresh(seed: int, beta_base: int, decoder_base: int) -> dict[str, nn.Module]:
     """
     with torch.random.fork_rng():  # layers draw their weights from the global generator, which is put back
         torch.manual_seed(seed)
-        modules = {name: quicken(network) for name, network in networks.build(beta_base, decoder_base).items()}
+        modules = {
+            name: quicken(network) for name, network in networks.build(beta_base, decoder_base).items()
+        }
     nn.init.zeros_(modules["eta_encoder"].seq[-1].weight)
     nn.init.zeros_(modules["eta_encoder"].seq[-1].bias)
-    # Start from a small and certain variance of theta, and from an image that is not zero (a dead ReLU learns nothing).
+    # Start from a small and certain variance of theta, and from an image that is not zero (a dead ReLU learns
+    # nothing).
     nn.init.constant_(modules["theta_encoder"].logvar_conv[-1].bias, -4.0)
     nn.init.constant_(modules["decoder"].out_conv[-1].bias, 0.5)
     return modules
@@ -540,14 +585,16 @@ def train(
     begin: dict[str, nn.Module] | None = None,
     tell: Callable[[str], None] = print,
 ) -> dict[str, nn.Module]:
-    """Train, with a progress bar; a run that was interrupted goes on where it was saved last (once a minute) and ends with the same weights.
+    """Train, with a progress bar; a run that was interrupted goes on where it was saved last (once a minute)
+    and ends with the same weights.
 
     Parameters
     ----------
     groups : sequence of Group
         What to learn from.
     folder : str or Path
-        Holds ``state.pt`` (everything needed to go on) and ``history.csv`` (step, minutes, running mean of the L1, total loss).
+        Holds ``state.pt`` (everything needed to go on) and ``history.csv`` (step, minutes, running mean of
+        the L1, total loss).
     steps : int
         Of two slices each. All schedules follow from it.
     seed : int
@@ -557,7 +604,8 @@ def train(
     coarse_share : float
         Share of the steps with slices of lower resolution: see `side`.
     begin : dict of str to torch.nn.Module, optional
-        Networks to go on from. The run is then the last leg of the schedule, on whole slices, at its falling rate.
+        Networks to go on from. The run is then the last leg of the schedule, on whole slices, at its falling
+        rate.
     tell : callable
         Is given a line once a minute.
 
@@ -571,8 +619,12 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     modules = fresh(seed, beta_base, decoder_base)
     average = fresh(seed, beta_base, decoder_base)
-    rates = dict.fromkeys(("beta_encoder", "decoder", "attention_module", "patchifier"), _RATE) | {"theta_encoder": 0.1 * _RATE}
-    optimizer = torch.optim.Adam([{"params": modules[name].parameters(), "rate": rate} for name, rate in rates.items()])
+    rates = dict.fromkeys(("beta_encoder", "decoder", "attention_module", "patchifier"), _RATE) | {
+        "theta_encoder": 0.1 * _RATE
+    }
+    optimizer = torch.optim.Adam(
+        [{"params": modules[name].parameters(), "rate": rate} for name, rate in rates.items()]
+    )
     parameters = [p for name in rates for p in modules[name].parameters()]
     done, history = 0, []
     if (folder / "state.pt").exists():
@@ -602,13 +654,22 @@ def train(
 
     def differentiate(step: int, number: int) -> tuple:
         progress = progress_at(step)
-        rng = np.random.default_rng([seed, 2, step, number])  # so that a run that goes on draws what it would have drawn
+        rng = np.random.default_rng(
+            [seed, 2, step, number]
+        )  # so that a run that goes on draws what it would have drawn
         losses = loss_of(modules, draw(groups, rng), progress, side(progress, coarse_share), rng)
-        return torch.autograd.grad(losses["total"], parameters, allow_unused=True), losses["l1"].item(), losses["total"].item()
+        return (
+            torch.autograd.grad(losses["total"], parameters, allow_unused=True),
+            losses["l1"].item(),
+            losses["total"].item(),
+        )
 
-    # One thread per slice, and one for the optimizer: threads within a layer wait for each other when others use the machine too.
+    # One thread per slice, and one for the optimizer: threads within a layer wait for each other when others
+    # use the machine too.
     with side_by_side() as run:
-        for step in tqdm(range(done, steps), "training", initial=done, total=steps, unit="step", mininterval=1):
+        for step in tqdm(
+            range(done, steps), "training", initial=done, total=steps, unit="step", mininterval=1
+        ):
             gradients, l1, total = zip(*run(differentiate, [step] * _BATCH, range(_BATCH)))
             for parameter, *parts in zip(parameters, *gradients):
                 known = [part for part in parts if part is not None]

@@ -1,8 +1,9 @@
-"""What the interactive notebooks compute between two moves of a slider: one slice, or three that cross in a point.
+"""What the interactive notebooks compute between two moves of a slider: one slice, or three that cross in a
+point.
 
-Slicing and bringing back act along one axis only. So a plane of a thick-slice image needs a plane of the original and
-one small matrix, not the volume; and a harmonized slice needs three source slices, as long as background and
-intensity scale are those of the original image.
+Slicing and bringing back act along one axis only. So a plane of a thick-slice image needs a plane of the
+original and one small matrix, not the volume; and a harmonized slice needs three source slices, as long as
+background and intensity scale are those of the original image.
 """
 
 from collections.abc import Mapping
@@ -37,7 +38,9 @@ def kernels(thickness_mm: float, pulse: Pulse = Pulse()) -> dict[str, np.ndarray
     return found
 
 
-def degraded_lines(lines: np.ndarray, resolution: Resolution, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def degraded_lines(
+    lines: np.ndarray, resolution: Resolution, weights: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """What slicing and interpolating back leaves of a plane of an image, by each of several slice profiles.
 
     Parameters
@@ -54,7 +57,10 @@ def degraded_lines(lines: np.ndarray, resolution: Resolution, weights: Mapping[s
     """
     n = lines.shape[1]
     back = degradation.back_matrix(n, resolution)
-    return {name: lines @ (back @ degradation.matrix_of(taps, n, 1.0, resolution)).T for name, taps in weights.items()}
+    return {
+        name: lines @ (back @ degradation.matrix_of(taps, n, 1.0, resolution)).T
+        for name, taps in weights.items()
+    }
 
 
 # ---------------------------------------------------------------- three planes
@@ -102,11 +108,14 @@ def scene(images: Mapping[str, np.ndarray], brain: np.ndarray) -> Scene:
 
 
 def plane_of(volume: np.ndarray, plane: str, position: tuple[int, int, int]) -> np.ndarray:
-    """The slice of a volume that lies in a plane and goes through a voxel: ndarray, 2D, in the order of the volume's axes."""
+    """The slice of a volume that lies in a plane and goes through a voxel: ndarray, 2D, in the order of the
+    volume's axes."""
     return volume.take(position[AXIS[plane]], AXIS[plane])
 
 
-def acquired(volume: np.ndarray, orientation: str, resolution: Resolution, position: tuple[int, int, int]) -> dict[str, np.ndarray]:
+def acquired(
+    volume: np.ndarray, orientation: str, resolution: Resolution, position: tuple[int, int, int]
+) -> dict[str, np.ndarray]:
     """Three planes through a voxel of what a 2D acquisition makes of a volume, brought back to 1 mm.
 
     Parameters
@@ -133,11 +142,15 @@ def acquired(volume: np.ndarray, orientation: str, resolution: Resolution, posit
         else:
             image = volume.take(position[axis], axis)
             along = across - (across > axis)  # the slice normal among the two axes that are left
-            planes[plane] = np.moveaxis(np.tensordot(matrix.astype(np.float32), image, axes=(1, along)), 0, along)
+            planes[plane] = np.moveaxis(
+                np.tensordot(matrix.astype(np.float32), image, axes=(1, along)), 0, along
+            )
     return planes
 
 
-def harmonized(model, targets: Mapping, looked_at: Scene, sources: Mapping[str, Mapping[str, np.ndarray]], position) -> dict[str, dict[str, np.ndarray]]:
+def harmonized(
+    model, targets: Mapping, looked_at: Scene, sources: Mapping[str, Mapping[str, np.ndarray]], position
+) -> dict[str, dict[str, np.ndarray]]:
     """Harmonize three planes, each in its own plane of reconstruction, without fusion.
 
     Background and intensity scale are those of the 3D images: one slice knows neither.
@@ -164,8 +177,11 @@ def harmonized(model, targets: Mapping, looked_at: Scene, sources: Mapping[str, 
     return model.harmonize_planes(given, targets, {plane: position[axis] for plane, axis in AXIS.items()})
 
 
-def compare(reference: Mapping[str, np.ndarray], image: Mapping[str, np.ndarray], looked_at: Scene, position) -> tuple[float, float]:
-    """PSNR in dB and SSIM over the brain of three planes; the data range is the largest value of the reference in them.
+def compare(
+    reference: Mapping[str, np.ndarray], image: Mapping[str, np.ndarray], looked_at: Scene, position
+) -> tuple[float, float]:
+    """PSNR in dB and SSIM over the brain of three planes; the data range is the largest value of the
+    reference in them.
 
     Parameters
     ----------
@@ -176,12 +192,20 @@ def compare(reference: Mapping[str, np.ndarray], image: Mapping[str, np.ndarray]
     """
     peak = max(float(plane.max()) for plane in reference.values())
     inside = {plane: plane_of(looked_at.brain, plane, position) for plane in reference}
-    pixels = (np.concatenate([planes[plane][inside[plane]] for plane in reference])[:, None, None] for planes in (reference, image))
-    similar = [metrics.ssim_map(reference[p][..., None], image[p][..., None], peak, axis=2)[..., 0][inside[p]] for p in reference]
+    pixels = (
+        np.concatenate([planes[plane][inside[plane]] for plane in reference])[:, None, None]
+        for planes in (reference, image)
+    )
+    similar = [
+        metrics.ssim_map(reference[p][..., None], image[p][..., None], peak, axis=2)[..., 0][inside[p]]
+        for p in reference
+    ]
     return metrics.psnr(*pixels, peak), float(np.concatenate(similar).mean())
 
 
-def duel(number: int, resolutions: tuple[Resolution, ...], seed: int = 0) -> tuple[tuple[str, Resolution], tuple[str, Resolution]]:
+def duel(
+    number: int, resolutions: tuple[Resolution, ...], seed: int = 0
+) -> tuple[tuple[str, Resolution], tuple[str, Resolution]]:
     """Two acquisitions for the audience to choose between: (orientation, resolution) twice, never the same.
 
     Parameters
@@ -198,9 +222,18 @@ def duel(number: int, resolutions: tuple[Resolution, ...], seed: int = 0) -> tup
 
 def whole(looked_at: Scene, position) -> dict[str, dict[str, np.ndarray]]:
     """Contrast -> plane -> slice of the 3D images."""
-    return {contrast: {plane: plane_of(image, plane, position) for plane in AXIS} for contrast, image in looked_at.images.items()}
+    return {
+        contrast: {plane: plane_of(image, plane, position) for plane in AXIS}
+        for contrast, image in looked_at.images.items()
+    }
 
 
-def experiment_1(looked_at: Scene, orientation: str, resolution: Resolution, position) -> dict[str, dict[str, np.ndarray]]:
-    """Contrast -> plane -> slice of an acquisition in which all contrasts are sliced alike, as in experiments 1a to 1c."""
-    return {contrast: acquired(looked_at.images[contrast], orientation, resolution, position) for contrast in CONTRASTS}
+def experiment_1(
+    looked_at: Scene, orientation: str, resolution: Resolution, position
+) -> dict[str, dict[str, np.ndarray]]:
+    """Contrast -> plane -> slice of an acquisition in which all contrasts are sliced alike, as in experiments
+    1a to 1c."""
+    return {
+        contrast: acquired(looked_at.images[contrast], orientation, resolution, position)
+        for contrast in CONTRASTS
+    }

@@ -1,8 +1,8 @@
 """The interactive panels of notebooks 01 and 07.
 
-A panel draws its axes once. What a slider changes is put into lines and images that are there, and the figure becomes
-a PNG in a widget: several times as fast as a new figure, and the same in JupyterLab and Voila. The numbers come from
-`helpers.lab.live` and `helpers.slice_profile`.
+A panel draws its axes once. What a slider changes is put into lines and images that are there, and the figure
+becomes a PNG in a widget: several times as fast as a new figure, and the same in JupyterLab and Voila. The
+numbers come from `helpers.lab.live` and `helpers.slice_profile`.
 """
 
 import io
@@ -28,19 +28,30 @@ from helpers.lab import live
 from helpers.study import CONTRASTS, EXPERIMENTS, ORIENTATIONS, RESOLUTIONS, Resolution
 
 _DPI = 80
-_FILTERS = {"ls": "least squares", "pm": "equiripple", "ms": "windowed sinc", "min": "minimum phase", "max": "maximum phase"}
-_STYLE = "<style>.rm-big {font-size: 18px; line-height: 1.45} .rm-big b {font-size: 21px} .rm-error {color: #A33B00}</style>"
+_FILTERS = {
+    "ls": "least squares",
+    "pm": "equiripple",
+    "ms": "windowed sinc",
+    "min": "minimum phase",
+    "max": "maximum phase",
+}
+_STYLE = (
+    "<style>.rm-big {font-size: 18px; line-height: 1.45} .rm-big b {font-size: 21px} .rm-error "
+    "{color: #A33B00}</style>"
+)
 
 
 class Picture:
-    """A matplotlib figure whose axes are drawn once; what moves in it is drawn anew each time, and shown as a PNG.
+    """A matplotlib figure whose axes are drawn once; what moves in it is drawn anew each time, and shown as a
+    PNG.
 
     Parameters
     ----------
     width, height : float
         In inches of `_DPI` pixels.
     layout : callable
-        Is given the figure, makes its axes, and returns the artists that will change. The limits of the axes must not.
+        Is given the figure, makes its axes, and returns the artists that will change. The limits of the axes
+        must not.
     """
 
     def __init__(self, width: float, height: float, layout: Callable[[Figure], list[Artist]]):
@@ -51,7 +62,9 @@ class Picture:
             artist.set_animated(True)  # is left out of the background
         self.canvas.draw()
         self.background = self.canvas.copy_from_bbox(figure.bbox)
-        self.widget = w.Image(format="png", layout=w.Layout(width=f"{round(width * _DPI)}px", max_width="100%"))
+        self.widget = w.Image(
+            format="png", layout=w.Layout(width=f"{round(width * _DPI)}px", max_width="100%")
+        )
 
     def show(self) -> None:
         """Draw the artists as they are now."""
@@ -77,14 +90,17 @@ def _still(picture: w.Image, words: w.HTML) -> None:
 
 def _slider(description: str, value: float, low: float, high: float, step: float, **look):
     kind, form = (w.IntSlider, "d") if isinstance(step, int) else (w.FloatSlider, ".3g")
-    return kind(value, min=low, max=high, step=step, description=description, readout_format=form, **(_WIDE | look))
+    return kind(
+        value, min=low, max=high, step=step, description=description, readout_format=form, **(_WIDE | look)
+    )
 
 
 def _choice(description: str, options, value, **look):
     return w.Dropdown(options=options, value=value, description=description, **(_WIDE | look))
 
 
-#: How controls look: beside a panel of pictures on top of each other, and in the app, where they also wait for the mouse.
+#: How controls look: beside a panel of pictures on top of each other, and in the app, where they also wait
+#: for the mouse.
 _WIDE = {"style": {"description_width": "115px"}, "layout": {"width": "330px"}}
 _NARROW = {"style": {"description_width": "94px"}, "layout": {"width": "298px"}}
 _PATIENT = _NARROW | {"continuous_update": False}
@@ -135,15 +151,39 @@ class ProfilePanel:
         self.update()
         names = ["tb", "flip", "d1", "d2", "ftype"], ["thickness", "gap", "ptype", "part"]
         columns = [w.VBox([self.controls[name] for name in column]) for column in names]
-        self.widget = w.VBox([w.HBox([*columns, self.numbers], layout=w.Layout(align_items="center", grid_gap="24px")), *(picture.widget for picture in self.pictures)])
+        self.widget = w.VBox(
+            [
+                w.HBox([*columns, self.numbers], layout=w.Layout(align_items="center", grid_gap="24px")),
+                *(picture.widget for picture in self.pictures),
+            ]
+        )
 
     def _first_row(self, figure):
         b1, profile, train, talk = figure.subplots(1, 4)
         figure.subplots_adjust(left=0.052, right=0.99, bottom=0.2, top=0.88, wspace=0.24)
-        b1.set(title="pulse", xlabel="time (durations of the pulse)", ylabel="B1 / peak", xlim=(0, 1), ylim=(-0.35, 1.08))
-        profile.set(title="what it excites", xlabel="position (slice thicknesses)", xlim=(-1.6, 1.6), ylim=(-1.6, 1.15))
-        train.set(title="the slice and its neighbours", xlabel="position (mm)", xlim=(-16, 16), ylim=(-0.25, 1.15))
-        talk.set(title="from the neighbours' slabs", xlabel="gap (mm)", ylabel="% of the signal", xlim=(0, 5), ylim=(-2, 20))
+        b1.set(
+            title="pulse",
+            xlabel="time (durations of the pulse)",
+            ylabel="B1 / peak",
+            xlim=(0, 1),
+            ylim=(-0.35, 1.08),
+        )
+        profile.set(
+            title="what it excites",
+            xlabel="position (slice thicknesses)",
+            xlim=(-1.6, 1.6),
+            ylim=(-1.6, 1.15),
+        )
+        train.set(
+            title="the slice and its neighbours", xlabel="position (mm)", xlim=(-16, 16), ylim=(-0.25, 1.15)
+        )
+        talk.set(
+            title="from the neighbours' slabs",
+            xlabel="gap (mm)",
+            ylabel="% of the signal",
+            xlim=(0, 5),
+            ylim=(-2, 20),
+        )
         for axes in (b1, profile, train, talk):
             axes.axhline(0, color="0.85", lw=1)
         (self.b1,) = b1.plot([], [], color=BLUE, lw=2)
@@ -160,11 +200,29 @@ class ProfilePanel:
     def _second_row(self, figure):
         weights, transfer, brain, error = figure.subplots(1, 4, width_ratios=(1, 1, 1.05, 1.05))
         figure.subplots_adjust(left=0.052, right=0.985, bottom=0.17, top=0.9, wspace=0.2)
-        weights.set(title="weights of 1 mm voxels × thickness", xlabel="position (mm)", xlim=(-8, 8), ylim=(-0.08, 1.5))
-        styles = {"simulated": (ORANGE, "o", "-"), "box": (BLUE, "s", ":"), "Gaussian": (GREEN, "^", ":"), "radifox": (VERMILLION, "D", ":")}
-        self.weights = {n: weights.plot([], [], color=c, marker=m, ls=ls, lw=1.5, ms=4, label=n)[0] for n, (c, m, ls) in styles.items()}
+        weights.set(
+            title="weights of 1 mm voxels × thickness",
+            xlabel="position (mm)",
+            xlim=(-8, 8),
+            ylim=(-0.08, 1.5),
+        )
+        styles = {
+            "simulated": (ORANGE, "o", "-"),
+            "box": (BLUE, "s", ":"),
+            "Gaussian": (GREEN, "^", ":"),
+            "radifox": (VERMILLION, "D", ":"),
+        }
+        self.weights = {
+            n: weights.plot([], [], color=c, marker=m, ls=ls, lw=1.5, ms=4, label=n)[0]
+            for n, (c, m, ls) in styles.items()
+        }
         weights.legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
-        transfer.set(title="what is left of each frequency", xlabel="cycles/mm, through-plane", xlim=(0, 0.5), ylim=(-0.4, 1.1))
+        transfer.set(
+            title="what is left of each frequency",
+            xlabel="cycles/mm, through-plane",
+            xlim=(0, 0.5),
+            ylim=(-0.4, 1.1),
+        )
         transfer.axhline(0, color="0.85", lw=1)
         (self.transfer,) = transfer.plot([], [], color=BLUE, lw=2)
         (self.nyquist,) = transfer.plot([], [], color="0.35", ls=":", lw=1.6)
@@ -172,13 +230,27 @@ class ProfilePanel:
         vmax = np.percentile(self.plane, 99.5)
         rows, columns = (np.flatnonzero(self.brain.any(axis=axis)) for axis in (1, 0))
         self.image = brain.imshow(self.plane, cmap="gray", vmin=0, vmax=vmax, interpolation="nearest")
-        self.error = error.imshow(self.plane, cmap="PuOr_r", vmin=-vmax / 3, vmax=vmax / 3, interpolation="nearest")
-        for axes, title in ((brain, "axial slices, interpolated back"), (error, "its error, contrast times three")):
-            axes.set(title=title, xlim=(columns[0] - 8.5, columns[-1] + 8.5), ylim=(rows[-1] + 8.5, rows[0] - 8.5))
+        self.error = error.imshow(
+            self.plane, cmap="PuOr_r", vmin=-vmax / 3, vmax=vmax / 3, interpolation="nearest"
+        )
+        for axes, title in (
+            (brain, "axial slices, interpolated back"),
+            (error, "its error, contrast times three"),
+        ):
+            axes.set(
+                title=title, xlim=(columns[0] - 8.5, columns[-1] + 8.5), ylim=(rows[-1] + 8.5, rows[0] - 8.5)
+            )
             axes.axis("off")
         for axes in (weights, transfer, brain, error):
             axes.title.set_fontsize(11)
-        return [*self.weights.values(), self.transfer, self.nyquist, self.nyquist_text, self.image, self.error]
+        return [
+            *self.weights.values(),
+            self.transfer,
+            self.nyquist,
+            self.nyquist_text,
+            self.image,
+            self.error,
+        ]
 
     def _change_type(self, change) -> None:
         """Give the flip angle the range of the new type of pulse, and its usual value."""
@@ -188,7 +260,8 @@ class ProfilePanel:
             flip.min, flip.max, flip.value = low, high, Pulse(ptype=change["new"]).flip_angle_deg
 
     def update(self, _change=None) -> None:
-        """Follow the controls; what cannot be designed is said in place of the numbers, and the pictures stay."""
+        """Follow the controls; what cannot be designed is said in place of the numbers, and the pictures
+        stay."""
         value = {name: control.value for name, control in self.controls.items()}
         design = {name: value[name] for name in ("tb", "d1", "d2", "ftype", "ptype", "part")}
         try:
@@ -208,8 +281,10 @@ class ProfilePanel:
             [
                 f"FWHM of the profile: <b>{width:.3f}</b> × time-bandwidth product",
                 f"from the neighbours' slabs: <b>{talk:.1f} %</b> of the signal",
-                f"slices every <b>{resolution.separation_mm:g} mm</b>; error in the brain <b>{errors.pop('simulated'):.1f} %</b>",
-                "a wrong kernel adds: " + ", ".join(f"{name} {value:.1f} %" for name, value in errors.items()),
+                f"slices every <b>{resolution.separation_mm:g} mm</b>; error in the brain "
+                f"<b>{errors.pop('simulated'):.1f} %</b>",
+                "a wrong kernel adds: "
+                + ", ".join(f"{name} {value:.1f} %" for name, value in errors.items()),
             ]
         )
 
@@ -237,14 +312,22 @@ class ProfilePanel:
             kernel = weights.get(name, np.empty(0))
             line.set_data(np.arange(len(kernel)) - len(kernel) // 2, kernel * resolution.thickness_mm)
         frequency = np.linspace(0, 0.5, 101)
-        near = np.abs(position_mm) < 4 * resolution.thickness_mm  # the rest is a ripple that adds nothing to see
-        self.transfer.set_data(frequency, slice_profile.transfer_function(frequency, position_mm[near], weight[near]).real)
+        near = (
+            np.abs(position_mm) < 4 * resolution.thickness_mm
+        )  # the rest is a ripple that adds nothing to see
+        self.transfer.set_data(
+            frequency, slice_profile.transfer_function(frequency, position_mm[near], weight[near]).real
+        )
         nyquist = 0.5 / resolution.separation_mm
         self.nyquist.set_data([nyquist, nyquist], [-0.4, 1.1])
-        self.nyquist_text.set(x=nyquist + 0.008, text=f"Nyquist of the slices,\n{nyquist:.3f}; beyond: aliasing")
+        self.nyquist_text.set(
+            x=nyquist + 0.008, text=f"Nyquist of the slices,\n{nyquist:.3f}; beyond: aliasing"
+        )
         up = self.plane[::-1]  # rows run from top to bottom; slices are counted from below
         back = live.degraded_lines(up.T, resolution, weights)  # name -> image
-        error = {name: image - back["simulated"] for name, image in back.items()} | {"simulated": back["simulated"] - up.T}
+        error = {name: image - back["simulated"] for name, image in back.items()} | {
+            "simulated": back["simulated"] - up.T
+        }
         self.image.set_data(back["simulated"].T[::-1])
         self.error.set_data(error["simulated"].T[::-1])
         inside, scale = self.brain[::-1].T, 100 / self.plane[self.brain].mean()
@@ -254,7 +337,10 @@ class ProfilePanel:
 # ---------------------------------------------------------------- notebook 07
 
 _COLUMNS = ("3D image", "as acquired", "3D image, harmonized", "harmonized", "difference of the two")
-_WHITE, _DIFFERENCE = 1.45, 0.5  # ends of the look-up tables, in units of the 95th percentile by which HACA3 divides
+_WHITE, _DIFFERENCE = (
+    1.45,
+    0.5,
+)  # ends of the look-up tables, in units of the 95th percentile by which HACA3 divides
 #: What of the MNI grid is shown, voxels: first and last to the left, to the back, and up.
 _SHOWN = ((18, 174), (14, 204), (8, 166))
 _BIG = """<style>
@@ -284,7 +370,8 @@ def _brain_axes(axes, plane: str, **look):
 
 
 class Explorer:
-    """Choose an acquisition and look at it in three planes: the 3D image, what was acquired, and both harmonized.
+    """Choose an acquisition and look at it in three planes: the 3D image, what was acquired, and both
+    harmonized.
 
     Parameters
     ----------
@@ -298,7 +385,14 @@ class Explorer:
         To begin with.
     """
 
-    def __init__(self, subjects, open_subject: Callable[[int], live.Scene], model, targets: Mapping, resolution: Resolution):
+    def __init__(
+        self,
+        subjects,
+        open_subject: Callable[[int], live.Scene],
+        model,
+        targets: Mapping,
+        resolution: Resolution,
+    ):
         self.open_subject, self.model, self.targets = open_subject, model, targets
         self.controls = {
             "subject": _choice("subject", list(subjects), subjects[0], **_NARROW),
@@ -312,11 +406,17 @@ class Explorer:
         }
         self.scores = w.HTML()
         self.picture = Picture(11.4, 7.0, self._layout)
-        self.known = {}  # what is shown -> the 3D image and its harmonization: an acquisition does not change them
+        # what is shown -> the 3D image and its harmonization: an acquisition does not change them
+        self.known = {}
         for control in self.controls.values():
             control.observe(self.update, "value")
         self.update()
-        self.widget = w.HBox([w.VBox([*self.controls.values(), self.scores], layout=w.Layout(flex="0 0 305px")), self.picture.widget])
+        self.widget = w.HBox(
+            [
+                w.VBox([*self.controls.values(), self.scores], layout=w.Layout(flex="0 0 305px")),
+                self.picture.widget,
+            ]
+        )
 
     def _layout(self, figure):
         grid = figure.subplots(3, 5, height_ratios=(1.2, 1, 1))
@@ -325,15 +425,22 @@ class Explorer:
         for row, plane in enumerate(("axial", "coronal", "sagittal")):
             for axes, column in zip(grid[row], _COLUMNS, strict=True):
                 error = column == _COLUMNS[-1]
-                look = {"cmap": "PuOr_r", "vmin": -_DIFFERENCE, "vmax": _DIFFERENCE} if error else {"cmap": "gray", "vmin": 0, "vmax": _WHITE}
+                look = (
+                    {"cmap": "PuOr_r", "vmin": -_DIFFERENCE, "vmax": _DIFFERENCE}
+                    if error
+                    else {"cmap": "gray", "vmin": 0, "vmax": _WHITE}
+                )
                 self.images[plane, column] = _brain_axes(axes, plane, **look)
                 if row == 0:
                     axes.set_title(column, fontsize=14)
-            self.cross.append([draw(0, color=ORANGE, lw=1, ls=":") for draw in (grid[row, 0].axvline, grid[row, 0].axhline)])
+            self.cross.append(
+                [draw(0, color=ORANGE, lw=1, ls=":") for draw in (grid[row, 0].axvline, grid[row, 0].axhline)]
+            )
         return [*self.images.values(), *(line for lines in self.cross for line in lines)]
 
     def update(self, _change=None) -> None:
-        """Follow the controls: first what is acquired, then, as soon as it is there, what HACA3 makes of it."""
+        """Follow the controls: first what is acquired, then, as soon as it is there, what HACA3 makes of
+        it."""
         value = {name: control.value for name, control in self.controls.items()}
         position = tuple(int(value[name]) for name in ("left", "back", "up"))
         resolution = Resolution(round(value["thickness"], 2), round(value["gap"], 2))
@@ -342,7 +449,9 @@ class Explorer:
         shown = (value["subject"], contrast, position)
         if shown not in self.known:
             whole = live.whole(looked_at, position)
-            self.known = {shown: (whole, live.harmonized(self.model, aim, looked_at, whole, position)[contrast])}
+            self.known = {
+                shown: (whole, live.harmonized(self.model, aim, looked_at, whole, position)[contrast])
+            }
         whole, truth = self.known[shown]
         sources = live.experiment_1(looked_at, value["orientation"], resolution, position)
         scale, norm = looked_at.scale[contrast], self.targets[contrast].norm
@@ -376,7 +485,9 @@ class Explorer:
 
     def _move(self, position):
         left, back, up = position[0], position[1], 191 - position[2]
-        for (vertical, horizontal), (x, y) in zip(self.cross, ((left, back), (left, up), (back, up)), strict=True):
+        for (vertical, horizontal), (x, y) in zip(
+            self.cross, ((left, back), (left, up), (back, up)), strict=True
+        ):
             vertical.set_xdata([x, x])
             horizontal.set_ydata([y, y])
 
@@ -398,10 +509,20 @@ class Guess:
 
     _POSITION = (92, 112, 88)
 
-    def __init__(self, subject: Callable[[], live.Scene], model, targets: Mapping, contrast: str = "T1w", seed: int = 0):
-        self.subject, self.model, self.targets, self.contrast, self.seed = subject, model, targets, contrast, seed
+    def __init__(
+        self, subject: Callable[[], live.Scene], model, targets: Mapping, contrast: str = "T1w", seed: int = 0
+    ):
+        self.subject, self.model, self.targets, self.contrast, self.seed = (
+            subject,
+            model,
+            targets,
+            contrast,
+            seed,
+        )
         self.number, self.right = 0, 0
-        self.buttons = [w.Button(description=f"{name} is better", layout=w.Layout(width="200px")) for name in "AB"]
+        self.buttons = [
+            w.Button(description=f"{name} is better", layout=w.Layout(width="200px")) for name in "AB"
+        ]
         self.next = w.Button(description="next question", layout=w.Layout(width="200px"))
         self.says = w.HTML()
         self.picture = Picture(14.8, 5.6, self._layout)
@@ -419,7 +540,9 @@ class Guess:
             figure.text(0.004, 0.7 - 0.46 * row, name, fontsize=26)
             for column, axes in enumerate(grid[row]):
                 plane = ("axial", "coronal", "sagittal")[column % 3]
-                self.images[name, column >= 3, plane] = _brain_axes(axes, plane, cmap="gray", vmin=0, vmax=_WHITE)
+                self.images[name, column >= 3, plane] = _brain_axes(
+                    axes, plane, cmap="gray", vmin=0, vmax=_WHITE
+                )
         grid[0, 1].set_title("as acquired", fontsize=15)
         grid[0, 4].set_title("harmonized", fontsize=15)
         return list(self.images.values())
@@ -429,17 +552,28 @@ class Guess:
         self.number += 1
         self.choices = live.duel(self.number, RESOLUTIONS, self.seed)
         looked_at = self.subject()
-        self.sources = [live.experiment_1(looked_at, orientation, resolution, self._POSITION) for orientation, resolution in self.choices]
+        self.sources = [
+            live.experiment_1(looked_at, orientation, resolution, self._POSITION)
+            for orientation, resolution in self.choices
+        ]
         nothing = {plane: np.zeros_like(image) for plane, image in self.sources[0][self.contrast].items()}
         for name, each in zip("AB", self.sources, strict=True):
             self._put(name, False, each[self.contrast], looked_at.scale[self.contrast])
             self._put(name, True, nothing, 1)
         self._enable(True)
-        self.says.value = _text([f"Question {self.number}. {self._describe()} Which gives the better harmonized {self.contrast} image?"])
+        self.says.value = _text(
+            [
+                f"Question {self.number}. {self._describe()} Which gives the better harmonized "
+                f"{self.contrast} image?"
+            ]
+        )
         self.picture.show()
 
     def _describe(self):
-        lines = [f"<b>{name}</b>: {orientation} slices, {resolution.label} mm." for name, (orientation, resolution) in zip("AB", self.choices)]
+        lines = [
+            f"<b>{name}</b>: {orientation} slices, {resolution.label} mm."
+            for name, (orientation, resolution) in zip("AB", self.choices)
+        ]
         return " ".join(lines)
 
     def _answer(self, button=None):
@@ -449,14 +583,18 @@ class Guess:
         whole = live.whole(looked_at, self._POSITION)
         aim = {self.contrast: self.targets[self.contrast]}
         truth, *made = (
-            live.harmonized(self.model, aim, looked_at, each, self._POSITION)[self.contrast] for each in (whole, *self.sources)
+            live.harmonized(self.model, aim, looked_at, each, self._POSITION)[self.contrast]
+            for each in (whole, *self.sources)
         )
         scores = [live.compare(truth, image, looked_at, self._POSITION)[0] for image in made]
         for name, image in zip("AB", made, strict=True):
             self._put(name, True, image, self.targets[self.contrast].norm)
         self.picture.show()
         better = "AB"[int(np.argmax(scores))]
-        told = f"{self._describe()} Harmonized: <b>A {scores[0]:.1f} dB, B {scores[1]:.1f} dB</b>. {better} is better"
+        told = (
+            f"{self._describe()} Harmonized: <b>A {scores[0]:.1f} dB, B {scores[1]:.1f} dB</b>. {better} is "
+            "better"
+        )
         if button:
             self.right += button.description.startswith(better)
             told += f"; the room was right in <b>{self.right} of {self.number}</b>"
@@ -489,7 +627,10 @@ class TableOne:
     def __init__(self, found: tuple[str, pd.DataFrame]):
         self.found = found
         self.experiment = _choice("experiment", list(EXPERIMENTS), "1a", **_NARROW)
-        self.says, self.figure = w.HTML(), w.Image(format="png", layout=w.Layout(max_width="1200px", max_height="430px"))
+        self.says, self.figure = (
+            w.HTML(),
+            w.Image(format="png", layout=w.Layout(max_width="1200px", max_height="430px")),
+        )
         self.experiment.observe(self.update, "value")
         self.update()
         self.widget = w.VBox([self.experiment, self.says, self.figure])
@@ -497,7 +638,11 @@ class TableOne:
     def update(self, _change=None) -> None:
         """Say what the experiment's sources are, and show its scores."""
         experiment = self.experiment.value
-        lines = ["Sources: " + ", ".join(f"{contrast} <b>{how}</b>" for contrast, how in EXPERIMENTS[experiment].items()) + "."]
+        lines = [
+            "Sources: "
+            + ", ".join(f"{contrast} <b>{how}</b>" for contrast, how in EXPERIMENTS[experiment].items())
+            + "."
+        ]
         name, table = self.found
         if experiment not in set(table.experiment):
             self.says.value = _text([*lines, f"The study “{name}” did not run this experiment."])
@@ -505,7 +650,13 @@ class TableOne:
             return
         number = figures.score_figures([experiment])[0]
         subjects = table.subject.nunique()
-        self.says.value = _text([*lines, f"Scores of the study “{name}”, {subjects} subject{'s' if subjects > 1 else ''} (figure {number}):"])
+        self.says.value = _text(
+            [
+                *lines,
+                f"Scores of the study “{name}”, {subjects} subject{'s' if subjects > 1 else ''} (figure "
+                f"{number}):",
+            ]
+        )
         buffer = io.BytesIO()
         figure, *_ = figures.score_figure(table, number)
         figure.savefig(buffer, format="png", dpi=_DPI + 20)

@@ -1,9 +1,9 @@
 """What of a study is done: one rule for files and for notebooks.
 
-A result is kept as long as its key is what it was: a hash over the contents of its inputs, its parameters, the version of its stage
-(`STAGES`, raised by hand) and the versions of the libraries that compute it. Comments, names and places of our own code do not matter.
-So a notebook that is run alone makes what it needs, one that is run again finds its work done, and a study that was killed goes on
-where it was.
+A result is kept as long as its key is what it was: a hash over the contents of its inputs, its parameters,
+the version of its stage (`STAGES`, raised by hand) and the versions of the libraries that compute it.
+Comments, names and places of our own code do not matter. So a notebook that is run alone makes what it needs,
+one that is run again finds its work done, and a study that was killed goes on where it was.
 """
 
 import ast
@@ -32,8 +32,9 @@ class Stage:
     libraries: tuple[str, ...]
 
 
-#: A version is raised by hand when what the stage computes changes: then, and only then, it is computed again. Golden results say
-#: when that was forgotten (tests/pipeline/test_stages_golden.py). What a stage needs of others comes to it as files.
+#: A version is raised by hand when what the stage computes changes: then, and only then, it is computed
+#: again. Golden results say when that was forgotten (tests/pipeline/test_stages_golden.py). What a stage
+#: needs of others comes to it as files.
 STAGES = {
     "cohort": Stage(1, ("numpy", "scipy", "edt")),
     "preparation": Stage(1, ("antspyx", "numpy", "scipy", "scikit-image", "edt")),
@@ -60,14 +61,17 @@ def _digest(*facts) -> str:
 
 
 def key(stage: str, inputs: Iterable[Path], parameters: Mapping) -> str:
-    """Hash of what the result of a stage depends on: the contents of its inputs, its parameters, its version, its libraries."""
+    """Hash of what the result of a stage depends on: the contents of its inputs, its parameters, its version,
+    its libraries."""
     return _digest(_signature(stage), [content_hash(path) for path in inputs], parameters)
 
 
 def notebook_key(notebook: Path, parameters: Mapping, stages: Sequence[str]) -> str:
-    """Hash of what an execution depends on beside the files that it reads: the notebook's code, its parameters, its stages.
+    """Hash of what an execution depends on beside the files that it reads: the notebook's code, its
+    parameters, its stages.
 
-    Comments, docstrings and texts do not matter. The files are in the record of the execution (`record_notebook`).
+    Comments, docstrings and texts do not matter. The files are in the record of the execution
+    (`record_notebook`).
     """
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     code = [_meaning("".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
@@ -75,13 +79,17 @@ def notebook_key(notebook: Path, parameters: Mapping, stages: Sequence[str]) -> 
 
 
 def _meaning(source: str) -> str:
-    """Code without comments, docstrings and layout; as it stands where it is not plain Python, such as a cell with a magic."""
+    """Code without comments, docstrings and layout; as it stands where it is not plain Python, such as a cell
+    with a magic."""
     try:
         tree = ast.parse(source)
     except SyntaxError:
         return source
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+        if (
+            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            and ast.get_docstring(node) is not None
+        ):
             node.body = node.body[1:]
     return ast.dump(tree)
 
@@ -91,11 +99,15 @@ Output = tuple[np.ndarray, np.ndarray, dict]  # volume, affine, what else the si
 
 @functools.cache
 def software() -> list[dict[str, str]]:
-    return [{"Name": name, "Version": version(name)} for name in ("resolution-matters", "antspyx", "nibabel", "numpy", "scipy", "torch")]
+    return [
+        {"Name": name, "Version": version(name)}
+        for name in ("resolution-matters", "antspyx", "nibabel", "numpy", "scipy", "torch")
+    ]
 
 
 def content_hash(path: Path) -> str:
-    """What tells one volume from another: the hash of its file, or of the whole volume where the file holds some of its slices."""
+    """What tells one volume from another: the hash of its file, or of the whole volume where the file holds
+    some of its slices."""
     sidecar = volumes.read_sidecar(path)
     return sidecar.get("WholeVolumeSha256", sidecar["ContentSha256"])
 
@@ -105,8 +117,14 @@ def is_done(path: Path, key: str) -> bool:
     return sidecar.get("Key") == key and path.is_file() and path.stat().st_size == sidecar.get("ContentBytes")
 
 
-def compute(outputs: Mapping[str, Path], key: str, inputs: Sequence[Path], work: Callable[[list[str]], Iterable[Output]]) -> None:
-    """Write those of `outputs` that are not there already under this key: `work` gets their names, and yields one after the other."""
+def compute(
+    outputs: Mapping[str, Path],
+    key: str,
+    inputs: Sequence[Path],
+    work: Callable[[list[str]], Iterable[Output]],
+) -> None:
+    """Write those of `outputs` that are not there already under this key: `work` gets their names, and yields
+    one after the other."""
     missing = [name for name, path in outputs.items() if not is_done(path, key)]
     if not missing:
         return
@@ -128,7 +146,7 @@ def write_table(path: Path, table: pd.DataFrame, key: str) -> None:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    volumes.note(path)
+    volumes.record_use(path)
     # Experiment 2 is a name, not a number.
     return pd.read_csv(path, dtype={"experiment": str, "resolution": str})
 
@@ -152,7 +170,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], key: str) -> None
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    volumes.note(path)
+    volumes.record_use(path)
     with np.load(path, allow_pickle=False) as file:
         return dict(file)
 
@@ -167,7 +185,8 @@ def forget_notebook(folder: Path, name: str) -> None:
 
 
 def record_notebook(folder: Path, name: str, key: str, paths: Iterable[str | Path]) -> None:
-    """Write down that a task is done, under its `notebook_key`, and how the files that it depends on look now."""
+    """Write down that a task is done, under its `notebook_key`, and how the files that it depends on look
+    now."""
     files = {str(path): _look(str(path)) for path in sorted(map(str, set(paths)))}
     volumes.write_bytes(_path(folder, name), json.dumps({"key": key, "files": files}, indent=0).encode())
 
@@ -200,8 +219,9 @@ def notebook_is_done(folder: Path, name: str, key: str, repair: bool = False) ->
     key : str
         What `notebook_key` gives for it now.
     repair : bool
-        Remove the sidecar of a file of the study whose content is no longer the one that the sidecar vouches for, so that the
-        notebook makes it again, and keep the new times of a file that was written again with the same content.
+        Remove the sidecar of a file of the study whose content is no longer the one that the sidecar vouches
+        for, so that the notebook makes it again, and keep the new times of a file that was written again with
+        the same content.
     """
     try:
         written = json.loads(_path(folder, name).read_text())
@@ -226,7 +246,12 @@ def notebook_is_done(folder: Path, name: str, key: str, repair: bool = False) ->
             same = False
             sidecar = volumes.read_sidecar(path) or {}
             # What lies elsewhere, such as a data set of one's own, is not the study's to mend.
-            if repair and is_ours(folder, path) and not path.endswith(".json") and sidecar.get("ContentSha256", content) != content:
+            if (
+                repair
+                and is_ours(folder, path)
+                and not path.endswith(".json")
+                and sidecar.get("ContentSha256", content) != content
+            ):
                 volumes.sidecar_path(path).unlink(missing_ok=True)
     if same and touched and repair:
         volumes.write_bytes(_path(folder, name), json.dumps({"key": key, "files": files}, indent=0).encode())
@@ -239,6 +264,9 @@ def is_ours(folder: Path, path: str) -> bool:
 
 
 def read_trace(path: Path) -> tuple[dict[str, list | None], set[str]]:
-    """The files that a notebook read or wrote, each as it was at first (`volumes.look`), and those that it wrote."""
+    """The files that a notebook read or wrote, each as it was at first (`volumes.look`), and those that it
+    wrote."""
     entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {file: facts for file, _, facts in reversed(entries)}, {file for file, written, _ in entries if written}
+    return {file: facts for file, _, facts in reversed(entries)}, {
+        file for file, written, _ in entries if written
+    }

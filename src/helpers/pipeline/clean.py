@@ -25,7 +25,8 @@ class Results:
 
 
 def results(plan: Study) -> Results:
-    """What a study has written, below its own folder. Files of others there, and what links point to, are not among it.
+    """What a study has written, below its own folder. Files of others there, and what links point to, are not
+    among it.
 
     Raises
     ------
@@ -40,23 +41,33 @@ def results(plan: Study) -> Results:
     except (OSError, ValueError, KeyError, TypeError):
         name = None
     if name != folders.title(plan) or layout.ROOT.is_relative_to(folder.resolve()):
-        raise ValueError(f"{folder}: accepted is a folder that the study {plan.name} wrote and describes in dataset_description.json")
+        raise ValueError(
+            f"{folder}: accepted is a folder that the study {plan.name} wrote and describes in "
+            "dataset_description.json"
+        )
     files = []
     for top in sorted(itertools.chain.from_iterable(map(folder.glob, _OURS))):
         if top.is_dir() and not top.is_symlink():
             for where, below, names in os.walk(top):  # A link to a folder goes as the link that it is.
-                files += [Path(where) / each for each in (*names, *below) if each in names or (Path(where) / each).is_symlink()]
+                files += [
+                    Path(where) / each
+                    for each in (*names, *below)
+                    if each in names or (Path(where) / each).is_symlink()
+                ]
         else:
             files.append(top)
     # The lock is `clean`'s own to hold, until all else is gone.
-    files = [path for path in files if path.parent != status.report_folder(plan) or path.name not in log.LOCKS]
+    files = [
+        path for path in files if path.parent != status.report_folder(plan) or path.name not in log.LOCKS
+    ]
     # Last, so that a clean that was interrupted can be run again.
     files.append(folder / "dataset_description.json")
     return Results(folder, tuple(files), sum(path.lstat().st_size for path in files) / 1e6)
 
 
 def clean(plan: Study) -> Results:
-    """Remove what a study has written (`results`), and the folders that this leaves empty; return what it was.
+    """Remove what a study has written (`results`), and the folders that this leaves empty; return what it
+    was.
 
     Raises
     ------

@@ -16,18 +16,30 @@ from helpers.study import Resolution, Study
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; return 0 if all went well, 1 if a notebook failed, 2 if the input was refused, 130 if interrupted."""
-    parser = argparse.ArgumentParser(prog="resolution-matters", description="What thick slices do to MR image harmonization.")
+    """Run a command; return 0 if all went well, 1 if a notebook failed, 2 if the input was refused, 130 if
+    interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="resolution-matters", description="What thick slices do to MR image harmonization."
+    )
     parser.add_argument("--version", action="version", version=version("resolution-matters"))
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run a study: its notebooks, as far as they are not done yet")
-    workers = "notebooks at a time, or jobs of a cluster (default: the study's; on this machine one per core, as far as memory allows)"
+    workers = (
+        "notebooks at a time, or jobs of a cluster (default: the study's; on this machine one per core, as "
+        "far as memory allows)"
+    )
     run.add_argument("--workers", type=int, help=workers)
     only = "only tasks of such names and what they need, e.g. '04*sub-sim01*exp-3'; may be repeated"
     run.add_argument("--only", action="append", default=[], metavar="PATTERN", help=only)
-    run.add_argument("--dry-run", action="store_true", help="say what would be done, how long it takes and how much disk, and do nothing")
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what would be done, how long it takes and how much disk, and do nothing",
+    )
     run.set_defaults(action=_run)
-    commands.add_parser("status", help="what is done, running, failed and missing").set_defaults(action=_status)
+    commands.add_parser("status", help="what is done, running, failed and missing").set_defaults(
+        action=_status
+    )
     clean = commands.add_parser("clean", help="remove a study's results")
     clean.add_argument("--yes", action="store_true", help="do not ask")
     clean.set_defaults(action=_clean)
@@ -38,7 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
     resolve.add_argument("out", help="the file to be, .nii.gz")
     resolve.add_argument("--thickness", type=float, metavar="MM", help="of the slices")
     resolve.add_argument("--gap", type=float, metavar="MM", help="between them")
-    taught = "what was learnt from a stack of the same protocol; where there is no such file, it is made from this one"
+    taught = (
+        "what was learnt from a stack of the same protocol; where there is no such file, it is made from "
+        "this one"
+    )
     resolve.add_argument("--resolver", metavar="FILE.pt", help=taught)
     resolve.set_defaults(action=_super_resolve)
     options = parser.parse_args(arguments)
@@ -60,11 +75,13 @@ def _run(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
     if options.workers is not None:
         if options.workers < 1:
             raise ValueError(f"--workers is {options.workers}: accepted are whole numbers from 1")
-        where = dataclasses.replace(where, **{"workers" if where.kind == "local" else "jobs": options.workers})
+        where = dataclasses.replace(
+            where, **{"workers" if where.kind == "local" else "jobs": options.workers}
+        )
     if options.dry_run:
         plan = _settled(plan)
         wanted = graph.choose(graph.tasks(plan), options.only or ["*"])
-        run.check(plan, wanted)
+        run.refuse_early(plan, wanted)
         states = status.status(plan)
         _tell(plan, states[states.task.isin([task.name for task in wanted])], where)
         return 0
@@ -115,16 +132,29 @@ def _tell(plan: Study, states, where: Cluster) -> None:
     from helpers.pipeline import folders, run, status
 
     kinds = ["done", "running", "failed", "missing"]
-    table = states.groupby("stage").state.value_counts().unstack(fill_value=0).reindex(columns=kinds, fill_value=0)
+    table = (
+        states.groupby("stage")
+        .state.value_counts()
+        .unstack(fill_value=0)
+        .reindex(columns=kinds, fill_value=0)
+    )
     times = states.groupby("stage")[["seconds", "expected_s"]].sum() / 60
     table = table.join(times.rename(columns={"seconds": "took, min", "expected_s": "left, min"}).round(1))
     table.loc["together"] = table.sum()
     counts = {kind: "{:.0f}".format for kind in kinds}
-    print(f"Study {plan.name}, {folders.folder(plan)}\n{table.rename_axis(None).to_string(formatters=counts)}\n")
+    print(
+        f"Study {plan.name}, {folders.folder(plan)}\n{table.rename_axis(None).to_string(formatters=counts)}\n"
+    )
     if (states.state != "done").any():
-        hours, free = status.expected_hours(plan, states, where.size()), run.free_mb(folders.folder(plan)) / 1000
+        hours, free = (
+            status.expected_hours(plan, states, where.size()),
+            run.free_mb(folders.folder(plan)) / 1000,
+        )
         at = f"{where.size()} {'workers' if where.kind == 'local' else f'{where.kind} jobs'}"
-        print(f"Left: about {hours:.1f} h on {at}, and {states.expected_mb.sum() / 1000:.1f} GB of disk ({free:.1f} GB free).")
+        print(
+            f"Left: about {hours:.1f} h on {at}, and {states.expected_mb.sum() / 1000:.1f} GB of disk "
+            f"({free:.1f} GB free)."
+        )
 
 
 def _clean(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
@@ -144,7 +174,8 @@ def _clean(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
 
 
 def _super_resolve(options: argparse.Namespace) -> int:
-    """Read, teach unless that was done, resolve and write; all that can be refused is refused before the minutes of teaching."""
+    """Read, teach unless that was done, resolve and write; all that can be refused is refused before the
+    minutes of teaching."""
     begin = time.monotonic()
     if not options.out.endswith(".nii.gz"):
         raise ValueError(f"{options.out}: accepted are names that end in .nii.gz")
@@ -172,21 +203,33 @@ def _super_resolve(options: argparse.Namespace) -> int:
     sidecar |= {
         "Sources": [source],
         "SuperResolution": {**acquired, "LearntFrom": learnt},
-        "Resolution": f"1 mm across slices, super-resolved from {resolution.thickness_mm:g} mm with gaps of {resolution.gap_mm:g} mm",
+        "Resolution": (
+            f"1 mm across slices, super-resolved from {resolution.thickness_mm:g} mm "
+            f"with gaps of {resolution.gap_mm:g} mm"
+        ),
     }
     volumes.write(options.out, volume, out_affine, sidecar)
     shape = " x ".join(map(str, volume.shape))
-    print(f"{options.out}: {shape} voxels from slices of {resolution.label} mm, {(time.monotonic() - begin) / 60:.1f} min")
+    print(
+        f"{options.out}: {shape} voxels from slices of {resolution.label} mm, "
+        f"{(time.monotonic() - begin) / 60:.1f} min"
+    )
     return 0
 
 
 def _resolution_of(options: argparse.Namespace, sidecar: dict, affine: np.ndarray) -> Resolution:
-    """Thickness and gap of a stack: as given, else as its sidecar has them, the separation else as its header has it."""
+    """Thickness and gap of a stack: as given, else as its sidecar has them, the separation else as its header
+    has it."""
     thickness = sidecar.get("SliceThickness") if options.thickness is None else options.thickness
     if thickness is None:
-        raise ValueError(f"{options.stack} has no sidecar with SliceThickness: accepted is one, or --thickness in mm")
+        raise ValueError(
+            f"{options.stack} has no sidecar with SliceThickness: accepted is one, or --thickness in mm"
+        )
     if isinstance(thickness, bool) or not isinstance(thickness, int | float):
-        raise ValueError(f"{volumes.sidecar_path(options.stack)} has the SliceThickness {thickness!r}: accepted is a number of mm")
+        raise ValueError(
+            f"{volumes.sidecar_path(options.stack)} has the SliceThickness {thickness!r}: accepted is a "
+            "number of mm"
+        )
     gap = options.gap
     if gap is None:
         # Headers hold 32-bit floats: 6.5000001 is 6.5. SpacingBetweenSlices says the same, if it is right.
@@ -194,7 +237,10 @@ def _resolution_of(options: argparse.Namespace, sidecar: dict, affine: np.ndarra
         gap = round(separation - thickness, 3)
         if gap < 0:
             lie = f"slices of {thickness:g} mm, {separation:g} mm apart"
-            raise ValueError(f"{options.stack} has {lie}: accepted are slices that do not overlap, or --thickness and --gap in mm")
+            raise ValueError(
+                f"{options.stack} has {lie}: accepted are slices that do not overlap, or --thickness and "
+                "--gap in mm"
+            )
     return Resolution(thickness, gap)
 
 

@@ -1,4 +1,5 @@
-"""Where the notebooks of a study run: on this machine, or as jobs of a batch system. It has no part in the results."""
+"""Where the notebooks of a study run: on this machine, or as jobs of a batch system. It has no part in the
+results."""
 
 import contextlib
 import re
@@ -12,9 +13,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from helpers import insides
-from helpers.study import check, check_keys, read_toml
+from helpers.study import read_toml, require, require_keys
 
-#: Kind -> dask-jobqueue's class, the command that must be there, what that class calls an account, and how a directive begins.
+#: Kind -> dask-jobqueue's class, the command that must be there, what that class calls an account, and how a
+#: directive begins.
 KINDS = {
     "slurm": ("SLURMCluster", "sbatch", "account", "#SBATCH"),
     "pbs": ("PBSCluster", "qsub", "account", "#PBS"),
@@ -22,7 +24,8 @@ KINDS = {
     "sge": ("SGECluster", "qsub", "project", "#$"),
 }
 
-#: Kind -> the command that is asked for a job, which is named last, and what it says of one that has ended. Saying nothing says so too.
+#: Kind -> the command that is asked for a job, which is named last, and what it says of one that has ended.
+#: Saying nothing says so too.
 _ASKED = {
     "slurm": (("squeue", "--noheader", "--jobs"), r"invalid job id"),
     "pbs": (("qstat",), r"unknown job id|job has finished"),
@@ -30,8 +33,8 @@ _ASKED = {
     "sge": (("qstat", "-j"), r"do not exist"),
 }
 
-#: Kind -> an option of ours -> those of a study's directives that say the same, so that ours is left out: batch systems refuse
-#: some pairs, such as --mem with --mem-per-cpu, and of others take one without a word.
+#: Kind -> an option of ours -> those of a study's directives that say the same, so that ours is left out:
+#: batch systems refuse some pairs, such as --mem with --mem-per-cpu, and of others take one without a word.
 _SAME = {
     "slurm": {
         "-J ": r"-J|--job-name\b",
@@ -64,7 +67,8 @@ _SAME = {
     },
 }
 
-#: Kind -> how a walltime is written, and an example. A batch system reads what another writes as something else, or not at all.
+#: Kind -> how a walltime is written, and an example. A batch system reads what another writes as something
+#: else, or not at all.
 _WALLTIME = {
     "slurm": (r"\d+-\d+(:\d+){0,2}|\d+(:\d+){0,2}", "02:00:00"),
     "pbs": (r"\d+(:\d+){0,2}", "02:00:00"),
@@ -95,22 +99,24 @@ class Cluster:
     jobs : int
         Jobs at a time.
     cores : int
-        Cores of a job, which are the threads of its notebook. Sites of SGE name them as they like: ask for them, and for
-        memory, in `directives`, such as ``-pe smp 2``.
+        Cores of a job, which are the threads of its notebook. Sites of SGE name them as they like: ask for
+        them, and for memory, in `directives`, such as ``-pe smp 2``.
     memory : str
         Of a job, with a unit; empty: jobs ask for none, as sites want it that give a whole node.
     walltime : str
-        Of a job, as the batch system writes it: ``02:00:00``, for LSF ``02:00``; empty: jobs ask for none, and get what the queue
-        gives. A notebook that a job's end cuts short is begun again in another, so it should be longer than any notebook takes.
+        Of a job, as the batch system writes it: ``02:00:00``, for LSF ``02:00``; empty: jobs ask for none,
+        and get what the queue gives. A notebook that a job's end cuts short is begun again in another, so it
+        should be longer than any notebook takes.
     queue, account : str
         Where jobs are queued and who pays; empty: as the batch system decides.
     directives : tuple of str
-        More of the batch system's options, as they stand behind ``#SBATCH``. One that says what a key says, such as
-        ``--mem-per-cpu=4G`` or ``--time=1-0``, takes the place of the key's line.
+        More of the batch system's options, as they stand behind ``#SBATCH``. One that says what a key says,
+        such as ``--mem-per-cpu=4G`` or ``--time=1-0``, takes the place of the key's line.
     prologue : tuple of str
         Shell commands before the worker starts, such as ``module load``.
     interface : str
-        Network interface by which jobs reach this machine, such as ``ib0``; empty: as the host's name resolves.
+        Network interface by which jobs reach this machine, such as ``ib0``; empty: as the host's name
+        resolves.
 
     Raises
     ------
@@ -131,7 +137,7 @@ class Cluster:
     interface: str = ""
 
     def __post_init__(self):
-        check("kind", self.kind, ("local", *KINDS))
+        require("kind", self.kind, ("local", *KINDS))
         for name, least in (("workers", 0), ("jobs", 1), ("cores", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -141,25 +147,49 @@ class Cluster:
             if not isinstance(value, str) or "\n" in value:
                 raise ValueError(f"{name} is {value!r}: accepted is text of one line")
         if not re.fullmatch(r"(\d+(\.\d+)? ?[KMGT]i?B)?", self.memory):
-            raise ValueError(f"memory is {self.memory!r}: accepted is a number with a unit, such as '4GB', or nothing")
+            raise ValueError(
+                f"memory is {self.memory!r}: accepted is a number with a unit, such as '4GB', or nothing"
+            )
         if self.walltime and self.kind in KINDS:
             form, example = _WALLTIME[self.kind]
             if not re.fullmatch(form, self.walltime):
-                raise ValueError(f"walltime is {self.walltime!r}: accepted with kind {self.kind} is a time such as '{example}'")
+                raise ValueError(
+                    f"walltime is {self.walltime!r}: accepted with kind {self.kind} is a time such as "
+                    f"'{example}'"
+                )
         for name in ("directives", "prologue"):
             value = getattr(self, name)
-            if not isinstance(value, (list, tuple)) or not all(isinstance(each, str) and "\n" not in each for each in value):
+            if not isinstance(value, (list, tuple)) or not all(
+                isinstance(each, str) and "\n" not in each for each in value
+            ):
                 raise ValueError(f"{name} is {value!r}: accepted is a list of texts of one line")
             object.__setattr__(self, name, tuple(value))
-        unused = ("jobs", "cores", "memory", "walltime", "queue", "account", "directives", "prologue", "interface")
+        unused = (
+            "jobs",
+            "cores",
+            "memory",
+            "walltime",
+            "queue",
+            "account",
+            "directives",
+            "prologue",
+            "interface",
+        )
         for field in fields(self):
-            if field.name in (unused if self.kind == "local" else ("workers",)) and getattr(self, field.name) != field.default:
+            if (
+                field.name in (unused if self.kind == "local" else ("workers",))
+                and getattr(self, field.name) != field.default
+            ):
                 accepted = "workers" if self.kind == "local" else "jobs"
-                raise ValueError(f"{field.name} is {getattr(self, field.name)!r} with kind {self.kind}: accepted there is {accepted}")
+                raise ValueError(
+                    f"{field.name} is {getattr(self, field.name)!r} with kind {self.kind}: accepted there "
+                    f"is {accepted}"
+                )
 
     @classmethod
     def from_toml(cls, path: str | Path) -> "Cluster":
-        """Read the ``[cluster]`` table of a study file, which `Study.from_toml` has found readable; none is ``local``.
+        """Read the ``[cluster]`` table of a study file, which `Study.from_toml` has found readable; none is
+        ``local``.
 
         Without a table of its own a file has that of the file that it extends.
 
@@ -174,7 +204,7 @@ class Cluster:
         file, table = tables[-1]
         if not isinstance(table, dict):
             raise ValueError(f"{file}: cluster is {table!r}: accepted is a table, [cluster]")
-        check_keys(f"{file}: [cluster]", table, [field.name for field in fields(cls)])
+        require_keys(f"{file}: [cluster]", table, [field.name for field in fields(cls)])
         try:
             return cls(**table)
         except ValueError as error:
@@ -220,8 +250,9 @@ def start(cluster: Cluster, folder: Path) -> Iterator:
     ------
     client : dask.distributed.Client
     again : callable
-        To be called now and then: submits jobs in place of those that were lost, before they reached us or after. `scale` does
-        not do so by itself, and `adapt` would end jobs while their kernels work. RuntimeError if jobs do nothing but end.
+        To be called now and then: submits jobs in place of those that were lost, before they reached us or
+        after. `scale` does not do so by itself, and `adapt` would end jobs while their kernels work.
+        RuntimeError if jobs do nothing but end.
 
     Raises
     ------
@@ -235,14 +266,20 @@ def start(cluster: Cluster, folder: Path) -> Iterator:
     with _configured(cluster):
         if cluster.kind == "local":
             # No memory limit of dask's: it would count the worker, not the kernel that does the work.
-            pool = LocalCluster(n_workers=cluster.size(), threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0)
+            pool = LocalCluster(
+                n_workers=cluster.size(),
+                threads_per_worker=1,
+                dashboard_address="127.0.0.1:0",
+                memory_limit=0,
+            )
             with pool, Client(pool) as client:
                 yield client, lambda: None
         else:
             command = KINDS[cluster.kind][1]
             if shutil.which(command) is None:
                 raise FileNotFoundError(
-                    f"kind is {cluster.kind!r}: there is no {command} on this machine: accepted is kind local, or a login node"
+                    f"kind is {cluster.kind!r}: there is no {command} on this machine: accepted is kind "
+                    "local, or a login node"
                 )
             with _jobqueue(cluster, folder) as jobs, Client(jobs) as client:
                 while len(jobs.worker_spec) < cluster.jobs:
@@ -258,27 +295,36 @@ def start(cluster: Cluster, folder: Path) -> Iterator:
 class _Renewal:
     """Called now and then, it keeps the number of jobs."""
 
-    #: Jobs that the batch system is asked about at a time: hundreds that wait in its queue must not become a burden to it.
+    #: Jobs that the batch system is asked about at a time: hundreds that wait in its queue must not become a
+    #: burden to it.
     ASKED = 4
     #: Jobs that may end, for each that is wanted, before the worker of one of them reaches us.
     PATIENCE = 3
 
     def __init__(self, jobs, cluster: Cluster, folder: Path):
         self.jobs, self.cluster, self.folder = jobs, cluster, folder
-        self.suspects, self.turn, self.wasted = weakref.WeakSet(), 0, 0  # a job that dask forgets is forgotten here
+        self.suspects, self.turn, self.wasted = (
+            weakref.WeakSet(),
+            0,
+            0,
+        )  # a job that dask forgets is forgotten here
 
     def __call__(self) -> None:
         self._forget_lost()
         if self.wasted > self.PATIENCE * self.cluster.jobs:
-            raise RuntimeError(f"{self.wasted} jobs ended before their workers reached this machine: what they said is in {self.folder}")
+            raise RuntimeError(
+                f"{self.wasted} jobs ended before their workers reached this machine: what they said is in "
+                f"{self.folder}"
+            )
         self.jobs.scale(jobs=self.cluster.jobs)
 
     def _forget_lost(self) -> None:
         connected = {each["name"] for each in list(self.jobs.scheduler_info["workers"].values())}
         if connected:
             self.wasted = 0
-        # Dask forgets a job whose worker it has known. For one that ended before that it would wait for ever, as for one that
-        # was never submitted: a refusal is only logged. It must be found twice, since dask takes a while to forget.
+        # Dask forgets a job whose worker it has known. For one that ended before that it would wait for ever,
+        # as for one that was never submitted: a refusal is only logged. It must be found twice, since dask
+        # takes a while to forget.
         waiting = [(name, job) for name, job in list(self.jobs.workers.items()) if name not in connected]
         start = self.turn % len(waiting) if waiting else 0
         for name, job in (waiting[start:] + waiting[:start])[: self.ASKED]:
@@ -294,7 +340,8 @@ class _Renewal:
 
 
 def _ended(kind: str, job: str | None) -> bool:
-    """Whether the batch system says that a job is over; one without a number was refused. If it says nothing of the kind, it is not."""
+    """Whether the batch system says that a job is over; one without a number was refused. If it says nothing
+    of the kind, it is not."""
     if job is None:
         return True
     command, over = _ASKED[kind]
@@ -313,18 +360,33 @@ def _configured(cluster: Cluster):
     if cluster.kind in KINDS:
         import dask_jobqueue  # noqa: F401  likewise: settings that come while others are changed would be taken back with them
 
-    # A script asks for what the study says, and for nothing that dask-jobqueue or a file of its own would add, as half an hour.
-    asked = ("walltime", "queue", "account", "project", "interface", "resource-spec", "job-cpu", "job-mem", "ncpus", "mem")
+    # A script asks for what the study says, and for nothing that dask-jobqueue or a file of its own would
+    # add, as half an hour.
+    asked = (
+        "walltime",
+        "queue",
+        "account",
+        "project",
+        "interface",
+        "resource-spec",
+        "job-cpu",
+        "job-mem",
+        "ncpus",
+        "mem",
+    )
     nothing = {f"jobqueue.{cluster.kind}.{key}": None for key in asked}
     return dask.config.set(
         {
             **(nothing if cluster.kind in KINDS else {}),
-            # A node that is silent for half an hour is lost. A worker's own thread is busy only while it starts a notebook.
+            # A node that is silent for half an hour is lost. A worker's own thread is busy only while it
+            # starts a notebook.
             "distributed.scheduler.worker-ttl": "30 minutes",
-            # What was running on a lost worker is run again elsewhere, twice; a notebook that fails is not run again.
+            # What was running on a lost worker is run again elsewhere, twice; a notebook that fails is not
+            # run again.
             "distributed.scheduler.allowed-failures": 2,
             "distributed.deploy.lost-worker-timeout": "10s",
-            # Dask looks at itself up to a hundred times a second, which is for tasks of milliseconds; a notebook takes many seconds.
+            # Dask looks at itself up to a hundred times a second, which is for tasks of milliseconds; a
+            # notebook takes many seconds.
             "distributed.worker.profile.enabled": False,
             "distributed.admin.tick.interval": "1s",
             "distributed.admin.system-monitor.interval": "5s",
@@ -337,7 +399,12 @@ def _jobqueue(cluster: Cluster, folder: Path):
     import dask_jobqueue
 
     name, _, account, mark = KINDS[cluster.kind]
-    chosen = {"queue": cluster.queue, account: cluster.account, "walltime": cluster.walltime, "interface": cluster.interface}
+    chosen = {
+        "queue": cluster.queue,
+        account: cluster.account,
+        "walltime": cluster.walltime,
+        "interface": cluster.interface,
+    }
     directives = list(cluster.directives)
 
     def given(same: str) -> bool:

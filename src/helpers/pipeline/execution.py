@@ -17,7 +17,8 @@ _LONGEST_SOCKET = 100
 
 @dataclass(frozen=True)
 class Execution:
-    """What became of one execution: the error's last line or None, how long it took, how many images it wrote."""
+    """What became of one execution: the error's last line or None, how long it took, how many images it
+    wrote."""
 
     error: str | None
     seconds: float = 0
@@ -29,7 +30,8 @@ def execute(task: graph.Task, folder: Path, threads: int = 1) -> Execution:
     # ITK takes one thread whatever is said here: its sums depend on their number (helpers.registration).
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
     os.environ.update(dict.fromkeys(names, str(threads)), ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS="1")
-    # glibc hands freed arrays back to the system, and every new one comes as page faults: a fifth of the time of a simulated subject.
+    # glibc hands freed arrays back to the system, and every new one comes as page faults: a fifth of the time
+    # of a simulated subject.
     os.environ.update({"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)})
     started = time.monotonic()
     executed = folder / f"{task.name}.ipynb"
@@ -47,20 +49,28 @@ def execute(task: graph.Task, folder: Path, threads: int = 1) -> Execution:
             files, written = cache.read_trace(trace)
             if executed.exists():
                 _render(executed, page)
-            # Should the notebook have changed meanwhile, or an image that is not the study's, nobody knows which the kernel had.
-            given = {path: facts for path, facts in files.items() if path not in written and not cache.is_ours(folder, path)}
+            # Should the notebook have changed meanwhile, or an image that is not the study's, nobody knows
+            # which the kernel had.
+            given = {
+                path: facts
+                for path, facts in files.items()
+                if path not in written and not cache.is_ours(folder, path)
+            }
             same = task.key == key and all(volumes.look(path) == given[path] for path in given)
             if error is None and same:
                 cache.record_notebook(folder, task.name, key, {*files, str(executed), str(page)})
         except Exception as failure:  # A kernel that died, a full disk: the study goes on, and says so.
             error, written = last_line(f"{type(failure).__name__}: {failure}"), ()
-    return Execution(error, round(time.monotonic() - started, 3), sum(path.endswith(".nii.gz") for path in written))
+    return Execution(
+        error, round(time.monotonic() - started, 3), sum(path.endswith(".nii.gz") for path in written)
+    )
 
 
 def _sockets(folder: Path) -> dict[str, str]:
     """How worker and kernel talk: through files in a folder of this task's own.
 
-    A port that is free when it is chosen may be another worker's by the time the kernel opens it: then the notebook would fail.
+    A port that is free when it is chosen may be another worker's by the time the kernel opens it: then the
+    notebook would fail.
     """
     name = str(folder / "kernel")
     return {"transport": "ipc", "ip": name} if len(name) < _LONGEST_SOCKET else {}

@@ -1,4 +1,5 @@
-"""The folder of a study: its place, its description as a BIDS derivative, its figures and the tables beside them."""
+"""The folder of a study: its place, its description as a BIDS derivative, its figures and the tables beside
+them."""
 
 import io
 import json
@@ -28,10 +29,11 @@ def root(plan: Study) -> Path:
     """Folder of the study's results, made and described as a BIDS derivative."""
     results = folder(plan)
     path = results / "dataset_description.json"
-    # Notebooks after the first know nothing of the data set from which the images came: its description stays.
+    # Notebooks after the first know nothing of the data set from which the images came: its description
+    # stays.
     if not path.exists() or (plan.bids_dir and origins.data_set(results) != plan.bids_dir):
         if plan.bids_dir:
-            origins.check(results, plan.subjects[0])
+            origins.refuse_mixture(results, plan.subjects[0])
         ours, *others = cache.software()
         description = {
             "Name": title(plan),
@@ -55,15 +57,22 @@ def figures_folder(plan: Study) -> Path:
 
 
 def save_tables(plan: Study, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Write tables beside the figures, such as those on which the verdicts rest: whoever has them can check one by the other."""
+    """Write tables beside the figures, such as those on which the verdicts rest: whoever has them can check
+    one by the other."""
     for name, table in tables.items():
-        volumes.write_bytes(figures_folder(plan) / f"{name}.csv", table.to_csv(index=False, float_format="%.6g").encode())
+        volumes.write_bytes(
+            figures_folder(plan) / f"{name}.csv", table.to_csv(index=False, float_format="%.6g").encode()
+        )
 
 
 def save_figure(plan: Study, name: int | str, fig, drawn: pd.DataFrame) -> Path:
-    """Write a figure, the paper's by its number, ours by a name, as PNG and PDF beside the CSV of what was drawn; return the PNG's path."""
+    """Write a figure, the paper's by its number, ours by a name, as PNG and PDF beside the CSV of what was
+    drawn; return the PNG's path."""
     stem = figures_folder(plan) / f"figure_{name}"
-    for suffix, facts in ((".png", {}), (".pdf", {"CreationDate": None})):  # Without a date: same figure, same bytes.
+    for suffix, facts in (
+        (".png", {}),
+        (".pdf", {"CreationDate": None}),
+    ):  # Without a date: same figure, same bytes.
         buffer = io.BytesIO()
         fig.savefig(buffer, format=suffix[1:], dpi=200, metadata=facts)
         volumes.write_bytes(stem.with_suffix(suffix), buffer.getvalue())

@@ -1,4 +1,5 @@
-"""A study as a graph: which notebooks are executed with which parameters, what each waits for and is expected to cost."""
+"""A study as a graph: which notebooks are executed with which parameters, what each waits for and is expected
+to cost."""
 
 import fnmatch
 import heapq
@@ -12,7 +13,8 @@ from helpers.cohort import phantom
 from helpers.pipeline import cache, participants
 from helpers.study import GROUND_TRUTH, TARGET, Study
 
-#: The stages (`cache.STAGES`) whose results a notebook makes or shows: it is executed again when one of them changes.
+#: The stages (`cache.STAGES`) whose results a notebook makes or shows: it is executed again when one of them
+#: changes.
 STAGES = {
     "00": ("cohort", "preparation"),
     "01": ("degradation",),
@@ -22,8 +24,9 @@ STAGES = {
     "05": ("scores", "analysis"),
 }
 
-#: Seconds that a notebook took alone on a core (EPYC, Zen 4) until a study has measured its own: fixed part, and for each
-#: image that it makes. Harmonizing depends on how much of a volume is wanted, registering on the transform.
+#: Seconds that a notebook took alone on a core (EPYC, Zen 4) until a study has measured its own: fixed part,
+#: and for each image that it makes. Harmonizing depends on how much of a volume is wanted, registering on the
+#: transform.
 COST_S = {"00": (9, 3), "01": (6, 0), "02": (7, 0.25), "03": (20, 0.2), "04": (7, 0.5), "05": (20, 0)}
 _WHOLE_VOLUME_S = 0.5  # more for a registered volume that is written whole
 _ESTIMATED_TRANSFORM_S = 6.5
@@ -35,8 +38,9 @@ _PREPARATION_S = 110  # of one's own images of a subject: examined, registered t
 #: Megabytes of an image, as measured; fused and registered volumes hold noise and hardly shrink.
 _COHORT_MB, _STACK_MB, _REGISTERED_MB, _HARMONIZED_MB, _REPORT_MB = 3.5, 2.75, 13, 5.3, 1.2
 
-#: Where a notebook takes little longer than its start, it does more than one thing. So many seconds at most are put together: of
-#: subjects in the first notebooks, and of experiments of one subject in a preview, which then encodes each source once.
+#: Where a notebook takes little longer than its start, it does more than one thing. So many seconds at most
+#: are put together: of subjects in the first notebooks, and of experiments of one subject in a preview, which
+#: then encodes each source once.
 _TOGETHER_S, _EXPERIMENTS_TOGETHER_S = 60, 300
 
 
@@ -82,7 +86,8 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
     plan : Study
         With its subjects named one by one, as `helpers.pipeline.participants.check_cohort` leaves them.
     unfit : iterable of int or of str
-        Subjects whose images could not be prepared: that is tried again, and the study is done with the others.
+        Subjects whose images could not be prepared: that is tried again, and the study is done with the
+        others.
     """
     made, fit = [], [subject for subject in plan.subjects if subject not in set(unfit)]
 
@@ -90,14 +95,19 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
         fixed, each = COST_S[notebook[:2]]
         name = "_".join((notebook, *who))
         path = layout.NOTEBOOKS / f"{notebook}.ipynb"
-        made.append(Task(name, path, parameters, tuple(needs), images, fixed + each * images + more_s, _REPORT_MB + mb))
+        made.append(
+            Task(
+                name, path, parameters, tuple(needs), images, fixed + each * images + more_s, _REPORT_MB + mb
+            )
+        )
         return name
 
     literals = {**plan.literals(), "subjects": fit}
 
     def parameters(fields, **others):
-        # Not the study file: a study may be made in Python, and a file may change while the study runs. And only the fields that
-        # the notebook's results depend on: its parameters are part of its key, so another `anatomy` does not run 02 again.
+        # Not the study file: a study may be made in Python, and a file may change while the study runs. And
+        # only the fields that the notebook's results depend on: its parameters are part of its key, so
+        # another `anatomy` does not run 02 again.
         return {"study": "", "changes": {field: literals[field] for field in fields}, **others}
 
     common = ("name", "output_dir", "dropped")
@@ -107,25 +117,49 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
     registered = (*acquired, "transform", "reconstruction", "slice_step", "seed")
     # what other studies have to do with it, that of the last.
     analysed = tuple(field for field in literals if field not in ("bids_dir", "select", "brain"))
-    harmonized = tuple(field for field in analysed if field not in ("subjects", "experiments", "planes", "ladder"))
+    harmonized = tuple(
+        field for field in analysed if field not in ("subjects", "experiments", "planes", "ladder")
+    )
     prepared_s = _PREPARATION_S if plan.bids_dir else 0
     whole = plan.slice_step == 1
     levels, given = len(plan.resolutions), len(plan.given)
     images = len(plan.acquisitions()) * levels
     # Per stack.
     sliced_only = plan.transform == "known" and not whole
-    back_s = (0 if sliced_only else _WHOLE_VOLUME_S) + (0 if plan.transform == "known" else _ESTIMATED_TRANSFORM_S)
+    back_s = (0 if sliced_only else _WHOLE_VOLUME_S) + (
+        0 if plan.transform == "known" else _ESTIMATED_TRANSFORM_S
+    )
     back_mb = _REGISTERED_MB / (plan.slice_step if sliced_only else 1)
     # Per resolution, or ground truth: three images harmonized.
-    harmonized_s = len(plan.reconstruction) * _PLANE_S[plan.compiled] / plan.slice_step + (3 * _FUSED_S if plan.fusion and whole else 0)
+    harmonized_s = len(plan.reconstruction) * _PLANE_S[plan.compiled] / plan.slice_step + (
+        3 * _FUSED_S if plan.fusion and whole else 0
+    )
     harmonized_mb = 3 * _HARMONIZED_MB / plan.slice_step
     encoding_s = 0 if whole else _ENCODING_S
     target = []
     if not plan.targets:
-        target = [add("00_cohort", ["target"], parameters(common, subject=phantom.TARGET_SEED), images=3, mb=3 * _COHORT_MB)]
+        target = [
+            add(
+                "00_cohort",
+                ["target"],
+                parameters(common, subject=phantom.TARGET_SEED),
+                images=3,
+                mb=3 * _COHORT_MB,
+            )
+        ]
     elif aims := participants.acquired(plan, TARGET):  # Given as numbers, targets have no images to be made.
         settings = parameters((*common, "targets", "seed"), subject=TARGET)
-        target = [add("00_cohort", ["target"], settings, images=len(aims), mb=len(aims) * _COHORT_MB, more_s=_PREPARATION_S)]
+        target = [
+            add(
+                "00_cohort",
+                ["target"],
+                settings,
+                images=len(aims),
+                mb=len(aims) * _COHORT_MB,
+                more_s=_PREPARATION_S,
+            )
+        ]
+
     def harmonize(subject, experiment, rows, encodings, needs, others=()):
         who = [layout.name(subject), *([] if others else [f"exp-{experiment}"])]
         settings = parameters(harmonized, subject=subject, experiment=experiment)
@@ -134,14 +168,22 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
         more_s = number * harmonized_s + encodings * encoding_s
         return add("04_harmonization", who, settings, needs, number, number * harmonized_mb, more_s)
 
-    # What is simulated is simulated whole, and never unfit: it can go through the first notebooks together with its neighbours.
+    # What is simulated is simulated whole, and never unfit: it can go through the first notebooks together
+    # with its neighbours.
     high, last = given if plan.bids_dir else 3, []
     longest_s = max(COST_S["00"][1] * high, COST_S["02"][1] * images, (COST_S["03"][1] + back_s) * images)
     for group in _groups(plan.subjects, 1 if plan.bids_dir else int(_TOGETHER_S / longest_s)):
         who, number = [_range(group)], len(group) * images
         people = {"subject": group[0], **({"other_subjects": group[1:]} if group[1:] else {})}
         settings = parameters(prepared, **people)
-        start = add("00_cohort", who, settings, images=len(group) * high, mb=len(group) * high * _COHORT_MB, more_s=prepared_s)
+        start = add(
+            "00_cohort",
+            who,
+            settings,
+            images=len(group) * high,
+            mb=len(group) * high * _COHORT_MB,
+            more_s=prepared_s,
+        )
         if group[0] not in fit:
             continue
         if group[0] == fit[0]:
@@ -149,14 +191,24 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
         settings = parameters(acquired, **people, interactive=False)
         stacks = add("02_degradation", who, settings, [start], images=number, mb=number * _STACK_MB)
         settings = parameters(registered, **people)
-        back = add("03_registration", who, settings, [stacks], images=number, mb=number * back_mb, more_s=number * back_s)
+        back = add(
+            "03_registration",
+            who,
+            settings,
+            [stacks],
+            images=number,
+            mb=number * back_mb,
+            more_s=number * back_s,
+        )
         for subject in group:
             # Two ground truths; each resolution of each experiment.
             rows = {GROUND_TRUTH: 2, **dict.fromkeys(plan.experiments, levels)}
             in_one_s = sum(rows.values()) * (COST_S["04"][1] + harmonized_s) + (given + images) * encoding_s
             if not whole and in_one_s <= _EXPERIMENTS_TOGETHER_S:
                 first, *others = plan.experiments
-                last.append(harmonize(subject, first, rows, given + images, [back, *target], [GROUND_TRUTH, *others]))
+                last.append(
+                    harmonize(subject, first, rows, given + images, [back, *target], [GROUND_TRUTH, *others])
+                )
                 continue
             truth = harmonize(subject, GROUND_TRUTH, {GROUND_TRUTH: 2}, given, [back, *target])
             for row in plan.experiments:
@@ -181,7 +233,8 @@ def _range(subjects: Sequence[int | str]) -> str:
 
 
 def choose(wanted: list[Task], patterns: Iterable[str]) -> list[Task]:
-    """The tasks whose names match one of some shell patterns, such as ``04*sub-sim01*exp-3*``, and what they need.
+    """The tasks whose names match one of some shell patterns, such as ``04*sub-sim01*exp-3*``, and what they
+    need.
 
     Raises
     ------
@@ -200,14 +253,17 @@ def choose(wanted: list[Task], patterns: Iterable[str]) -> list[Task]:
         found = fnmatch.filter(named, pattern)
         if not found:
             some = ", ".join(list(named)[-3:])
-            raise ValueError(f"--only is {pattern!r}, which matches no task: accepted are patterns of names such as {some}")
+            raise ValueError(
+                f"--only is {pattern!r}, which matches no task: accepted are patterns of names such as {some}"
+            )
         for name in found:
             take(name)
     return [task for task in wanted if task.name in chosen]
 
 
 def check_subjects(plan: Study) -> None:
-    """Keep the splits: what the network was trained on, and the subject that defines the target, are not scored.
+    """Keep the splits: what the network was trained on, and the subject that defines the target, are not
+    scored.
 
     Raises
     ------
@@ -217,10 +273,15 @@ def check_subjects(plan: Study) -> None:
     for subject in plan.subjects:
         if isinstance(subject, str):
             if not plan.bids_dir:
-                raise ValueError(f"subjects has {subject!r}, a label: accepted without bids_dir are numbers, 1 to 10")
+                raise ValueError(
+                    f"subjects has {subject!r}, a label: accepted without bids_dir are numbers, 1 to 10"
+                )
         elif subject == phantom.TARGET_SEED or subject >= phantom.FIRST_TRAINING_SEED:
             use = "defines the target" if subject == phantom.TARGET_SEED else "is for training"
-            raise ValueError(f"subjects has {subject}, which {use}: accepted are 1 to 10, and 12 to {phantom.FIRST_TRAINING_SEED - 1}")
+            raise ValueError(
+                f"subjects has {subject}, which {use}: accepted are 1 to 10, and 12 to "
+                f"{phantom.FIRST_TRAINING_SEED - 1}"
+            )
 
 
 def check_parameters(wanted: list[Task]) -> None:
@@ -238,7 +299,10 @@ def check_parameters(wanted: list[Task]) -> None:
         for parameter, value in task.parameters.items():
             if parameter not in known[task.notebook]:
                 accepted = ", ".join(known[task.notebook])
-                raise ValueError(f"{task.notebook.name}: parameter {parameter}={value!r} is unknown: accepted are {accepted}")
+                raise ValueError(
+                    f"{task.notebook.name}: parameter {parameter}={value!r} is unknown: accepted are "
+                    f"{accepted}"
+                )
 
 
 def needs_of(wanted: list[Task]) -> dict[str, tuple[str, ...]]:
@@ -246,12 +310,14 @@ def needs_of(wanted: list[Task]) -> dict[str, tuple[str, ...]]:
 
 
 def makespan(needs: Mapping[str, Sequence[str]], seconds: Mapping[str, float], workers: int) -> float:
-    """Seconds until the last task ends, if each free worker takes the first task in order whose needs are met.
+    """Seconds until the last task ends, if each free worker takes the first task in order whose needs are
+    met.
 
     Parameters
     ----------
     needs : dict
-        Task -> the tasks that must have ended before; in the order in which they are taken. Needs that are no keys are met.
+        Task -> the tasks that must have ended before; in the order in which they are taken. Needs that are no
+        keys are met.
     seconds : dict
         Task -> its duration.
     workers : int
@@ -305,7 +371,8 @@ def critical_path(needs: Mapping[str, Sequence[str]], seconds: Mapping[str, floa
 
 
 def urgent_first(needs: Mapping[str, Sequence[str]], seconds: Mapping[str, float]) -> list[str]:
-    """The tasks, first those from which it is longest to the end: what others wait for is not left until last.
+    """The tasks, first those from which it is longest to the end: what others wait for is not left until
+    last.
 
     Tasks are listed after their needs, as in `makespan`, and still are in the result.
 

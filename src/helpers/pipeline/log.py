@@ -22,7 +22,9 @@ def log(folder: Path, **event) -> None:
     path = folder / "log.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     with volumes.naming(path), open(path, "ab+") as file:
-        if file.tell():  # A run that was killed while it wrote left half a line: it must not take this one with it.
+        if (
+            file.tell()
+        ):  # A run that was killed while it wrote left half a line: it must not take this one with it.
             file.seek(-1, os.SEEK_END)
             file.write(b"" if file.read(1) == b"\n" else b"\n")
         file.write(json.dumps({"time": round(time.time(), 3), **event}).encode() + b"\n")
@@ -46,8 +48,8 @@ def events(folder: Path) -> list[dict]:
 def holder(folder: Path) -> dict | None:
     """Who runs the study now: ``host``, ``pid`` and ``started`` of the process; None if nobody does.
 
-    A process of this host that is gone, or whose number went to one that started at another time, holds nothing. Of a
-    process of another host nobody here can tell, so it counts.
+    A process of this host that is gone, or whose number went to one that started at another time, holds
+    nothing. Of a process of another host nobody here can tell, so it counts.
     """
     who = _signed(folder)
     return who if who and (who["host"] != socket.gethostname() or _lives(who)) else None
@@ -66,8 +68,11 @@ def _lives(who: dict) -> bool:
     """Whether a process of this host is there, and the one that was meant."""
     try:
         process = psutil.Process(who["pid"])
-        # A zombie is dead, whether its parent looks or not; and the clock of the start moves with that of the day, a little.
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - who["started"]) <= 2  # s
+        # A zombie is dead, whether its parent looks or not; and the clock of the start moves with that of the
+        # day, a little.
+        return (
+            process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - who["started"]) <= 2
+        )  # s
     except psutil.Error:
         return False
 
@@ -109,20 +114,27 @@ def locked(folder: Path) -> Iterator[None]:
     me = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
     with _door(folder) as ours:
         who = _signed(folder)
-        # Whose door is open is dead, unless it is on another host: locks of the system need not reach from one to the other.
+        # Whose door is open is dead, unless it is on another host: locks of the system need not reach from
+        # one to the other.
         if who and ours and who["host"] == me["host"] or ours is None and not holder(folder):
             who = None
             lock.unlink(missing_ok=True)
         if who or ours is False:
             process = f"process {who['pid']} on {who['host']}" if who else "another process"
             down = f". If that host is down, remove {lock}" if who and who["host"] != me["host"] else ""
-            raise RuntimeError(f"{folder.parent}: this study is being run by {process}: wait for it, or stop it{down}")
-        mine = folder / f".lock.json-{me['host']}.{me['pid']:08d}.tmp"  # as `volumes.remove_leftovers` knows them
+            raise RuntimeError(
+                f"{folder.parent}: this study is being run by {process}: wait for it, or stop it{down}"
+            )
+        mine = (
+            folder / f".lock.json-{me['host']}.{me['pid']:08d}.tmp"
+        )  # as `volumes.remove_leftovers` knows them
         volumes.write_bytes(mine, json.dumps(me).encode())
         try:
             os.link(mine, lock)
         except FileExistsError:
-            raise RuntimeError(f"{folder.parent}: another host began to run this study just now: see {lock}") from None
+            raise RuntimeError(
+                f"{folder.parent}: another host began to run this study just now: see {lock}"
+            ) from None
         finally:
             mine.unlink()
         try:

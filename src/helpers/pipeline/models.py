@@ -33,16 +33,16 @@ def check_models(plan: Study) -> None:
 def checkpoint_hash(path: Path) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
-    volumes.note(path)
+    volumes.record_use(path)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def network_options(plan: Study) -> dict:
     """How the networks run: as the study says, and compiled only where there is a compiler.
 
-    So a resumed run gives the same bytes on the same kind of machine. Processors differ in how they round, and a GPU from all of
-    them: volumes of different machines agree as nearly as floats do, until a label of the anatomy that was all but undecided
-    falls the other way. Sidecars say which device it was.
+    So a resumed run gives the same bytes on the same kind of machine. Processors differ in how they round,
+    and a GPU from all of them: volumes of different machines agree as nearly as floats do, until a label of
+    the anatomy that was all but undecided falls the other way. Sidecars say which device it was.
     """
     wanted = plan.compiled and plan.precision == "float32"
     compiled = wanted and compiler.library(compiler.WINOGRAD)[0] is not None

@@ -1,4 +1,5 @@
-"""Who takes part: simulated subjects, and images of one's own, examined, prepared, and refused where they are not fit."""
+"""Who takes part: simulated subjects, and images of one's own, examined, prepared, and refused where they are
+not fit."""
 
 import dataclasses
 import functools
@@ -14,50 +15,61 @@ import numpy as np
 from helpers import grid, layout, volumes
 from helpers.cohort import origins, phantom
 from helpers.pipeline import cache, folders
-from helpers.study import CONTRASTS, TARGET, Study, check_label
+from helpers.study import CONTRASTS, TARGET, Study, require_label
 
 
 def cohort(plan: Study, subject: int | str) -> dict[str, Path]:
     """The subject's high-resolution images and brain mask, 1 mm isotropic in MNI space.
 
-    A number is a semi-synthetic subject: n is scanned by the study's scanner n, the target subject by the target scanner. A label is
-    one of the study's `bids_dir`, or `TARGET`; without a `bids_dir` what was prepared before is taken.
+    A number is a semi-synthetic subject: n is scanned by the study's scanner n, the target subject by the
+    target scanner. A label is one of the study's `bids_dir`, or `TARGET`; without a `bids_dir` what was
+    prepared before is taken.
 
     Returns
     -------
     dict
-        Contrast -> path, and ``"mask"`` -> path of the brain mask. One's own subjects need not have the dropped contrasts, and do not
-        show them.
+        Contrast -> path, and ``"mask"`` -> path of the brain mask. One's own subjects need not have the
+        dropped contrasts, and do not show them.
 
     Raises
     ------
     ValueError
-        If an image of one's own is not fit for the study, naming the file and why; or if the study's folder is of subjects of the other
-        kind, as `helpers.cohort.origins.check`.
+        If an image of one's own is not fit for the study, naming the file and why; or if the study's folder
+        is of subjects of the other kind, as `helpers.cohort.origins.refuse_mixture`.
     FileNotFoundError
         If it was not prepared, and the study does not say from what.
     """
-    origins.check(folders.folder(plan), subject)
+    origins.refuse_mixture(folders.folder(plan), subject)
     contrasts = CONTRASTS if isinstance(subject, int) or subject == TARGET else plan.given
-    paths = {contrast: layout.image(folders.root(plan), subject, contrast, desc="preproc") for contrast in contrasts}
+    paths = {
+        contrast: layout.image(folders.root(plan), subject, contrast, desc="preproc")
+        for contrast in contrasts
+    }
     paths["mask"] = layout.image(folders.root(plan), subject, "mask", desc="brain")
     if isinstance(subject, int):
         _simulate(subject, paths)
     elif plan.bids_dir or (subject == TARGET and plan.targets):
         _prepare(plan, subject, paths)
-    elif missing := [path for path in paths.values() if not cache.is_done(path, (volumes.read_sidecar(path) or {}).get("Key", ""))]:
+    elif missing := [
+        path
+        for path in paths.values()
+        if not cache.is_done(path, (volumes.read_sidecar(path) or {}).get("Key", ""))
+    ]:
         raise FileNotFoundError(f"{missing[0]}: not there yet: notebook 00_cohort makes it from bids_dir")
     return paths
 
 
-#: `helpers.cohort.phantom.subject`, remembering the last one: notebook 00 writes a subject's images, then shows its tissues.
+#: `helpers.cohort.phantom.subject`, remembering the last one: notebook 00 writes a subject's images, then
+#: shows its tissues.
 person = functools.lru_cache(maxsize=1)(phantom.subject)
 
 
 def _simulate(subject: int, paths: Mapping[str, Path]) -> None:
     target = subject == phantom.TARGET_SEED
     scanner = "target" if target else f"study-{(subject - 1) % 10 + 1}"
-    files = sorted(layout.ANATOMY.glob(f"sub-{phantom.ANATOMIES[0]}_*.nii.gz"))  # what `phantom.subject` reads
+    files = sorted(
+        layout.ANATOMY.glob(f"sub-{phantom.ANATOMIES[0]}_*.nii.gz")
+    )  # what `phantom.subject` reads
     anatomy = {path.name: volumes.read_sidecar(path)["ContentSha256"] for path in files}
     key = cache.key("cohort", [], {"subject": subject, "scanner": scanner, "anatomy": anatomy})
 
@@ -67,22 +79,34 @@ def _simulate(subject: int, paths: Mapping[str, Path]) -> None:
             if name == "mask":
                 yield someone.brain, someone.affine, {"Type": "Brain", "Anatomy": someone.anatomy}
             else:
-                image = phantom.render(someone, machine, name, noise_seed=1000 * subject + CONTRASTS.index(name))
-                yield image, someone.affine, {
-                    "Scanner": scanner, "MRAcquisitionType": "3D", "Anatomy": someone.anatomy,
-                }
+                image = phantom.render(
+                    someone, machine, name, noise_seed=1000 * subject + CONTRASTS.index(name)
+                )
+                yield (
+                    image,
+                    someone.affine,
+                    {
+                        "Scanner": scanner,
+                        "MRAcquisitionType": "3D",
+                        "Anatomy": someone.anatomy,
+                    },
+                )
 
     cache.compute(paths, key, [], work)
 
 
 def acquired(plan: Study, subject: int | str) -> dict[str, Path]:
-    """Contrast -> the image that the subject's high-resolution image is made from: for a simulated subject that image itself."""
+    """Contrast -> the image that the subject's high-resolution image is made from: for a simulated subject
+    that image itself."""
     if isinstance(subject, int):
         return {contrast: path for contrast, path in cohort(plan, subject).items() if contrast != "mask"}
     if subject == TARGET:
         return {contrast: Path(path) for contrast, path in plan.targets if isinstance(path, str)}
     if not plan.bids_dir:
-        raise ValueError(f"subject is {subject!r}, a label, and bids_dir is empty: accepted are numbers, or bids_dir with that label in it")
+        raise ValueError(
+            f"subject is {subject!r}, a label, and bids_dir is empty: accepted are numbers, or bids_dir "
+            "with that label in it"
+        )
     found, left_out = layout.find_subjects(plan.bids_dir, [subject], dict(plan.select), plan.given)
     if subject not in found:
         raise ValueError(f"{plan.bids_dir}: {'; '.join(left_out.values())}")
@@ -95,8 +119,8 @@ def check_cohort(plan: Study, voxels: bool = True) -> tuple[Study, dict[str, str
     Parameters
     ----------
     voxels : bool
-        True: images are read to their last byte and looked at, unless they were prepared since they last changed; a fraction of a
-        second each. False: names and headers only.
+        True: images are read to their last byte and looked at, unless they were prepared since they last
+        changed; a fraction of a second each. False: names and headers only.
 
     Returns
     -------
@@ -108,44 +132,60 @@ def check_cohort(plan: Study, voxels: bool = True) -> tuple[Study, dict[str, str
     Raises
     ------
     ValueError, FileNotFoundError
-        If nobody is left, an image must be chosen, a target's image cannot be used, or the study's folder is of the other kind of subjects.
+        If nobody is left, an image must be chosen, a target's image cannot be used, or the study's folder is
+        of the other kind of subjects.
     """
-    for path, result in _examine_files([Path(image) for _, image in plan.targets if isinstance(image, str)], voxels).items():
+    for path, result in _examine_files(
+        [Path(image) for _, image in plan.targets if isinstance(image, str)], voxels
+    ).items():
         _refuse({path: path}, {path: result()})
     if not plan.bids_dir:
         for subject in plan.subjects:
-            origins.check(folders.folder(plan), subject)
+            origins.refuse_mixture(folders.folder(plan), subject)
         return plan, {}
     if folders.folder(plan).resolve() == Path(plan.bids_dir):
-        raise ValueError(f"output_dir is {plan.bids_dir}, which is bids_dir as well: accepted is a folder of its own")
+        raise ValueError(
+            f"output_dir is {plan.bids_dir}, which is bids_dir as well: accepted is a folder of its own"
+        )
     found, left_out = layout.find_subjects(plan.bids_dir, plan.subjects, dict(plan.select), plan.given)
     for label in found:
-        origins.check(folders.folder(plan), label)
-    files = {path: _is_prepared(plan, label, contrast, path) for label, images in found.items() for contrast, path in images.items()}
+        origins.refuse_mixture(folders.folder(plan), label)
+    files = {
+        path: _is_prepared(plan, label, contrast, path)
+        for label, images in found.items()
+        for contrast, path in images.items()
+    }
     examined = _examine_files([path for path, done in files.items() if not done], voxels)
     examined |= _examine_files([path for path, done in files.items() if done], voxels=False)
     seen: dict[tuple, str] = {}
     for label, images in found.items():
         try:
-            check_label(label)
+            require_label(label)
             _refuse(images, {contrast: examined[path]() for contrast, path in images.items()})
             for contrast, path in images.items():
-                # Nothing but a copy has the same bytes: even the same voxels are compressed with another time.
+                # Nothing but a copy has the same bytes: even the same voxels are compressed with another
+                # time.
                 twin = seen.setdefault(volumes.fingerprint(path), f"{layout.name(label)}'s {contrast}")
                 if twin != f"{layout.name(label)}'s {contrast}":
-                    raise ValueError(f"{path}: the same file as {twin}: accepted are images of different people")
+                    raise ValueError(
+                        f"{path}: the same file as {twin}: accepted are images of different people"
+                    )
         except (ValueError, OSError) as error:
             left_out[label] = str(error)
     fit = tuple(label for label in found if label not in left_out)
     if not fit:
         first = "; ".join(list(left_out.values())[:3])
-        raise ValueError(f"{plan.bids_dir}: no subject can take part: {first}{'; and so on' if len(left_out) > 3 else ''}")
+        raise ValueError(
+            f"{plan.bids_dir}: no subject can take part: {first}{'; and so on' if len(left_out) > 3 else ''}"
+        )
     return dataclasses.replace(plan, subjects=fit), left_out
 
 
 def _is_prepared(plan: Study, label: str, contrast: str, path: Path) -> bool:
     """Whether an image was prepared after it last changed, so that it was looked at then."""
-    prepared = volumes.look(volumes.sidecar_path(layout.image(folders.folder(plan), label, contrast, desc="preproc")))
+    prepared = volumes.look(
+        volumes.sidecar_path(layout.image(folders.folder(plan), label, contrast, desc="preproc"))
+    )
     image = volumes.look(path)
     return bool(prepared and image and prepared[1] > image[1])
 
@@ -154,7 +194,8 @@ def _examine_files(paths: Sequence[Path], voxels: bool) -> dict[Path, Callable[[
     """Image -> a function that returns what is wrong with it, or raises why it cannot be read."""
     from tqdm import tqdm
 
-    # Decompression and arithmetic leave the interpreter to other threads; four volumes at a time fit into any memory.
+    # Decompression and arithmetic leave the interpreter to other threads; four volumes at a time fit into any
+    # memory.
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         jobs = {path: pool.submit(_examine_file, path, voxels) for path in paths}
         for job in tqdm(jobs.values(), desc="images looked at", delay=2, leave=False):
@@ -171,19 +212,21 @@ def _examine_file(path: Path, voxels: bool) -> list:
     return findings
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _examine_version(path: Path, size: int, changed_ns: int) -> tuple:
-    """What is wrong with the values of an image, looked for once in a process as long as it does not change."""
+    """What is wrong with the values of an image, looked for once in a process as long as it does not
+    change."""
     from helpers.cohort import examination
 
     return tuple(examination.examine_values(*volumes.read(path)))
 
 
 def findings(plan: Study, unfit: Iterable[str] = ()) -> list[str]:
-    """What is wrong with images of one's own that take part all the same, a line each; those of `unfit` subjects do not.
+    """What is wrong with images of one's own that take part all the same, a line each; those of `unfit`
+    subjects do not.
 
-    Beside what each sidecar records: images of two subjects that were prepared to the same bytes, so had the same voxels, though their
-    files differed; and two subjects who look like one person scanned twice.
+    Beside what each sidecar records: images of two subjects that were prepared to the same bytes, so had the
+    same voxels, though their files differed; and two subjects who look like one person scanned twice.
     """
     from helpers.cohort import preparation
 
@@ -197,19 +240,25 @@ def findings(plan: Study, unfit: Iterable[str] = ()) -> list[str]:
             twin = first.setdefault(sidecar.get("ContentSha256", name), name)
             if twin != name:
                 lines.append(f"{name}: the same voxels as {twin}: accepted are images of different people")
-            elif contrast == "T1w" and isinstance(subject, str) and cache.is_done(path, sidecar.get("Key", "")):
+            elif (
+                contrast == "T1w" and isinstance(subject, str) and cache.is_done(path, sidecar.get("Key", ""))
+            ):
                 portraits[subject] = _portrait(plan, path)
     for one, other in itertools.combinations(portraits, 2):
         alike = float(portraits[one] @ portraits[other])
         # Sessions of one subject are one person.
         if alike > preparation.SAME_PERSON and one.split("_")[0] != other.split("_")[0]:
             value = f"correlation {alike:.2f}, suspicious above {preparation.SAME_PERSON}"
-            lines.append(f"{layout.name(other)} T1w: looks like {layout.name(one)} scanned again ({value}): accepted are different people")
+            lines.append(
+                f"{layout.name(other)} T1w: looks like {layout.name(one)} scanned again ({value}): accepted "
+                "are different people"
+            )
     return lines
 
 
 def _portrait(plan: Study, image: Path) -> np.ndarray:
-    """`helpers.cohort.preparation.portrait` of a T1w: kept, since it takes a second and is asked for by every run."""
+    """`helpers.cohort.preparation.portrait` of a T1w: kept, since it takes a second and is asked for by every
+    run."""
     from helpers.cohort import preparation
 
     path = folders.root(plan) / "encodings" / (image.name.removesuffix(".nii.gz") + "_portrait.npz")
@@ -225,7 +274,7 @@ def _prepare(plan: Study, subject: str, paths: Mapping[str, Path]) -> None:
 
     files = acquired(plan, subject)
     for path in files.values():
-        volumes.note(path)
+        volumes.record_use(path)
     contents = {contrast: hashlib.sha256(path.read_bytes()).hexdigest() for contrast, path in files.items()}
     # Notebooks that use a target know nothing of what is done to subjects.
     brain = plan.brain if subject != TARGET else "extract"
@@ -240,36 +289,54 @@ def _prepare(plan: Study, subject: str, paths: Mapping[str, Path]) -> None:
         _refuse(files, {contrast: findings for contrast, (findings, _) in examined.items()})
         union = np.zeros(grid.SHAPE, bool)
         for group in together:
-            prepared = preparation.prepare({contrast: images[contrast] for contrast in group}, brain, plan.seed)
+            prepared = preparation.prepare(
+                {contrast: images[contrast] for contrast in group}, brain, plan.seed
+            )
             _refuse(files, prepared.findings)
             union |= prepared.brain
             for contrast in [each for each in group if each in missing]:
                 findings, sharp = examined[contrast]
-                yield prepared.images[contrast], grid.AFFINE, {
-                    "Note": origins.OWN_DATA,
-                    **_origin([files[contrast]], plan, subject),
-                    "SkullStripped": brain == "extract" or examination.is_stripped(images[contrast][0]),
-                    "Findings": [str(each) for each in [*findings, *prepared.findings[contrast]]],
-                    "VoxelSizeMm": sharp.voxel_mm.round(4).tolist(),
-                    "EstimatedSliceSeparationMm": dict(zip(sharp.directions, sharp.thickness_mm.round(2).tolist(), strict=True)),
-                    "FieldOfViewCoverage": round(prepared.coverage[contrast], 4),
-                    "Agreement": round(prepared.agreement[contrast], 4),
-                    "TransformFromMni": prepared.transforms[contrast].round(6).tolist(),
-                }
+                yield (
+                    prepared.images[contrast],
+                    grid.AFFINE,
+                    {
+                        "Note": origins.OWN_DATA,
+                        **_origin([files[contrast]], plan, subject),
+                        "SkullStripped": brain == "extract" or examination.is_stripped(images[contrast][0]),
+                        "Findings": [str(each) for each in [*findings, *prepared.findings[contrast]]],
+                        "VoxelSizeMm": sharp.voxel_mm.round(4).tolist(),
+                        "EstimatedSliceSeparationMm": dict(
+                            zip(sharp.directions, sharp.thickness_mm.round(2).tolist(), strict=True)
+                        ),
+                        "FieldOfViewCoverage": round(prepared.coverage[contrast], 4),
+                        "Agreement": round(prepared.agreement[contrast], 4),
+                        "TransformFromMni": prepared.transforms[contrast].round(6).tolist(),
+                    },
+                )
         if "mask" in missing:
-            yield union, grid.AFFINE, {"Type": "Brain", "Note": origins.OWN_DATA, **_origin(files.values(), plan, subject)}
+            yield (
+                union,
+                grid.AFFINE,
+                {"Type": "Brain", "Note": origins.OWN_DATA, **_origin(files.values(), plan, subject)},
+            )
 
     cache.compute({name: paths[name] for name in (*files, "mask")}, key, [], work)
 
 
 def _origin(files: Iterable[Path], plan: Study, subject: str) -> dict:
-    """Where a prepared image comes from. Images of a target need not be in any data set: they are named only."""
+    """Where a prepared image comes from. Images of a target need not be in any data set: they are named
+    only."""
     if subject == TARGET:
         return {"Sources": [], "TargetImages": [path.name for path in files]}
     return {"Sources": [layout.uri(path, "source", plan.bids_dir) for path in files]}
 
 
 def _refuse(files: Mapping[str, Path], findings: Mapping[str, list]) -> None:
-    refusals = [f"{files[contrast]}: {each.text}" for contrast, found in findings.items() for each in found if each.refuses]
+    refusals = [
+        f"{files[contrast]}: {each.text}"
+        for contrast, found in findings.items()
+        for each in found
+        if each.refuses
+    ]
     if refusals:
         raise ValueError("; ".join(refusals))

@@ -8,7 +8,8 @@ from helpers.pipeline import execution, graph
 
 
 class Progress:
-    """A bar for the study, and below it a line for each notebook that runs. Away from a terminal a line per finished notebook."""
+    """A bar for the study, and below it a line for each notebook that runs. Away from a terminal a line per
+    finished notebook."""
 
     LINES = 8
 
@@ -24,7 +25,10 @@ class Progress:
         form = "{percentage:3.0f}% |{bar:24}| {elapsed}{postfix}"
         self.bar = tqdm(total=sum(self.expected.values()), bar_format=form, disable=not self.terminal)
         rows = min(self.LINES, self.workers)
-        self.rows = [tqdm(bar_format="{desc}", position=row + 1, leave=False, disable=not self.terminal) for row in range(rows)]
+        self.rows = [
+            tqdm(bar_format="{desc}", position=row + 1, leave=False, disable=not self.terminal)
+            for row in range(rows)
+        ]
         return self
 
     def __exit__(self, *_):
@@ -45,7 +49,11 @@ class Progress:
         self._over(task)
         if not self.terminal:
             minutes = f"{result.seconds / 60:.1f} min"
-            print(f"{task.name}: {result.error or f'done in {minutes}'}; {self._left()}", file=sys.stderr, flush=True)
+            print(
+                f"{task.name}: {result.error or f'done in {minutes}'}; {self._left()}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _over(self, task: graph.Task) -> None:
         self.ended += 1
@@ -55,7 +63,10 @@ class Progress:
     def _left(self) -> str:
         pace, now = statistics.median(self.pace or [1]), time.monotonic()
         # What runs has at least a little left, whatever was expected of it.
-        left = {name: max(self.expected[name] * pace - (now - self.began.get(name, now)), 1) for name in self.needs}
+        left = {
+            name: max(self.expected[name] * pace - (now - self.began.get(name, now)), 1)
+            for name in self.needs
+        }
         minutes = graph.makespan(self.needs, left, self.workers) / 60
         return f"{self.ended}/{len(self.wanted)} notebooks, about {minutes:.0f} min left"
 

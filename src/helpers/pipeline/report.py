@@ -70,7 +70,9 @@ def paragraph(scores: pd.DataFrame, verdicts: pd.DataFrame, without: pd.DataFram
         return f"{_cost(scores)} {none}".strip()
     counts = verdicts.verdict.value_counts()
     supported, contradicted, open_ = (int(counts.get(each, 0)) for each in (*_DECIDED, "undecided"))
-    tested = f"Of the {len(verdicts) + len(without)} claims of the paper this study can test {len(verdicts)}: "
+    tested = (
+        f"Of the {len(verdicts) + len(without)} claims of the paper this study can test {len(verdicts)}: "
+    )
     tested += f"it supports {supported}, contradicts {contradicted} and leaves {open_} open."
     return f"{_cost(scores)} {tested} The most telling: {' '.join(_most_telling(verdicts))}"
 
@@ -211,7 +213,8 @@ def _failures(states: pd.DataFrame) -> list[str]:
         else ""
     )
     return [
-        f'<div class="wrong"><p>{len(failed)} of {len(states)} notebooks failed:</p><ul>{rows}</ul>{more}</div>'
+        f'<div class="wrong"><p>{len(failed)} of {len(states)} notebooks '
+        f"failed:</p><ul>{rows}</ul>{more}</div>"
     ]
 
 
@@ -280,7 +283,10 @@ def _notebooks(states: pd.DataFrame, folder: Path) -> list[str]:
         there = (folder / f"{task.task}.html").exists()
         name = f'<a href="{task.task}.html">{task.task}</a>' if there else task.task
         took = "" if pd.isna(task.seconds) else f"{int(task.seconds) // 60}:{int(task.seconds) % 60:02d}"
-        cells = f'<td>{name}</td><td>{task.state}</td><td class="time">{took}</td><td>{html.escape(task.error)}</td>'
+        cells = (
+            f"<td>{name}</td><td>{task.state}</td><td "
+            f'class="time">{took}</td><td>{html.escape(task.error)}</td>'
+        )
         return f'<tr class="{task.state}">{cells}</tr>'
 
     counts = ", ".join(f"{number} {state}" for state, number in states.state.value_counts().items())

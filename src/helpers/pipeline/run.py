@@ -1,8 +1,8 @@
 """A study as a graph of notebook executions: papermill on dask.distributed.
 
-One execution is one task in one worker process. A task that is recorded as done (`helpers.pipeline.cache`) is not executed, and
-what an executed notebook finds done it does not do again (`helpers.pipeline.steps`). So running a study twice, or after it was
-killed, costs only what is missing.
+One execution is one task in one worker process. A task that is recorded as done (`helpers.pipeline.cache`) is
+not executed, and what an executed notebook finds done it does not do again (`helpers.pipeline.steps`). So
+running a study twice, or after it was killed, costs only what is missing.
 """
 
 import errno
@@ -44,7 +44,8 @@ _PLAINLY = 0.8
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a study: task -> error line; tasks that could not start; how many were executed; index page; seconds."""
+    """What became of a study: task -> error line; tasks that could not start; how many were executed; index
+    page; seconds."""
 
     failed: dict[str, str]
     skipped: list[str]
@@ -68,39 +69,48 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
     Raises
     ------
     ValueError, FileNotFoundError
-        Before anything starts, if a notebook does not know a parameter, a checkpoint is missing or does not fit, another study that
-        it builds on was not run, or no subject can take part.
+        Before anything starts, if a notebook does not know a parameter, a checkpoint is missing or does not
+        fit, another study that it builds on was not run, or no subject can take part.
     RuntimeError
-        Before anything starts, if somebody else runs the study; later, if jobs of a batch system end as soon as they begin.
+        Before anything starts, if somebody else runs the study; later, if jobs of a batch system end as soon
+        as they begin.
     OSError
         Before anything starts, if the disk is plainly too small.
     """
     started, where = time.monotonic(), where or Cluster()
     graph.check_subjects(plan)
     plan, left_out = participants.check_cohort(plan)
-    for line in [f"left out: {reason}" for reason in left_out.values()] + origins.earlier_version(folders.folder(plan)):
+    for line in [f"left out: {reason}" for reason in left_out.values()] + origins.earlier_version(
+        folders.folder(plan)
+    ):
         print(line, file=sys.stderr)
     everything = graph.tasks(plan)
     wanted = graph.choose(everything, only) if only else everything
     folder = status.report_folder(plan)
     page = folder / "index.html"
     if not folder.exists():  # What is refused leaves nothing behind.
-        check(plan, wanted)
+        refuse_early(plan, wanted)
         check_space(plan, status.states(wanted, folder))
     with log.locked(folder):
         states = status.states(wanted, folder, repair=True)
         results, unfit, warnings = dict.fromkeys(states.task), (), None
         if not all(states.state == "done"):
-            check(plan, wanted)
+            refuse_early(plan, wanted)
             check_space(plan, states)
             volumes.remove_leftovers(folders.root(plan), clean._OURS)
             before = {}
             if plan.bids_dir:
-                # Whose images turn out to be unfit is left out before hours are spent, and the study goes on with the others.
+                # Whose images turn out to be unfit is left out before hours are spent, and the study goes on
+                # with the others.
                 left = set(states.task[states.state != "done"])
-                before = execute_all([task for task in status.first_tasks(wanted) if task.name in left], folder, where)
+                before = execute_all(
+                    [task for task in status.first_tasks(wanted) if task.name in left], folder, where
+                )
                 unfit = status.unfit_subjects(plan, {name for name, each in before.items() if _failed(each)})
-                left_out |= {subject: f"{layout.name(subject)}: {before[f'00_cohort_{layout.name(subject)}'].error}" for subject in unfit}
+                left_out |= {
+                    subject: f"{layout.name(subject)}: {before[f'00_cohort_{layout.name(subject)}'].error}"
+                    for subject in unfit
+                }
                 everything = graph.tasks(plan, unfit)
                 named = {task.name: task for task in everything}
                 wanted = [named[task.name] for task in wanted if task.name in named]
@@ -109,23 +119,32 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
                     print(warning, file=sys.stderr)
             results = execute_all(wanted, folder, where, before)
         if any(results.values()) or len(results) < len(wanted) or plan.bids_dir or not page.exists():
-            remarks = {"Left out": list(left_out.values()), "Warnings": participants.findings(plan) if warnings is None else warnings}
+            remarks = {
+                "Left out": list(left_out.values()),
+                "Warnings": participants.findings(plan) if warnings is None else warnings,
+            }
             try:
-                volumes.write_bytes(page, report.page(plan, status.states(everything, folder), folder, remarks).encode())
+                volumes.write_bytes(
+                    page, report.page(plan, status.states(everything, folder), folder, remarks).encode()
+                )
             except OSError as error:  # A full disk must not take with it what is to be said of the notebooks.
                 print(f"the report could not be written: {error}", file=sys.stderr)
     failed = {name: each.error for name, each in results.items() if _failed(each)}
     skipped = [task.name for task in wanted if task.name not in results]
-    return Outcome(failed, skipped, sum(each is not None for each in results.values()), page, time.monotonic() - started)
+    return Outcome(
+        failed, skipped, sum(each is not None for each in results.values()), page, time.monotonic() - started
+    )
 
 
-def check(plan: Study, wanted: list[graph.Task]) -> None:
-    """Refuse what could only fail later: parameters that a notebook does not know, checkpoints, other studies.
+def refuse_early(plan: Study, wanted: list[graph.Task]) -> None:
+    """Refuse what could only fail later: parameters that a notebook does not know, checkpoints, other
+    studies.
 
     Raises
     ------
     ValueError, FileNotFoundError
-        As `check_parameters`, `helpers.pipeline.models.check_models` and `helpers.pipeline.scoring.check_others`.
+        As `check_parameters`, `helpers.pipeline.models.check_models` and
+        `helpers.pipeline.scoring.check_others`.
     """
     graph.check_parameters(wanted)
     models.check_models(plan)
@@ -144,7 +163,8 @@ def check_space(plan: Study, states: pd.DataFrame) -> None:
     free, wanted = free_mb(folder), states.expected_mb.sum()
     if free < _PLAINLY * wanted:
         raise OSError(
-            f"{folder}: the study needs about {wanted / 1000:.1f} GB more, and {free / 1000:.1f} GB are free: make space, or set output_dir"
+            f"{folder}: the study needs about {wanted / 1000:.1f} GB more, and {free / 1000:.1f} GB are "
+            "free: make space, or set output_dir"
         )
 
 
@@ -156,9 +176,13 @@ def free_mb(folder: Path) -> float:
 
 
 def execute_all(
-    wanted: list[graph.Task], folder: Path, where: Cluster, before: Mapping[str, execution.Execution | None] = MappingProxyType({})
+    wanted: list[graph.Task],
+    folder: Path,
+    where: Cluster,
+    before: Mapping[str, execution.Execution | None] = MappingProxyType({}),
 ) -> dict[str, execution.Execution | None]:
-    """Execute the notebooks that are not done, each after those it needs. One that fails does not stop those that do not need it.
+    """Execute the notebooks that are not done, each after those it needs. One that fails does not stop those
+    that do not need it.
 
     Parameters
     ----------
@@ -174,14 +198,18 @@ def execute_all(
     Returns
     -------
     dict
-        Task -> what became of its execution; None if it was done before. Tasks that could not start are not in it.
+        Task -> what became of its execution; None if it was done before. Tasks that could not start are not
+        in it.
     """
     wanted = [task for task in wanted if task.name not in before]
     if not wanted or _full(before):
         return dict(before)
-    # In the order of the method, the first subject would be finished before the last is begun, and cores would lie idle at the end.
+    # In the order of the method, the first subject would be finished before the last is begun, and cores
+    # would lie idle at the end.
     named = {task.name: task for task in wanted}
-    wanted = [named[name] for name in graph.urgent_first(graph.needs_of(wanted), status.expected_s(wanted, folder))]
+    wanted = [
+        named[name] for name in graph.urgent_first(graph.needs_of(wanted), status.expected_s(wanted, folder))
+    ]
     log.log(folder, event="run", kind=where.kind, workers=where.size(), threads=where.threads())
     with cluster.start(where, folder / "jobs") as (client, again):
         print(f"dashboard: {client.dashboard_link}", file=sys.stderr)
@@ -193,8 +221,12 @@ def _failed(result: execution.Execution | None) -> bool:
 
 
 def _full(results: Mapping[str, execution.Execution | None]) -> bool:
-    """Whether a task found the disk full, or a quota. One is enough: the others would fail of it as well, one after the other."""
-    return any(_failed(each) and any(f"[Errno {number}]" in each.error for number in _NO_ROOM) for each in results.values())
+    """Whether a task found the disk full, or a quota. One is enough: the others would fail of it as well, one
+    after the other."""
+    return any(
+        _failed(each) and any(f"[Errno {number}]" in each.error for number in _NO_ROOM)
+        for each in results.values()
+    )
 
 
 def _log(folder: Path, **event) -> bool:
@@ -208,7 +240,9 @@ def _log(folder: Path, **event) -> bool:
     return True
 
 
-def _gather(client, again, wanted: list[graph.Task], folder: Path, where: Cluster, before: Mapping) -> dict[str, execution.Execution | None]:
+def _gather(
+    client, again, wanted: list[graph.Task], folder: Path, where: Cluster, before: Mapping
+) -> dict[str, execution.Execution | None]:
     """Submit tasks as soon as their needs are met, until none is left that can start."""
     from dask.distributed import wait
 
@@ -224,8 +258,11 @@ def _gather(client, again, wanted: list[graph.Task], folder: Path, where: Cluste
             # No more than there are workers: so what was submitted is what runs, in this order.
             free = max(len(client.nthreads()) - len(running), 0)
             skipped = False
-            for task in [task for task in waiting if all(name in over or name not in named for name in task.needs)]:
-                if not free:  # Whether it is done is asked once it could start: asking reads the sources of all helpers.
+            for task in [
+                task for task in waiting if all(name in over or name not in named for name in task.needs)
+            ]:
+                # Whether it is done is asked once it could start: asking reads the sources of all helpers.
+                if not free:
                     break
                 # Only now: what it reads may just have been made again, with the same content.
                 if status.is_done(task, folder, repair=True):
@@ -238,8 +275,13 @@ def _gather(client, again, wanted: list[graph.Task], folder: Path, where: Cluste
                 else:
                     waiting.remove(task)
                     free -= 1
-                    # Dask runs again what a lost worker had. A notebook that failed would fail again: its error is a result.
-                    running[client.submit(execution.execute, task, folder, where.threads(), key=task.name, pure=False)] = task
+                    # Dask runs again what a lost worker had. A notebook that failed would fail again: its
+                    # error is a result.
+                    running[
+                        client.submit(
+                            execution.execute, task, folder, where.threads(), key=task.name, pure=False
+                        )
+                    ] = task
                     shown.start(task)
             if not waiting and not running:
                 return results
@@ -248,7 +290,9 @@ def _gather(client, again, wanted: list[graph.Task], folder: Path, where: Cluste
                 renewed = time.monotonic()
             shown.show()
             if not running:
-                time.sleep(0 if skipped else 0.5)  # Workers are yet to come, or all are lost and others on their way.
+                time.sleep(
+                    0 if skipped else 0.5
+                )  # Workers are yet to come, or all are lost and others on their way.
                 continue
             try:
                 ended = wait(list(running), timeout=1, return_when="FIRST_COMPLETED").done
@@ -256,9 +300,17 @@ def _gather(client, again, wanted: list[graph.Task], folder: Path, where: Cluste
                 continue
             for future in ended:
                 task, failure = running.pop(future), future.exception()
-                result = execution.Execution(execution.last_line(f"{type(failure).__name__}: {failure}")) if failure else future.result()
+                result = (
+                    execution.Execution(execution.last_line(f"{type(failure).__name__}: {failure}"))
+                    if failure
+                    else future.result()
+                )
                 results[task.name] = result
-                facts = {"seconds": result.seconds, "images": result.images, **({"error": result.error} if result.error else {})}
+                facts = {
+                    "seconds": result.seconds,
+                    "images": result.images,
+                    **({"error": result.error} if result.error else {}),
+                }
                 room = _log(folder, event="failed" if result.error else "done", task=task.name, **facts)
                 shown.end(task, result)
                 if not room or _full({task.name: result}):

@@ -1,4 +1,5 @@
-"""The tables of a study: scores, frequencies, attention, registration errors, one CSV each, and those of other studies."""
+"""The tables of a study: scores, frequencies, attention, registration errors, one CSV each, and those of
+other studies."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,8 +23,8 @@ def scores(plan: Study, subject: int | str, experiment: str) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per resolution, contrast, arm and region. A dropped contrast has no source, so no arm ``input``; its orientation is
-        that of Table 1.
+        One row per resolution, contrast, arm and region. A dropped contrast has no source, so no arm
+        ``input``; its orientation is that of Table 1.
     """
     resolutions = [None] if experiment == GROUND_TRUTH else plan.resolutions
     return pd.concat([_scores(plan, subject, experiment, each) for each in resolutions], ignore_index=True)
@@ -34,7 +35,10 @@ def _scores(plan: Study, subject: int | str, experiment: str, resolution: Resolu
 
     slug = f"_res-{resolution.slug}" if resolution else ""
     path = folders.root(plan) / "tables" / f"{layout.name(subject)}_exp-{experiment}{slug}_scores.csv"
-    mask, truth = participants.cohort(plan, subject)["mask"], steps.harmonized(plan, subject, GROUND_TRUTH, None)
+    mask, truth = (
+        participants.cohort(plan, subject)["mask"],
+        steps.harmonized(plan, subject, GROUND_TRUTH, None),
+    )
     scored = steps.harmonized(plan, subject, experiment, resolution, again=resolution is None)
     inputs = steps.source_images(plan, subject, experiment, resolution)
     key = cache.key("scores", [mask, *truth.values(), *scored.values(), *inputs.values()], _how(plan))
@@ -42,7 +46,12 @@ def _scores(plan: Study, subject: int | str, experiment: str, resolution: Resolu
         brain = steps.visited(plan, *cache.read_volume(mask))[0] > 0
         rows = []
         for contrast in CONTRASTS:
-            numbers = metrics.score(cache.read_volume(truth[contrast])[0], volumes.read(scored[contrast])[0], brain, steps.preview_axis(plan))
+            numbers = metrics.score(
+                cache.read_volume(truth[contrast])[0],
+                volumes.read(scored[contrast])[0],
+                brain,
+                steps.preview_axis(plan),
+            )
             arms = {"harmonized" if resolution else "ceiling": numbers}
             if resolution and contrast in inputs:
                 arms["input"] = input_scores(plan, subject, contrast, inputs[contrast]).to_dict("records")
@@ -53,7 +62,8 @@ def _scores(plan: Study, subject: int | str, experiment: str, resolution: Resolu
 
 
 def input_scores(plan: Study, subject: int | str, contrast: str, image: Path) -> pd.DataFrame:
-    """Score a source of HACA3 against the subject's 3D image: what is lost before the harmonizer does anything.
+    """Score a source of HACA3 against the subject's 3D image: what is lost before the harmonizer does
+    anything.
 
     Several experiments share a source, so each has a table of its own.
     """
@@ -64,19 +74,28 @@ def input_scores(plan: Study, subject: int | str, contrast: str, image: Path) ->
     seen = {"axis": steps.slice_axis(plan), "slice_step": plan.slice_step}
     key = cache.key("scores", [image, images[contrast], images["mask"]], seen)
     if not cache.is_done(path, key):
-        arrays = [steps.visited(plan, *cache.read_volume(each))[0] for each in (images[contrast], image, images["mask"])]
-        cache.write_table(path, pd.DataFrame(metrics.score(arrays[0], arrays[1], arrays[2] > 0, steps.preview_axis(plan))), key)
+        arrays = [
+            steps.visited(plan, *cache.read_volume(each))[0]
+            for each in (images[contrast], image, images["mask"])
+        ]
+        cache.write_table(
+            path,
+            pd.DataFrame(metrics.score(arrays[0], arrays[1], arrays[2] > 0, steps.preview_axis(plan))),
+            key,
+        )
     return cache.read_table(path)
 
 
 def frequencies(plan: Study, subject: int | str, experiment: str) -> pd.DataFrame:
-    """What is left of each through-plane frequency in the sources of HACA3 and in what it makes of them; a CSV per resolution is kept.
+    """What is left of each through-plane frequency in the sources of HACA3 and in what it makes of them; a
+    CSV per resolution is kept.
 
     The ``input`` arm is compared with the 3D image, the ``harmonized`` arm with the harmonized 3D images, by
-    `helpers.analysis.metrics.fourier_correlation` inside the brain. With ``anatomy="shared"`` an output and its ground truth have the noise of the
-    anatomy code in common, and what they share of it correlates as if it were anatomy, at high frequencies above all.
-    Only stacks have a through-plane direction, so a contrast whose source is 3D has no rows, and neither has one whose direction a
-    preview skips, or one that was dropped.
+    `helpers.analysis.metrics.fourier_correlation` inside the brain. With ``anatomy="shared"`` an output and
+    its ground truth have the noise of the anatomy code in common, and what they share of it correlates as if
+    it were anatomy, at high frequencies above all. Only stacks have a through-plane direction, so a contrast
+    whose source is 3D has no rows, and neither has one whose direction a preview skips, or one that was
+    dropped.
 
     Returns
     -------
@@ -90,9 +109,19 @@ def frequencies(plan: Study, subject: int | str, experiment: str) -> pd.DataFram
 def _frequencies(plan: Study, subject: int | str, experiment: str, resolution: Resolution) -> pd.DataFrame:
     from helpers.analysis import metrics
 
-    path = folders.root(plan) / "tables" / f"{layout.name(subject)}_exp-{experiment}_res-{resolution.slug}_frequencies.csv"
-    mask, truth = participants.cohort(plan, subject)["mask"], steps.harmonized(plan, subject, GROUND_TRUTH, None)
-    made, inputs = steps.harmonized(plan, subject, experiment, resolution), steps.source_images(plan, subject, experiment, resolution)
+    path = (
+        folders.root(plan)
+        / "tables"
+        / f"{layout.name(subject)}_exp-{experiment}_res-{resolution.slug}_frequencies.csv"
+    )
+    mask, truth = (
+        participants.cohort(plan, subject)["mask"],
+        steps.harmonized(plan, subject, GROUND_TRUTH, None),
+    )
+    made, inputs = (
+        steps.harmonized(plan, subject, experiment, resolution),
+        steps.source_images(plan, subject, experiment, resolution),
+    )
     key = cache.key("scores", [mask, *truth.values(), *made.values(), *inputs.values()], _how(plan))
     if not cache.is_done(path, key):
         window, affine = metrics.brain_window(cache.read_volume(mask)[0] > 0), cache.read_volume(mask)[1]
@@ -101,35 +130,58 @@ def _frequencies(plan: Study, subject: int | str, experiment: str, resolution: R
             if orientation == "3D" or (axis := AXIS[orientation]) == steps.preview_axis(plan):
                 continue
             pairs = {
-                "input": [steps.visited(plan, *each)[0] for each in (cache.read_volume(participants.cohort(plan, subject)[contrast]), volumes.read(inputs[contrast]))],
+                "input": [
+                    steps.visited(plan, *each)[0]
+                    for each in (
+                        cache.read_volume(participants.cohort(plan, subject)[contrast]),
+                        volumes.read(inputs[contrast]),
+                    )
+                ],
                 "harmonized": [cache.read_volume(truth[contrast])[0], volumes.read(made[contrast])[0]],
             }
             for arm, pair in pairs.items():
                 weight = steps.visited(plan, window, affine)[0]
-                frequency, correlation = metrics.fourier_correlation(*pair, weight, axis, steps.preview_axis(plan))
+                frequency, correlation = metrics.fourier_correlation(
+                    *pair, weight, axis, steps.preview_axis(plan)
+                )
                 rows = {"arm": arm, "frequency_per_mm": frequency, "correlation": correlation}
-                parts.append(pd.DataFrame({**_about(subject, experiment, resolution, contrast), **rows, **_how(plan)}))
-        columns = [*_about(subject, experiment, resolution, CONTRASTS[0]), "arm", "frequency_per_mm", "correlation", *_how(plan)]
+                parts.append(
+                    pd.DataFrame({**_about(subject, experiment, resolution, contrast), **rows, **_how(plan)})
+                )
+        columns = [
+            *_about(subject, experiment, resolution, CONTRASTS[0]),
+            "arm",
+            "frequency_per_mm",
+            "correlation",
+            *_how(plan),
+        ]
         cache.write_table(path, pd.concat(parts) if parts else pd.DataFrame(columns=columns), key)
     return cache.read_table(path)
 
 
 def all_frequencies(plan: Study) -> pd.DataFrame:
-    """`frequencies` of every subject in the experiments with one orientation (1a to 1c); written as ``tables/frequencies.csv``."""
+    """`frequencies` of every subject in the experiments with one orientation (1a to 1c); written as
+    ``tables/frequencies.csv``."""
     experiments = [each for each in plan.experiments if each in ONE_ORIENTATION]
-    parts = [frequencies(plan, subject, experiment) for subject in plan.subjects for experiment in experiments]
+    parts = [
+        frequencies(plan, subject, experiment) for subject in plan.subjects for experiment in experiments
+    ]
     return _gather(plan, "frequencies", parts)
 
 
 def cutoffs(curves: pd.DataFrame) -> pd.DataFrame:
-    """The frequency at which each curve of `all_frequencies` falls below 0.5: ``cutoff_per_mm``, a row per curve."""
+    """The frequency at which each curve of `all_frequencies` falls below 0.5: ``cutoff_per_mm``, a row per
+    curve."""
     from helpers.analysis import metrics
 
     columns = [column for column in curves.columns if column not in ("frequency_per_mm", "correlation")]
     if curves.empty:
         return pd.DataFrame(columns=[*columns, "cutoff_per_mm"])
     found = curves.groupby(columns, sort=False)[["frequency_per_mm", "correlation"]]
-    rows = [(*names, metrics.cutoff(rows.frequency_per_mm.to_numpy(), rows.correlation.to_numpy())) for names, rows in found]
+    rows = [
+        (*names, metrics.cutoff(rows.frequency_per_mm.to_numpy(), rows.correlation.to_numpy()))
+        for names, rows in found
+    ]
     return pd.DataFrame(rows, columns=[*columns, "cutoff_per_mm"])
 
 
@@ -139,8 +191,8 @@ def attention(plan: Study, subject: int | str, experiment: str) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per resolution, target contrast, reconstruction plane and source contrast: ``weight`` (mean over the slices, by the
-        area of the brain in each) and ``weight_sd`` (over the slices).
+        One row per resolution, target contrast, reconstruction plane and source contrast: ``weight`` (mean
+        over the slices, by the area of the brain in each) and ``weight_sd`` (over the slices).
     """
     rows = []
     for resolution in [None] if experiment == GROUND_TRUTH else plan.resolutions:
@@ -149,13 +201,25 @@ def attention(plan: Study, subject: int | str, experiment: str) -> pd.DataFrame:
                 for source in plan.given:
                     about = _about(subject, experiment, resolution, source)
                     about |= {"target": target, "plane": plane, "source": about.pop("contrast")}
-                    rows.append({**about, "weight": weights[source]["Mean"], "weight_sd": weights[source]["SD"], **_how(plan)})
+                    rows.append(
+                        {
+                            **about,
+                            "weight": weights[source]["Mean"],
+                            "weight_sd": weights[source]["SD"],
+                            **_how(plan),
+                        }
+                    )
     return pd.DataFrame(rows)
 
 
 def all_attention(plan: Study) -> pd.DataFrame:
-    """`attention` of every subject in every experiment and in the ground truth; written as ``tables/attention.csv``."""
-    parts = [attention(plan, subject, experiment) for subject in plan.subjects for experiment in (GROUND_TRUTH, *plan.experiments)]
+    """`attention` of every subject in every experiment and in the ground truth; written as
+    ``tables/attention.csv``."""
+    parts = [
+        attention(plan, subject, experiment)
+        for subject in plan.subjects
+        for experiment in (GROUND_TRUTH, *plan.experiments)
+    ]
     return _gather(plan, "attention", parts)
 
 
@@ -165,17 +229,37 @@ def all_registrations(plan: Study) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per subject, contrast, orientation and resolution: ``registration_error_mm``, the mean displacement over the brain.
+        One row per subject, contrast, orientation and resolution: ``registration_error_mm``, the mean
+        displacement over the brain.
     """
     rows = []
     for subject in plan.subjects:
         for contrast, orientation in plan.acquisitions():
             for resolution in plan.resolutions:
-                sidecar = volumes.read_sidecar(steps.registered(plan, subject, contrast, orientation, resolution))
-                about = {"subject": _called(subject), "contrast": contrast, "orientation": orientation, "resolution": resolution.label}
-                about |= {"separation_mm": resolution.separation_mm, "registration_error_mm": sidecar["RegistrationErrorMm"]}
+                sidecar = volumes.read_sidecar(
+                    steps.registered(plan, subject, contrast, orientation, resolution)
+                )
+                about = {
+                    "subject": _called(subject),
+                    "contrast": contrast,
+                    "orientation": orientation,
+                    "resolution": resolution.label,
+                }
+                about |= {
+                    "separation_mm": resolution.separation_mm,
+                    "registration_error_mm": sidecar["RegistrationErrorMm"],
+                }
                 rows.append({**about, "transform": plan.transform, "seed": plan.seed})
-    columns = ["subject", "contrast", "orientation", "resolution", "separation_mm", "registration_error_mm", "transform", "seed"]
+    columns = [
+        "subject",
+        "contrast",
+        "orientation",
+        "resolution",
+        "separation_mm",
+        "registration_error_mm",
+        "transform",
+        "seed",
+    ]
     return _gather(plan, "registrations", [pd.DataFrame(rows, columns=columns)])
 
 
@@ -210,7 +294,9 @@ def _gather(plan: Study, name: str, parts: list[pd.DataFrame]) -> pd.DataFrame:
     """Parts of a table that have rows, as one, written beside the study's other tables."""
     filled = [part for part in parts if len(part)]
     table = pd.concat(filled or parts[:1], ignore_index=True) if parts else pd.DataFrame()
-    volumes.write_bytes(folders.root(plan) / "tables" / f"{name}.csv", table.to_csv(index=False, float_format="%.6f").encode())
+    volumes.write_bytes(
+        folders.root(plan) / "tables" / f"{name}.csv", table.to_csv(index=False, float_format="%.6f").encode()
+    )
     return table
 
 
@@ -237,18 +323,31 @@ def _how(plan: Study) -> dict:
     # Only where a study has them, so that tables, and the keys that hold this, stay what they were.
     rare = {"dropped": "+".join(plan.dropped)} if plan.dropped else {}
     rare |= {"fusion_weights": plan.fusion_weights} if plan.fusion_weights != "attention" else {}
-    return {"reconstruction": "+".join(plan.reconstruction), **{column: getattr(plan, column) for column in columns}, **rare}
+    return {
+        "reconstruction": "+".join(plan.reconstruction),
+        **{column: getattr(plan, column) for column in columns},
+        **rare,
+    }
 
 
 def all_scores(plan: Study) -> pd.DataFrame:
     """The tidy score table of the whole study, made where it is missing; written as ``tables/scores.csv``."""
-    parts = [scores(plan, subject, experiment) for subject in plan.subjects for experiment in (GROUND_TRUTH, *plan.experiments)]
+    parts = [
+        scores(plan, subject, experiment)
+        for subject in plan.subjects
+        for experiment in (GROUND_TRUTH, *plan.experiments)
+    ]
     return _gather(plan, "scores", parts)
 
 
 def last_scores(plan: Study) -> tuple[str, pd.DataFrame]:
-    """Name and score table of the study beside this one that was the last to run all of Table 1; if none did, of ``figures/ten``."""
-    for path in sorted(folders.root(plan).parent.glob("*/tables/scores.csv"), key=lambda path: path.stat().st_mtime, reverse=True):
+    """Name and score table of the study beside this one that was the last to run all of Table 1; if none did,
+    of ``figures/ten``."""
+    for path in sorted(
+        folders.root(plan).parent.glob("*/tables/scores.csv"),
+        key=lambda path: path.stat().st_mtime,
+        reverse=True,
+    ):
         table = cache.read_table(path)
         if set(EXPERIMENTS) <= set(table.experiment):
             return path.parent.parent.name, table
@@ -261,11 +360,18 @@ def headline(plan: Study) -> str:
     table = table[(table.region == "brain") & (table.arm != "ceiling")]
     ends = table[table.separation_mm.isin([table.separation_mm.min(), table.separation_mm.max()])]
     # A 3D image is its own reference: an infinite PSNR has no mean.
-    shown = ends.replace(float("inf"), float("nan")).pivot_table("psnr_db", ["experiment", "contrast"], ["arm", "resolution"])
-    return f"Mean PSNR inside the brain, dB ({table.subject.nunique()} subjects)\n{shown.round(1).to_string(na_rep='')}"
+    shown = ends.replace(float("inf"), float("nan")).pivot_table(
+        "psnr_db", ["experiment", "contrast"], ["arm", "resolution"]
+    )
+    return (
+        f"Mean PSNR inside the brain, dB ({table.subject.nunique()} "
+        f"subjects)\n{shown.round(1).to_string(na_rep='')}"
+    )
 
 
-def figure_2_panels(plan: Study, subject: int | str, examples: Mapping[str, tuple[str, Resolution | None]]) -> dict[str, np.ndarray]:
+def figure_2_panels(
+    plan: Study, subject: int | str, examples: Mapping[str, tuple[str, Resolution | None]]
+) -> dict[str, np.ndarray]:
     """The panels of figure 2: a slice of the T1w source and of the harmonized T1w image for each example.
 
     Parameters
@@ -276,8 +382,8 @@ def figure_2_panels(plan: Study, subject: int | str, examples: Mapping[str, tupl
     Returns
     -------
     dict
-        Title -> ndarray, 2D, upright, in units of the 95th percentile by which HACA3 scales a volume: that of the
-        subject's 3D image for the originals, that of the target image for the harmonized ones.
+        Title -> ndarray, 2D, upright, in units of the 95th percentile by which HACA3 scales a volume: that of
+        the subject's 3D image for the originals, that of the target image for the harmonized ones.
     """
     scale = {
         "original": np.percentile(cache.read_volume(participants.cohort(plan, subject)["T1w"])[0], 95),
@@ -287,7 +393,9 @@ def figure_2_panels(plan: Study, subject: int | str, examples: Mapping[str, tupl
     for label, (experiment, resolution) in examples.items():
         source = volumes.read(steps.source_images(plan, subject, experiment, resolution)["T1w"])
         panels["original"][label] = steps.visited(plan, *source)[0]
-        panels["harmonized"][label] = volumes.read(steps.harmonized(plan, subject, experiment, resolution)["T1w"])[0]
+        panels["harmonized"][label] = volumes.read(
+            steps.harmonized(plan, subject, experiment, resolution)["T1w"]
+        )[0]
     middle = panels["original"]["HR"].shape[steps.slice_axis(plan)] // 2
     return {
         f"{row}, {label}": grid.upright(volume, plan.reconstruction[0], middle) / scale[row]

@@ -18,8 +18,8 @@ def report_folder(plan: Study) -> Path:
 def expected_s(wanted: list[graph.Task], folder: Path) -> dict[str, float]:
     """Task -> the seconds that it will take if all of its images are to be made.
 
-    By the study's own log, where it has such executions of the same notebook: the rough costs, times the median of what they
-    were off by. Without, the rough costs.
+    By the study's own log, where it has such executions of the same notebook: the rough costs, times the
+    median of what they were off by. Without, the rough costs.
     """
     named = {task.name: task for task in wanted}
     off = {}
@@ -42,8 +42,9 @@ def status(plan: Study) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per task: ``task``, ``stage`` (its notebook), ``state`` (done, running, failed or missing), ``seconds`` of its
-        last execution (NaN if there was none), ``expected_s`` and ``expected_mb`` of what is yet to be done, ``error``.
+        One row per task: ``task``, ``stage`` (its notebook), ``state`` (done, running, failed or missing),
+        ``seconds`` of its last execution (NaN if there was none), ``expected_s`` and ``expected_mb`` of what
+        is yet to be done, ``error``.
     """
     folder = report_folder(plan)
     unfit = ()
@@ -74,7 +75,9 @@ def states(wanted: list[graph.Task], folder: Path, repair: bool = False) -> pd.D
         elif event.get("event") in ("done", "failed"):
             running.discard(name)
             last[name] = event
-    if repair or log.holder(folder) is None:  # Whoever repairs holds the study itself, and has started nothing yet.
+    if (
+        repair or log.holder(folder) is None
+    ):  # Whoever repairs holds the study itself, and has started nothing yet.
         running = set()
     cost, rows = expected_s(wanted, folder), []
     for task in wanted:
@@ -87,8 +90,20 @@ def states(wanted: list[graph.Task], folder: Path, repair: bool = False) -> pd.D
             state = "failed" if before.get("event") == "failed" else "missing"
         left = state != "done"
         error = before.get("error", "") if state == "failed" else ""
-        rows.append((task.name, task.notebook.stem, state, before.get("seconds"), left * cost[task.name], left * task.size_mb, error))
-    table = pd.DataFrame(rows, columns=["task", "stage", "state", "seconds", "expected_s", "expected_mb", "error"])
+        rows.append(
+            (
+                task.name,
+                task.notebook.stem,
+                state,
+                before.get("seconds"),
+                left * cost[task.name],
+                left * task.size_mb,
+                error,
+            )
+        )
+    table = pd.DataFrame(
+        rows, columns=["task", "stage", "state", "seconds", "expected_s", "expected_mb", "error"]
+    )
     return table.astype({"seconds": float})
 
 
@@ -97,7 +112,10 @@ def expected_hours(plan: Study, states: pd.DataFrame, workers: int) -> float:
     left = states[states.expected_s > 0]
     needs = graph.needs_of([task for task in graph.tasks(plan) if task.name in set(left.task)])
     seconds = dict(zip(left.task, left.expected_s, strict=True))
-    return graph.makespan({name: needs[name] for name in graph.urgent_first(needs, seconds)}, seconds, workers) / 3600
+    return (
+        graph.makespan({name: needs[name] for name in graph.urgent_first(needs, seconds)}, seconds, workers)
+        / 3600
+    )
 
 
 def is_done(task: graph.Task, folder: Path, repair: bool = False) -> bool:
@@ -119,8 +137,8 @@ def scaling(plan: Study, seconds: dict[str, float], workers: Iterable[int]) -> p
     Returns
     -------
     DataFrame
-        ``workers``, ``hours``, ``speed_up`` over one worker, ``bound`` (the lesser of the workers and of the total over the
-        critical path: no order of the tasks does better), ``critical_path_h``.
+        ``workers``, ``hours``, ``speed_up`` over one worker, ``bound`` (the lesser of the workers and of the
+        total over the critical path: no order of the tasks does better), ``critical_path_h``.
     """
     needs = graph.needs_of(graph.tasks(plan))
     needs = {name: needs[name] for name in graph.urgent_first(needs, seconds)}

@@ -1,4 +1,5 @@
-"""The steps of a study as files that are computed when they are missing: stacks, registered stacks, harmonized images.
+"""The steps of a study as files that are computed when they are missing: stacks, registered stacks,
+harmonized images.
 
 Each function returns paths. Arrays and physics live in the other rooms; this one only connects them.
 """
@@ -17,40 +18,70 @@ from helpers.pipeline import cache, folders, models, participants
 from helpers.study import CONTRASTS, TARGET, Resolution, Study, sources, subject_seed, visited_slices
 
 
-def degraded(plan: Study, subject: int | str, contrast: str, orientation: str, resolution: Resolution) -> Path:
+def degraded(
+    plan: Study, subject: int | str, contrast: str, orientation: str, resolution: Resolution
+) -> Path:
     """The 2D acquisition simulated from the subject's high-resolution image."""
     from helpers.acquisition import degradation, rf_pulse
 
     source = participants.cohort(plan, subject)[contrast]
-    path = layout.image(folders.root(plan), subject, contrast, desc="degraded", acq=orientation, res=resolution.slug)
+    path = layout.image(
+        folders.root(plan), subject, contrast, desc="degraded", acq=orientation, res=resolution.slug
+    )
     pulse = rf_pulse.Pulse()
-    parameters = {"orientation": orientation, "resolution": resolution.label, "pulse": dataclasses.asdict(pulse)}
+    parameters = {
+        "orientation": orientation,
+        "resolution": resolution.label,
+        "pulse": dataclasses.asdict(pulse),
+    }
     key = cache.key("degradation", [source], parameters)
 
     def work(_):
         lr_volume, lr_affine = degradation.degrade(*cache.read_volume(source), orientation, resolution, pulse)
-        yield lr_volume, lr_affine, {**_acquisition(orientation, resolution), "SliceProfile": dataclasses.asdict(pulse)}
+        yield (
+            lr_volume,
+            lr_affine,
+            {**_acquisition(orientation, resolution), "SliceProfile": dataclasses.asdict(pulse)},
+        )
 
     cache.compute({contrast: path}, key, [source], work)
     return path
 
 
-def registered(plan: Study, subject: int | str, contrast: str, orientation: str, resolution: Resolution, transform: str | None = None) -> Path:
+def registered(
+    plan: Study,
+    subject: int | str,
+    contrast: str,
+    orientation: str,
+    resolution: Resolution,
+    transform: str | None = None,
+) -> Path:
     """The simulated 2D acquisition back on the 1 mm MNI grid.
 
     The stack is first moved as a patient moves between scans; `transform` (the study's unless given)
     says whether that motion is undone as it is known, or as ANTs estimates it against the subject's
     own high-resolution image. The sidecar records the registration error.
 
-    In a preview with the known transform the file holds the visited slices only, as `visited` returns them: the whole volume is
-    sooner computed again from the stack (`registered_volume`) than read, and would take 13 MB.
+    In a preview with the known transform the file holds the visited slices only, as `visited` returns them:
+    the whole volume is sooner computed again from the stack (`registered_volume`) than read, and would take
+    13 MB.
     """
     from helpers import registration
 
     transform = transform or plan.transform
-    stack, images = degraded(plan, subject, contrast, orientation, resolution), participants.cohort(plan, subject)
+    stack, images = (
+        degraded(plan, subject, contrast, orientation, resolution),
+        participants.cohort(plan, subject),
+    )
     inputs = [stack, images[contrast], images["mask"]]
-    path = layout.image(folders.root(plan), subject, contrast, desc=f"registered{transform.capitalize()}", acq=orientation, res=resolution.slug)
+    path = layout.image(
+        folders.root(plan),
+        subject,
+        contrast,
+        desc=f"registered{transform.capitalize()}",
+        acq=orientation,
+        res=resolution.slug,
+    )
     parameters = {"transform": transform, "seed": plan.seed}
     if some := _holds_slices(plan, transform):
         parameters |= {"plane": plan.reconstruction[0], "slice_step": plan.slice_step}
@@ -65,7 +96,9 @@ def registered(plan: Study, subject: int | str, contrast: str, orientation: str,
             lr_volume, lr_affine = volumes.read(stack)
             fixed, _ = cache.read_volume(images[contrast])
             moved = registration.move(lr_affine, true)
-            estimated = registration.estimate(lr_volume, moved, fixed, affine, brain > 0, kind=transform, seed=plan.seed)
+            estimated = registration.estimate(
+                lr_volume, moved, fixed, affine, brain > 0, kind=transform, seed=plan.seed
+            )
         facts = {
             **_acquisition(orientation, resolution),
             "Transform": transform,
@@ -73,7 +106,10 @@ def registered(plan: Study, subject: int | str, contrast: str, orientation: str,
         }
         whole = _resampled(stack, true, estimated)
         if some:
-            yield *visited(plan, whole, affine), {**facts, "WholeVolumeSha256": hashlib.sha256(whole).hexdigest()}
+            yield (
+                *visited(plan, whole, affine),
+                {**facts, "WholeVolumeSha256": hashlib.sha256(whole).hexdigest()},
+            )
         else:
             yield whole, affine, facts
 
@@ -82,9 +118,15 @@ def registered(plan: Study, subject: int | str, contrast: str, orientation: str,
 
 
 def registered_volume(
-    plan: Study, subject: int | str, contrast: str, orientation: str, resolution: Resolution, transform: str | None = None
+    plan: Study,
+    subject: int | str,
+    contrast: str,
+    orientation: str,
+    resolution: Resolution,
+    transform: str | None = None,
 ) -> np.ndarray:
-    """The whole volume of `registered`, even where its file holds some slices only: shape (192, 224, 192), float32."""
+    """The whole volume of `registered`, even where its file holds some slices only: shape (192, 224, 192),
+    float32."""
     from helpers import registration
 
     transform = transform or plan.transform
@@ -95,7 +137,8 @@ def registered_volume(
 
 
 def _holds_slices(plan: Study, transform: str) -> bool:
-    """Whether files of registered stacks hold the visited slices only. What ANTs estimated is not computed again."""
+    """Whether files of registered stacks hold the visited slices only. What ANTs estimated is not computed
+    again."""
     return plan.slice_step > 1 and transform == "known"
 
 
@@ -104,18 +147,27 @@ def _resampled(stack: Path, true: np.ndarray, estimated: np.ndarray) -> np.ndarr
     from helpers import registration
 
     lr_volume, lr_affine = volumes.read(stack)
-    return registration.resample(lr_volume, registration.move(lr_affine, true), grid.SHAPE, grid.AFFINE, estimated)
+    return registration.resample(
+        lr_volume, registration.move(lr_affine, true), grid.SHAPE, grid.AFFINE, estimated
+    )
 
 
-def source_images(plan: Study, subject: int | str, experiment: str, resolution: Resolution | None) -> dict[str, Path]:
-    """Contrast -> path of the image that HACA3 gets for it in an experiment of Table 1; nothing for a dropped contrast."""
+def source_images(
+    plan: Study, subject: int | str, experiment: str, resolution: Resolution | None
+) -> dict[str, Path]:
+    """Contrast -> path of the image that HACA3 gets for it in an experiment of Table 1; nothing for a dropped
+    contrast."""
     return {
-        contrast: participants.cohort(plan, subject)[contrast] if orientation == "3D" else registered(plan, subject, contrast, orientation, resolution)
+        contrast: participants.cohort(plan, subject)[contrast]
+        if orientation == "3D"
+        else registered(plan, subject, contrast, orientation, resolution)
         for contrast, orientation in plan.sources(experiment).items()
     }
 
 
-def harmonized(plan: Study, subject: int | str, experiment: str, resolution: Resolution | None, again: bool = False) -> dict[str, Path]:
+def harmonized(
+    plan: Study, subject: int | str, experiment: str, resolution: Resolution | None, again: bool = False
+) -> dict[str, Path]:
     """The three harmonized images of one experiment at one resolution.
 
     Parameters
@@ -133,13 +185,18 @@ def harmonized(plan: Study, subject: int | str, experiment: str, resolution: Res
     inputs = source_images(plan, subject, experiment, resolution)
     aims = target_images(plan)
     desc, res = "harmonizedAgain" if again else "harmonized", resolution.slug if resolution else None
-    paths = {contrast: layout.image(folders.root(plan), subject, contrast, desc=desc, rec=experiment, res=res) for contrast in CONTRASTS}
+    paths = {
+        contrast: layout.image(folders.root(plan), subject, contrast, desc=desc, rec=experiment, res=res)
+        for contrast in CONTRASTS
+    }
     settings = {
         "orientations": list(plan.reconstruction),
         "anatomy": plan.anatomy,
         "mask": plan.mask,
         # One noise field per subject, the same for its ground truth and for every arm.
-        "seed": int(np.random.SeedSequence([plan.seed, subject_seed(subject), int(again)]).generate_state(1)[0]),
+        "seed": int(
+            np.random.SeedSequence([plan.seed, subject_seed(subject), int(again)]).generate_state(1)[0]
+        ),
         "slice_step": plan.slice_step,
     }
     weights = [models.checkpoint_hash(path) for path in models.checkpoints(plan)]
@@ -152,7 +209,11 @@ def harmonized(plan: Study, subject: int | str, experiment: str, resolution: Res
     key = cache.key("harmonization", parents, {**parameters, **({"targets": numbers} if numbers else {})})
 
     def work(missing):
-        shared = [contrast for contrast, orientation in sources(experiment).items() if orientation == "3D" and resolution]
+        shared = [
+            contrast
+            for contrast, orientation in sources(experiment).items()
+            if orientation == "3D" and resolution
+        ]
         images = {
             contrast: _encoding(plan, subject, contrast, orientation, resolution, contrast in shared)
             for contrast, orientation in orientations.items()
@@ -162,7 +223,8 @@ def harmonized(plan: Study, subject: int | str, experiment: str, resolution: Res
         result = models.harmonizer(plan).harmonize(images, aims, **settings, **geometry, details=True)
 
         def attention(target: str) -> dict:
-            # Mean and spread over the slices, each with the weight of the brain that it shows: nearly empty ones say little.
+            # Mean and spread over the slices, each with the weight of the brain that it shows: nearly empty
+            # ones say little.
             summary = {}
             for plane, weights in result.attention[target].items():
                 known = np.isfinite(weights).all(axis=1)
@@ -170,7 +232,9 @@ def harmonized(plan: Study, subject: int | str, experiment: str, resolution: Res
                 shown = np.count_nonzero(stack[known], axis=(1, 2))
                 mean = np.average(weights[known], axis=0, weights=shown)
                 sd = np.sqrt(np.average((weights[known] - mean) ** 2, axis=0, weights=shown))
-                found = zip(result.sources, mean.astype(float).round(6), sd.astype(float).round(6), strict=True)
+                found = zip(
+                    result.sources, mean.astype(float).round(6), sd.astype(float).round(6), strict=True
+                )
                 summary[plane] = {source: {"Mean": m, "SD": d} for source, m, d in found}
             return summary
 
@@ -182,8 +246,12 @@ def harmonized(plan: Study, subject: int | str, experiment: str, resolution: Res
             "Transform": plan.transform,
             **({"Targets": numbers} if numbers else {}),
             "Harmonization": {
-                **settings, **options, "compiled": options["compiled"] and device == "cpu", "device": device,
-                "weights": weights, "weights_file": Path(plan.weights).name,
+                **settings,
+                **options,
+                "compiled": options["compiled"] and device == "cpu",
+                "device": device,
+                "weights": weights,
+                "weights_file": Path(plan.weights).name,
             },
             **(_resolution(resolution) if resolution else {}),
         }
@@ -204,7 +272,8 @@ def _geometry(orientations: dict[str, str], resolution: Resolution) -> dict:
 
 
 def target_images(plan: Study) -> dict[str, Path]:
-    """Contrast -> path of the image that says how harmonized images look; a contrast given by theta and eta has none."""
+    """Contrast -> path of the image that says how harmonized images look; a contrast given by theta and eta
+    has none."""
     if not plan.targets:
         return {contrast: participants.cohort(plan, phantom.TARGET_SEED)[contrast] for contrast in CONTRASTS}
     given = [contrast for contrast, each in plan.targets if isinstance(each, str)]
@@ -212,7 +281,8 @@ def target_images(plan: Study) -> dict[str, Path]:
 
 
 def visited(plan: Study, volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The slices of an MNI volume that the study harmonizes and scores: all, or a preview's. What holds them alone stays as it is."""
+    """The slices of an MNI volume that the study harmonizes and scores: all, or a preview's. What holds them
+    alone stays as it is."""
     axis = slice_axis(plan)
     indices = visited_slices(grid.SHAPE[axis], plan.slice_step)
     if volume.shape[axis] == len(indices):
@@ -243,38 +313,60 @@ def _resolution(resolution: Resolution) -> dict:
         "SliceThickness": resolution.thickness_mm,
         "SpacingBetweenSlices": resolution.separation_mm,
         "Resolution": (
-            f"simulated 2D slices of {resolution.thickness_mm:g} mm "
-            f"with gaps of {resolution.gap_mm:g} mm"
+            f"simulated 2D slices of {resolution.thickness_mm:g} mm with gaps of {resolution.gap_mm:g} mm"
         ),
     }
 
 
 @functools.cache
 def targets(plan: Study) -> dict:
-    """What defines the target contrasts: theta, eta and intensity scale of the target subject's images, or of those given."""
+    """What defines the target contrasts: theta, eta and intensity scale of the target subject's images, or of
+    those given."""
     from helpers import haca3
 
     images = target_images(plan)
     given = {contrast: each for contrast, each in plan.targets if not isinstance(each, str)}
-    aims = {contrast: haca3.Target(np.float32(each[:2]), np.float32(each[2:4]), each[4]) for contrast, each in given.items()}
+    aims = {
+        contrast: haca3.Target(np.float32(each[:2]), np.float32(each[2:4]), each[4])
+        for contrast, each in given.items()
+    }
     path = folders.root(plan) / "encodings" / "targets.npz"
-    parameters = {"model": models.checkpoint_hash(models.checkpoints(plan)[0]), **models.network_options(plan)}
+    parameters = {
+        "model": models.checkpoint_hash(models.checkpoints(plan)[0]),
+        **models.network_options(plan),
+    }
     key = cache.key("harmonization", images.values(), parameters)
     if not cache.is_done(path, key):
-        found = {contrast: models.harmonizer(plan).target(volumes.read(image)[0]) for contrast, image in images.items()}
-        arrays = {f"{contrast} {name}": value for contrast, target in found.items() for name, value in vars(target).items()}
+        found = {
+            contrast: models.harmonizer(plan).target(volumes.read(image)[0])
+            for contrast, image in images.items()
+        }
+        arrays = {
+            f"{contrast} {name}": value
+            for contrast, target in found.items()
+            for name, value in vars(target).items()
+        }
         cache.write_arrays(path, arrays, key)
     arrays = cache.read_arrays(path)
     for contrast in images:
-        aims[contrast] = haca3.Target(arrays[f"{contrast} theta"], arrays[f"{contrast} eta"], float(arrays[f"{contrast} norm"]))
+        aims[contrast] = haca3.Target(
+            arrays[f"{contrast} theta"], arrays[f"{contrast} eta"], float(arrays[f"{contrast} norm"])
+        )
     return {contrast: aims[contrast] for contrast in CONTRASTS}
 
 
-def _encoding(plan: Study, subject: int | str, contrast: str, orientation: str, resolution: Resolution | None, shared: bool):
+def _encoding(
+    plan: Study,
+    subject: int | str,
+    contrast: str,
+    orientation: str,
+    resolution: Resolution | None,
+    shared: bool,
+):
     """A source as HACA3 takes it: of a preview encoded once, as long as this process remembers it.
 
-    A whole volume in three planes takes 0.5 GB of memory: there only a 3D image that is `shared` by the resolutions of an experiment
-    stays encoded.
+    A whole volume in three planes takes 0.5 GB of memory: there only a 3D image that is `shared` by the
+    resolutions of an experiment stays encoded.
     """
     if orientation == "3D":
         resolution, path = None, participants.cohort(plan, subject)[contrast]
@@ -286,8 +378,16 @@ def _encoding(plan: Study, subject: int | str, contrast: str, orientation: str, 
     return _encoded(*source) if shared else source_volume(*source)
 
 
-def source_volume(plan: Study, subject: int | str, contrast: str, orientation: str, resolution: Resolution | None, version: str) -> np.ndarray:
-    """A source as a whole volume. The `version` of its file is there for those who remember what was made of it."""
+def source_volume(
+    plan: Study,
+    subject: int | str,
+    contrast: str,
+    orientation: str,
+    resolution: Resolution | None,
+    version: str,
+) -> np.ndarray:
+    """A source as a whole volume. The `version` of its file is there for those who remember what was made of
+    it."""
     if orientation == "3D":
         return cache.read_volume(participants.cohort(plan, subject)[contrast])[0]
     return registered_volume(plan, subject, contrast, orientation, resolution)
@@ -295,8 +395,8 @@ def source_volume(plan: Study, subject: int | str, contrast: str, orientation: s
 
 @functools.lru_cache(maxsize=21)
 def _encoded_slices(plan: Study, *source):
-    # 21: the three 3D images and the nine stacks of each of two resolutions, 1 MB a slice. Who goes through Table 1 resolution by
-    # resolution encodes each source once.
+    # 21: the three 3D images and the nine stacks of each of two resolutions, 1 MB a slice. Who goes through
+    # Table 1 resolution by resolution encodes each source once.
     return models.harmonizer(plan).encode(source_volume(plan, *source), plan.reconstruction, plan.slice_step)
 
 

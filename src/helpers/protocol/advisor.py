@@ -1,9 +1,11 @@
 """Which protocol to acquire: a surface fitted to a study's scores, and a model of scan time.
 
-**The surface.** For each orientation, expected score = a quadratic in slice thickness and gap without the square of the
-gap, for which most studies have too few gaps. It is fitted by least squares to all subjects at once (statsmodels); its
-intervals treat each subject as a cluster, so that they speak of other subjects, not of other slices of the same ones
-[1]_. Between the resolutions that were run the surface interpolates. Outside their convex hull nothing is predicted.
+**The surface.** For each orientation, expected score = a quadratic in slice thickness and gap without the
+square of the gap, for which most studies have too few gaps. It is fitted by least squares to all subjects at
+once (statsmodels); its intervals treat each subject as a cluster, so that they speak of other subjects, not
+of other slices of the same ones
+[1]_. Between the resolutions that were run the surface interpolates. Outside their convex hull nothing is
+predicted.
 
 **The time.** What a 2D multi-slice (turbo) spin echo takes by its timing diagram [2]_; see `ScanTime`.
 
@@ -22,9 +24,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from helpers.study import CONTRASTS, ORIENTATIONS, Resolution, check
+from helpers.study import CONTRASTS, ORIENTATIONS, Resolution, require
 
-#: Experiments in which all contrasts are acquired alike: orientation and resolution are those of the whole protocol.
+#: Experiments in which all contrasts are acquired alike: orientation and resolution are those of the whole
+#: protocol.
 ALIKE = ("1a", "1b", "1c")
 
 MEASURES = ("psnr_db", "ssim", "ssim_axial", "ssim_coronal", "ssim_sagittal")
@@ -36,13 +39,16 @@ MEAN = "mean"
 def _number(name: str, value, low: float, above: bool = False):
     good = isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
     if not good or not (value > low if above else value >= low):
-        raise ValueError(f"{name} is {value!r}: accepted are numbers {'greater than' if above else 'from'} {low:g}")
+        raise ValueError(
+            f"{name} is {value!r}: accepted are numbers {'greater than' if above else 'from'} {low:g}"
+        )
     return value
 
 
 @dataclass(frozen=True)
 class Surface:
-    """Expected score over thickness, gap and orientation, of a study in which all contrasts are acquired alike.
+    """Expected score over thickness, gap and orientation, of a study in which all contrasts are acquired
+    alike.
 
     Parameters
     ----------
@@ -55,10 +61,11 @@ class Surface:
     subjects : int
         Clusters. An interval has one degree of freedom less.
     residual : float
-        Root mean square of what the surface leaves of the means over subjects, in the units of the measure: its lack of fit.
+        Root mean square of what the surface leaves of the means over subjects, in the units of the measure:
+        its lack of fit.
     compares_orientations : bool
-        False if the study looked at its images in one plane only, as a preview does: then scores of different orientations are
-        not comparable.
+        False if the study looked at its images in one plane only, as a preview does: then scores of different
+        orientations are not comparable.
     """
 
     measure: str
@@ -79,21 +86,33 @@ class Surface:
         if self.subjects < 5:
             text += f" With {self.subjects} subjects the intervals are wide, and should be."
         if not self.compares_orientations:
-            text += " The study looked at its images in one plane: compare protocols within an orientation, not across."
+            text += (
+                " The study looked at its images in one plane: compare protocols within an orientation, not "
+                "across."
+            )
         return text
 
 
-def fit(table: pd.DataFrame, measure: str = "psnr_db", *, contrast: str = MEAN, arm: str = "harmonized", region: str = "brain") -> Surface:
+def fit(
+    table: pd.DataFrame,
+    measure: str = "psnr_db",
+    *,
+    contrast: str = MEAN,
+    arm: str = "harmonized",
+    region: str = "brain",
+) -> Surface:
     """Fit the surface to a score table.
 
     Parameters
     ----------
     table : DataFrame
-        The score table of one study (`helpers.pipeline.scoring.all_scores`). Its experiments 1a to 1c are used.
+        The score table of one study (`helpers.pipeline.scoring.all_scores`). Its experiments 1a to 1c are
+        used.
     measure : str
         Score column, one of `MEASURES`.
     contrast : str
-        One of the study's contrasts, or ``"mean"``: the average of the three within each subject, resolution and orientation.
+        One of the study's contrasts, or ``"mean"``: the average of the three within each subject, resolution
+        and orientation.
     arm : {"harmonized", "input"}
         With the harmonizer, or without any.
     region : {"brain", "full"}
@@ -101,46 +120,89 @@ def fit(table: pd.DataFrame, measure: str = "psnr_db", *, contrast: str = MEAN, 
     Raises
     ------
     ValueError
-        If columns are missing, the table mixes studies, no experiment of 1a to 1c is there, there is a single subject, or the
-        resolutions are too few to determine a surface.
+        If columns are missing, the table mixes studies, no experiment of 1a to 1c is there, there is a single
+        subject, or the resolutions are too few to determine a surface.
     """
     import statsmodels.api as sm
 
-    check("measure", measure, MEASURES)
-    check("contrast", contrast, (MEAN, *CONTRASTS))
-    check("arm", arm, ("harmonized", "input"))
-    check("region", region, ("brain", "full"))
-    needed = ("subject", "experiment", "thickness_mm", "gap_mm", "contrast", "orientation", "arm", "region", measure)
+    require("measure", measure, MEASURES)
+    require("contrast", contrast, (MEAN, *CONTRASTS))
+    require("arm", arm, ("harmonized", "input"))
+    require("region", region, ("brain", "full"))
+    needed = (
+        "subject",
+        "experiment",
+        "thickness_mm",
+        "gap_mm",
+        "contrast",
+        "orientation",
+        "arm",
+        "region",
+        measure,
+    )
     missing = [name for name in needed if name not in table]
     if missing:
         raise ValueError(f"score table has no column {', '.join(missing)}: accepted is the table of a study")
     for name in ("reconstruction", "transform", "anatomy", "mask", "slice_step", "seed"):
         if name in table and table[name].nunique() > 1:
-            raise ValueError(f"score table has {name} {', '.join(map(str, table[name].unique()))}: accepted is the table of one study")
-    rows = table[table["experiment"].isin(ALIKE) & (table["arm"] == arm) & (table["region"] == region) & np.isfinite(table[measure])]
+            raise ValueError(
+                f"score table has {name} {', '.join(map(str, table[name].unique()))}: accepted is the table "
+                "of one study"
+            )
+    rows = table[
+        table["experiment"].isin(ALIKE)
+        & (table["arm"] == arm)
+        & (table["region"] == region)
+        & np.isfinite(table[measure])
+    ]
     if contrast != MEAN:
         rows = rows[rows["contrast"] == contrast]
     point = ["subject", "orientation", "thickness_mm", "gap_mm"]
     cells = rows.groupby(point)[measure].agg(["mean", "size"]).reset_index()
     # A mean over fewer contrasts would be another quantity.
-    cells = cells[cells["size"] == (len(CONTRASTS) if contrast == MEAN else 1)].rename(columns={"mean": "score"})
+    cells = cells[cells["size"] == (len(CONTRASTS) if contrast == MEAN else 1)].rename(
+        columns={"mean": "score"}
+    )
     if cells.empty:
-        wanted = f"{measure} of experiments {', '.join(ALIKE)}, arm {arm}, region {region}, contrast {contrast}"
+        wanted = (
+            f"{measure} of experiments {', '.join(ALIKE)}, arm {arm}, region {region}, contrast {contrast}"
+        )
         raise ValueError(f"score table has no {wanted}: accepted is a study with one of them")
     subjects = cells["subject"].nunique()
     if subjects < 2:
-        raise ValueError("score table has 1 subject: accepted are 2 or more, since the intervals come from the differences between them")
-    run = {name: rows[["thickness_mm", "gap_mm"]].drop_duplicates().to_numpy(float) for name, rows in cells.groupby("orientation")}
+        raise ValueError(
+            "score table has 1 subject: accepted are 2 or more, since the intervals come from the "
+            "differences between them"
+        )
+    run = {
+        name: rows[["thickness_mm", "gap_mm"]].drop_duplicates().to_numpy(float)
+        for name, rows in cells.groupby("orientation")
+    }
     for name, points in run.items():
         terms = _terms(*points.T)
         if np.linalg.matrix_rank(terms) < terms.shape[1]:
             enough = f"{terms.shape[1]} or more, of three thicknesses and with gaps"
-            raise ValueError(f"score table has {len(points)} {name} resolutions, which determine no surface: accepted are {enough}")
+            raise ValueError(
+                f"score table has {len(points)} {name} resolutions, which determine no surface: accepted "
+                f"are {enough}"
+            )
     clusters = {"groups": pd.factorize(cells["subject"])[0]}
-    model = sm.OLS(cells["score"].to_numpy(), _design(run, cells)).fit(cov_type="cluster", cov_kwds=clusters, use_t=True)
+    model = sm.OLS(cells["score"].to_numpy(), _design(run, cells)).fit(
+        cov_type="cluster", cov_kwds=clusters, use_t=True
+    )
     left = cells.assign(left=model.resid).groupby(point[1:])["left"].mean()
     in_one_plane = bool("reconstruction" in table and "+" not in str(table["reconstruction"].iloc[0]))
-    return Surface(measure, arm, region, contrast, model, run, subjects, float(np.sqrt(np.mean(left**2))), not in_one_plane)
+    return Surface(
+        measure,
+        arm,
+        region,
+        contrast,
+        model,
+        run,
+        subjects,
+        float(np.sqrt(np.mean(left**2))),
+        not in_one_plane,
+    )
 
 
 def inside(surface: Surface, protocols: pd.DataFrame) -> np.ndarray:
@@ -161,7 +223,12 @@ def inside(surface: Surface, protocols: pd.DataFrame) -> np.ndarray:
     for name, points in surface.run.items():
         these = (protocols["orientation"] == name).to_numpy()
         # A tolerance, so that the resolutions at the corners are inside themselves.
-        found[these] = Delaunay(points).find_simplex(protocols.loc[these, ["thickness_mm", "gap_mm"]].to_numpy(float), tol=1e-9) >= 0
+        found[these] = (
+            Delaunay(points).find_simplex(
+                protocols.loc[these, ["thickness_mm", "gap_mm"]].to_numpy(float), tol=1e-9
+            )
+            >= 0
+        )
     return found
 
 
@@ -178,20 +245,23 @@ def predict(surface: Surface, protocols: pd.DataFrame, level: float = 0.95) -> p
     Returns
     -------
     DataFrame
-        The protocols with ``expected``, ``low``, ``high`` (in the units of the measure) and ``inside``. Outside what was run the
-        three are NaN: the surface is not continued.
+        The protocols with ``expected``, ``low``, ``high`` (in the units of the measure) and ``inside``.
+        Outside what was run the three are NaN: the surface is not continued.
     """
     if not 0 < level < 1:
         raise ValueError(f"level is {level}: accepted are numbers between 0 and 1")
     result = protocols.assign(expected=np.nan, low=np.nan, high=np.nan, inside=inside(surface, protocols))
     if result["inside"].any():
         test = surface.model.t_test(_design(surface.run, result[result["inside"]]))
-        result.loc[result["inside"], ["expected", "low", "high"]] = np.column_stack([test.effect, test.conf_int(1 - level)])
+        result.loc[result["inside"], ["expected", "low", "high"]] = np.column_stack(
+            [test.effect, test.conf_int(1 - level)]
+        )
     return result
 
 
 def _terms(thickness_mm: np.ndarray, gap_mm: np.ndarray) -> np.ndarray:
-    """The terms of the surface within an orientation, shape (n, 5), centred on 4 mm slices for the sake of the numbers."""
+    """The terms of the surface within an orientation, shape (n, 5), centred on 4 mm slices for the sake of
+    the numbers."""
     t = thickness_mm - 4
     return np.column_stack([np.ones_like(t), t, gap_mm, t**2, t * gap_mm])
 
@@ -206,13 +276,14 @@ def _design(run: Mapping, protocols: pd.DataFrame) -> np.ndarray:
 class ScanTime:
     """How long a 2D multi-slice (turbo) spin echo of one contrast takes.
 
-    Within each TR the scanner goes from slice to slice. A slice keeps it busy for the echo train, which ends at the echo spacing
-    times the echo train length and not before the echo time, and for an overhead: excitation, spoilers, fat saturation, in FLAIR
-    the inversion pulse of another slice. As many slices as fit are acquired together; if there are more, the acquisition is
-    repeated for the rest (concatenations). Each repetition takes a TR for every train of phase-encoding lines.
+    Within each TR the scanner goes from slice to slice. A slice keeps it busy for the echo train, which ends
+    at the echo spacing times the echo train length and not before the echo time, and for an overhead:
+    excitation, spoilers, fat saturation, in FLAIR the inversion pulse of another slice. As many slices as fit
+    are acquired together; if there are more, the acquisition is repeated for the rest (concatenations). Each
+    repetition takes a TR for every train of phase-encoding lines.
 
-    Left out: dummy repetitions and calibration (some seconds), limits by SAR, partial Fourier. A longer TR in place of a second
-    concatenation, which scanners offer, changes contrast and is not considered.
+    Left out: dummy repetitions and calibration (some seconds), limits by SAR, partial Fourier. A longer TR in
+    place of a second concatenation, which scanners offer, changes contrast and is not considered.
 
     Parameters
     ----------
@@ -246,7 +317,9 @@ class ScanTime:
             if name in ("etl", "averages") and value != int(value):
                 raise ValueError(f"{name} is {value}: accepted are whole numbers")
         if self.slices_per_tr < 1:
-            raise ValueError(f"tr_ms is {self.tr_ms:g}: accepted are {self.busy_ms:g} or more, which a single slice takes")
+            raise ValueError(
+                f"tr_ms is {self.tr_ms:g}: accepted are {self.busy_ms:g} or more, which a single slice takes"
+            )
 
     @property
     def busy_ms(self) -> float:
@@ -279,14 +352,16 @@ class ScanTime:
         return self.tr_ms * trains * concatenations * self.averages / 60_000
 
 
-#: Sequences that serve as an example. The values are ours, typical of 1.5 and 3 T, and not the trial's: put in your scanner's.
+#: Sequences that serve as an example. The values are ours, typical of 1.5 and 3 T, and not the trial's: put
+#: in your scanner's.
 SEQUENCES = {
     "T1w": ScanTime(tr_ms=550, te_ms=10, echo_spacing_ms=10, etl=1),
     "T2w": ScanTime(tr_ms=4500, te_ms=100, echo_spacing_ms=10, etl=16),
     "FLAIR": ScanTime(tr_ms=9000, te_ms=120, echo_spacing_ms=10, etl=18, overhead_ms=25.0),
 }
 
-#: What slices of each orientation have to cover, and the field of view along the phase encoding: an adult head with some margin, mm.
+#: What slices of each orientation have to cover, and the field of view along the phase encoding: an adult
+#: head with some margin, mm.
 COVERAGE_MM = {"axial": 150.0, "sagittal": 160.0, "coronal": 190.0}
 PHASE_MM = {"axial": 200.0, "sagittal": 240.0, "coronal": 200.0}
 
@@ -307,8 +382,9 @@ def slices_for(coverage_mm: float, resolution: Resolution) -> int:
 def relative_snr(thickness_mm, averages: int = 1, acceleration: float = 1.0) -> float:
     """Signal-to-noise ratio relative to a 1 mm slice with one average and the same in-plane sampling.
 
-    It grows with the voxel and with the root of the time in which the slice is sampled [2]_. The gap does not enter, nor does the
-    g-factor. The scores of the study know nothing of it: its slices are averages of a nearly noise-free 3D image.
+    It grows with the voxel and with the root of the time in which the slice is sampled [2]_. The gap does not
+    enter, nor does the g-factor. The scores of the study know nothing of it: its slices are averages of a
+    nearly noise-free 3D image.
     """
     return thickness_mm * math.sqrt(averages / acceleration)
 
@@ -325,8 +401,12 @@ def candidates(surface: Surface, thickness_step_mm: float = 0.5, gap_step_mm: fl
     for name, points in surface.run.items():
         ends = zip(points.min(0), points.max(0), (thickness_step_mm, gap_step_mm), strict=True)
         axes = [np.arange(low, high + step / 2, step) for low, high, step in ends]
-        grid = np.vstack([points, np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)]).round(6)
-        grids.append(pd.DataFrame(np.unique(grid, axis=0), columns=["thickness_mm", "gap_mm"]).assign(orientation=name))
+        grid = np.vstack([points, np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)]).round(
+            6
+        )
+        grids.append(
+            pd.DataFrame(np.unique(grid, axis=0), columns=["thickness_mm", "gap_mm"]).assign(orientation=name)
+        )
     found = pd.concat(grids, ignore_index=True)
     return found[inside(surface, found)].reset_index(drop=True)[["orientation", "thickness_mm", "gap_mm"]]
 
@@ -359,10 +439,17 @@ def scan_times(
     _number("inplane_mm", inplane_mm, 0, above=True)
     rows = []
     for each in protocols.itertuples():
-        plane = check("orientation", each.orientation, ORIENTATIONS)
+        plane = require("orientation", each.orientation, ORIENTATIONS)
         slices = slices_for(coverage_mm[plane], Resolution(each.thickness_mm, each.gap_mm))
         lines = math.ceil(_number("phase_mm", phase_mm[plane], 0, above=True) / inplane_mm - 1e-9)
-        rows.append({"slices": slices, **{f"minutes_{name}": sequence.minutes(slices, lines) for name, sequence in sequences.items()}})
+        rows.append(
+            {
+                "slices": slices,
+                **{
+                    f"minutes_{name}": sequence.minutes(slices, lines) for name, sequence in sequences.items()
+                },
+            }
+        )
     times = pd.DataFrame(rows, index=protocols.index)
     return protocols.join(times.assign(minutes=times.drop(columns="slices").sum(axis=1)))
 
@@ -382,15 +469,20 @@ def advise(surface: Surface, protocols: pd.DataFrame, minutes: float, level: flo
     Returns
     -------
     DataFrame
-        The protocols that fit with ``expected``, ``low``, ``high``; ``behind``, ``behind_low``, ``behind_high``: the difference
-        to the best one with its interval, paired within subjects; and ``tied``: whether that interval holds 0. Best is the best
-        of all, or of each orientation where orientations cannot be compared (see `Surface`). Empty if nothing fits.
+        The protocols that fit with ``expected``, ``low``, ``high``; ``behind``, ``behind_low``,
+        ``behind_high``: the difference to the best one with its interval, paired within subjects; and
+        ``tied``: whether that interval holds 0. Best is the best of all, or of each orientation where
+        orientations cannot be compared (see `Surface`). Empty if nothing fits.
     """
     _number("minutes", minutes, 0, above=True)
     scored = predict(surface, protocols, level)
     scored = scored[scored["inside"] & (scored["minutes"] <= minutes)].drop(columns="inside")
     scored = scored.sort_values(["expected", "minutes"], ascending=[False, True])
-    groups = [scored] if surface.compares_orientations else [rows for _, rows in scored.groupby("orientation", sort=False)]
+    groups = (
+        [scored]
+        if surface.compares_orientations
+        else [rows for _, rows in scored.groupby("orientation", sort=False)]
+    )
     ranked = [_behind(surface, rows, level) for rows in groups if len(rows)]
     return pd.concat(ranked, ignore_index=True) if ranked else _behind(surface, scored, level)
 
@@ -401,6 +493,11 @@ def _behind(surface: Surface, rows: pd.DataFrame, level: float) -> pd.DataFrame:
         design = _design(surface.run, rows)
         test = surface.model.t_test(design[:1] - design[1:])
         low, high = test.conf_int(1 - level).T
-        for name, values in {"behind": test.effect, "behind_low": low, "behind_high": high, "tied": low <= 0}.items():
+        for name, values in {
+            "behind": test.effect,
+            "behind_low": low,
+            "behind_high": high,
+            "tied": low <= 0,
+        }.items():
             rows[name] = np.concatenate([rows[name].to_numpy()[:1], values])
     return rows

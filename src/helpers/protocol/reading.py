@@ -43,8 +43,9 @@ _SIDECAR_BYTES = 4 * 2**20
 def from_bids(folder: str | Path) -> pd.DataFrame:
     """Survey the anatomical images of a BIDS folder, with a progress bar.
 
-    An acquisition is an image in a folder ``anat``, or a sidecar there that names a subject and has no image. Voxels are not read.
-    A missing image is a reason against an acquisition unless the folder holds no image at all: a collection of sidecars.
+    An acquisition is an image in a folder ``anat``, or a sidecar there that names a subject and has no image.
+    Voxels are not read. A missing image is a reason against an acquisition unless the folder holds no image
+    at all: a collection of sidecars.
 
     Parameters
     ----------
@@ -69,7 +70,11 @@ def from_bids(folder: str | Path) -> pd.DataFrame:
     top = os.path.realpath(folder)
     images, sidecars, rows = _walk(top)
     stems = {_stem(path) for path in images}
-    alone = [path for path in sidecars if _in_anat(path) and "sub" in _entities(path)[0] and _stem(path) not in stems]
+    alone = [
+        path
+        for path in sidecars
+        if _in_anat(path) and "sub" in _entities(path)[0] and _stem(path) not in stems
+    ]
     collection = _Sidecars(top, sidecars)
     for path in tqdm(sorted([*images, *alone]), desc="acquisitions", mininterval=0.5):
         said, seen, faults = collection.of(path)
@@ -78,11 +83,15 @@ def from_bids(folder: str | Path) -> pd.DataFrame:
             faults += ["no image beside the sidecar"] if images else []
         else:
             try:
-                seen |= survey.geometry(_three_dimensional(volumes.read_header(_inside(path, top))), normal, survey.lengths(said))
+                seen |= survey.slice_geometry(
+                    _three_dimensional(volumes.read_header(_inside(path, top))), normal, survey.lengths(said)
+                )
                 faults += [seen.pop("contradiction")] if "contradiction" in seen else []
             except (ValueError, OSError) as error:
                 # The reason goes into a table: the folder's own path need not.
-                faults.append(str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ").replace(top + os.sep, ""))
+                faults.append(
+                    str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ").replace(top + os.sep, "")
+                )
         rows.append(survey.acquisition({**said, "file": os.path.relpath(path, top)}, seen, faults))
     return survey.as_table(rows)
 
@@ -93,8 +102,9 @@ def from_csv(path: str | Path) -> pd.DataFrame:
     Parameters
     ----------
     path : str or Path
-        CSV, as spreadsheets write it, with a column ``contrast`` and any of `COLUMNS`, or MRAcquisitionType, SliceThickness and SpacingBetweenSlices in
-        their place. Other columns are not looked at. A line number stands for the file name.
+        CSV, as spreadsheets write it, with a column ``contrast`` and any of `COLUMNS`, or MRAcquisitionType,
+        SliceThickness and SpacingBetweenSlices in their place. Other columns are not looked at. A line number
+        stands for the file name.
 
     Returns
     -------
@@ -106,14 +116,17 @@ def from_csv(path: str | Path) -> pd.DataFrame:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is not a CSV table, lacks the column ``contrast``, or has a row with more or fewer cells than the header.
+        If it is not a CSV table, lacks the column ``contrast``, or has a row with more or fewer cells than
+        the header.
     """
     path = expand_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     lines = _read_rows(path)
     _, header = next(lines)
-    known = {name.lower(): name for name in survey.COLUMNS} | {term.lower(): name for term, name in survey.TERMS.items() if name}
+    known = {name.lower(): name for name in survey.COLUMNS} | {
+        term.lower(): name for term, name in survey.TERMS.items() if name
+    }
     columns = [known.get(name.lower(), "") for name in header]
     for name in survey.COLUMNS:
         if columns.count(name) > 1:
@@ -128,8 +141,9 @@ def from_csv(path: str | Path) -> pd.DataFrame:
 def _read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Number of the line and cells of each row of a CSV file, the header first; empty rows are left out.
 
-    As spreadsheets write them: commas, semicolons or tabs, cells in quotes, with a byte order mark, UTF-8 or UTF-16, any line ends, a
-    first line that names the separator, and empty cells at the end of a row that the header has not.
+    As spreadsheets write them: commas, semicolons or tabs, cells in quotes, with a byte order mark, UTF-8 or
+    UTF-16, any line ends, a first line that names the separator, and empty cells at the end of a row that the
+    header has not.
     """
     content = path.read_bytes()
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -137,18 +151,26 @@ def _read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         text = content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}: not a CSV table: line {line} is no UTF-8: accepted is a file saved as UTF-8") from None
+        raise ValueError(
+            f"{path}: not a CSV table: line {line} is no UTF-8: accepted is a file saved as UTF-8"
+        ) from None
     declared = re.match(r"sep=(.)\r?\n?", text)
     separators = declared[1] if declared else ",;\t"
     start = text.splitlines()[1 if declared else 0 :]
     first = next((line for line in start if line.strip(" ,;\t")), "")
-    # The header has names, and names have no separators in them: whichever gives a column of that name is meant.
+    # The header has names, and names have no separators in them: whichever gives a column of that name is
+    # meant.
     separator = next((each for each in separators if "contrast" in _cells(first, each)), "")
     if not separator:
         names = ", ".join(survey.quoted(name) for name in _cells(first, max(separators, key=first.count)))
-        raise ValueError(f"{path}: not a CSV table: no column contrast among {names}: accepted is one row for each acquisition")
+        raise ValueError(
+            f"{path}: not a CSV table: no column contrast among {names}: accepted is one row for each "
+            "acquisition"
+        )
     header, before = [], 1
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True
+    )
     try:
         for line in reader:
             number, before = before, reader.line_num + 1
@@ -158,7 +180,10 @@ def _read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             while header and len(cells) > len(header) and not cells[-1]:
                 cells.pop()
             if header and len(cells) != len(header):
-                raise ValueError(f"{path}: line {number} has {len(cells)} cells, the header {len(header)}: accepted are as many")
+                raise ValueError(
+                    f"{path}: line {number} has {len(cells)} cells, the header {len(header)}: accepted are "
+                    "as many"
+                )
             header = header or cells
             yield number, cells
     except csv.Error as error:
@@ -178,12 +203,15 @@ class _Sidecars:
         self.index = {}
         for path in sorted(self.paths):
             entities, suffix = _entities(path)
-            self.index.setdefault((os.path.dirname(path), suffix, entities.get("sub")), []).append((path, entities.items()))
+            self.index.setdefault((os.path.dirname(path), suffix, entities.get("sub")), []).append(
+                (path, entities.items())
+            )
 
     def of(self, path: str) -> tuple[dict, dict, list[str]]:
         """What the sidecars that apply to an image say of it, in the table's words.
 
-        Returned are what counts before the image's header, what counts after it, and what is wrong with the sidecars or the name.
+        Returned are what counts before the image's header, what counts after it, and what is wrong with the
+        sidecars or the name.
         """
         entities, suffix = _entities(path)
         found, faults = {}, []
@@ -191,7 +219,11 @@ class _Sidecars:
         for part in os.path.relpath(os.path.dirname(path), self.top).split(os.sep):
             folders.append(os.path.join(folders[-1], part))
         for folder in dict.fromkeys(map(os.path.normpath, folders)):
-            candidates = [each for sub in {None, entities.get("sub")} for each in self.index.get((folder, suffix, sub), ())]
+            candidates = [
+                each
+                for sub in {None, entities.get("sub")}
+                for each in self.index.get((folder, suffix, sub), ())
+            ]
             for sidecar, wanted in sorted(candidates, key=lambda each: (len(each[1]), each[0])):
                 if wanted <= entities.items():
                     said, fault = self._load(sidecar)
@@ -204,7 +236,8 @@ class _Sidecars:
         seen = {}
         try:
             cosines = np.asarray(found["ImageOrientationPatientDICOM"], dtype=float)
-            # DICOM counts to the left and the back where NIfTI counts to the right and the front: the normal's angles are the same.
+            # DICOM counts to the left and the back where NIfTI counts to the right and the front: the
+            # normal's angles are the same.
             normal = np.cross(cosines[:3], cosines[3:])
             seen["orientation"], seen["oblique_deg"] = survey.orientation(normal)
             seen["normal"] = normal / np.linalg.norm(normal) * (-1, -1, 1)
@@ -220,7 +253,10 @@ class _Sidecars:
                 if not isinstance(found, dict):
                     raise ValueError(f"it holds {survey.quoted(found)}")
                 # Of a sidecar's hundred entries these few are kept.
-                self.read[path] = {term: found[term] for term in survey.TERMS if found.get(term) is not None}, ""
+                self.read[path] = (
+                    {term: found[term] for term in survey.TERMS if found.get(term) is not None},
+                    "",
+                )
             except OSError as error:
                 self.read[path] = {}, f"{name}: {error.strerror or error}"
             except (ValueError, RecursionError) as error:
@@ -229,14 +265,17 @@ class _Sidecars:
 
 
 def _walk(top: str) -> tuple[list[str], list[str], list[dict]]:
-    """Images in folders ``anat``, all sidecars, and rows for folders that were not entered. `top` is a real path."""
+    """Images in folders ``anat``, all sidecars, and rows for folders that were not entered. `top` is a real
+    path."""
     images, sidecars, rows = [], [], []
 
     def missed(folder, why):
         name = os.path.relpath(folder, top)
         rows.append(survey.acquisition({"file": name}, faults=[why]) | {"contrast": ""})
 
-    for folder, below, names in os.walk(top, onerror=lambda error: missed(error.filename, f"folder cannot be read ({error.strerror})")):
+    for folder, below, names in os.walk(
+        top, onerror=lambda error: missed(error.filename, f"folder cannot be read ({error.strerror})")
+    ):
         passed = ("derivatives", "sourcedata", "code") if folder == top else ()
         below[:] = sorted(name for name in below if not name.startswith(".") and name not in passed)
         for name in below:

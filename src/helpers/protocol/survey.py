@@ -1,7 +1,8 @@
 """How a collection of acquisitions was acquired: contrast, 2D or 3D, orientation, slice thickness and gap.
 
-A row for each acquisition (`helpers.protocol.reading` makes it of what is in a sidecar, a header or a CSV table); counts, the
-histogram of figure 1 and the list of acquisitions that are unfit for a study follow from the table.
+A row for each acquisition (`helpers.protocol.reading` makes it of what is in a sidecar, a header or a CSV
+table); counts, the histogram of figure 1 and the list of acquisitions that are unfit for a study follow from
+the table.
 
 References
 ----------
@@ -19,19 +20,35 @@ import pandas as pd
 from helpers import volumes
 from helpers.study import CONTRASTS, ORIENTATIONS, PLAUSIBLE_MM, RESOLUTIONS, Resolution
 
-#: The table's columns. Lengths are NaN and texts empty where nothing is known. `from` columns say who said so.
+#: The table's columns. Lengths are NaN and texts empty where nothing is known. `from` columns say who said
+#: so.
 COLUMNS = (
-    "subject", "session", "contrast", "dimension", "orientation", "oblique_deg", "thickness_mm", "gap_mm", "spacing_mm",
-    "inplane_mm", "coverage_mm", "dimension_from", "thickness_from", "unfit", "file",
-)  # fmt: skip
+    "subject",
+    "session",
+    "contrast",
+    "dimension",
+    "orientation",
+    "oblique_deg",
+    "thickness_mm",
+    "gap_mm",
+    "spacing_mm",
+    "inplane_mm",
+    "coverage_mm",
+    "dimension_from",
+    "thickness_from",
+    "unfit",
+    "file",
+)
 
 #: What does not belong to the study's three contrasts is counted as this.
 OTHER = "other"
 
-#: An acquisition without MRAcquisitionType is 2D if its slices lie this far apart, in mm and in in-plane voxels.
+#: An acquisition without MRAcquisitionType is 2D if its slices lie this far apart, in mm and in in-plane
+#: voxels.
 ANISOTROPIC_MM, ANISOTROPIC_RATIO = 2.0, 2.0
 
-#: Beyond this angle between its slices and the nearest anatomical plane an acquisition has no orientation of the study.
+#: Beyond this angle between its slices and the nearest anatomical plane an acquisition has no orientation of
+#: the study.
 OBLIQUE_LIMIT_DEG = 35.0
 
 #: A stack that covers less than this across its slices does not show a whole brain, mm.
@@ -83,15 +100,20 @@ def orientation(normal: np.ndarray) -> tuple[str, float]:
     normal = np.asarray(normal, dtype=float)
     length = np.linalg.norm(normal) if normal.shape == (3,) else math.nan
     if not (math.isfinite(length) and length > 0):
-        raise ValueError(f"normal of the slices is {normal.tolist()}: accepted are three finite numbers, not all 0")
+        raise ValueError(
+            f"normal of the slices is {normal.tolist()}: accepted are three finite numbers, not all 0"
+        )
     axis = int(np.argmax(np.abs(normal)))
     # The tangent, unlike the cosine, is exact for small angles.
     across = np.linalg.norm(np.delete(normal, axis))
     return ("sagittal", "coronal", "axial")[axis], math.degrees(math.atan2(across, abs(normal[axis])))
 
 
-def slice_axis(voxel_mm: np.ndarray, likeness: np.ndarray | None = None, said_mm: Iterable[float] = ()) -> int:
-    """The array axis across the slices: the coarsest, if it stands out by a fifth; else what is said of the acquisition decides.
+def slice_axis(
+    voxel_mm: np.ndarray, likeness: np.ndarray | None = None, said_mm: Iterable[float] = ()
+) -> int:
+    """The array axis across the slices: the coarsest, if it stands out by a fifth; else what is said of the
+    acquisition decides.
 
     Parameters
     ----------
@@ -100,7 +122,8 @@ def slice_axis(voxel_mm: np.ndarray, likeness: np.ndarray | None = None, said_mm
     likeness : array_like, shape (3,), optional
         Cosine between each axis and the normal of the slices that were acquired, of any sign.
     said_mm : iterable of float
-        Spacing or thickness of the slices, mm, in the order in which they count: the axis that alone has such voxels is meant.
+        Spacing or thickness of the slices, mm, in the order in which they count: the axis that alone has such
+        voxels is meant.
 
     Returns
     -------
@@ -130,7 +153,9 @@ def _stands_out(voxel_mm: np.ndarray) -> bool:
     return np.max(voxel_mm) >= 1.2 * np.sort(voxel_mm)[-2]
 
 
-def geometry(header: volumes.Header, normal: np.ndarray | None = None, said_mm: Iterable[float] = ()) -> dict:
+def slice_geometry(
+    header: volumes.Header, normal: np.ndarray | None = None, said_mm: Iterable[float] = ()
+) -> dict:
     """What the grid of an image says of its acquisition.
 
     Parameters
@@ -138,20 +163,24 @@ def geometry(header: volumes.Header, normal: np.ndarray | None = None, said_mm: 
     header : helpers.volumes.Header
         Of a 3D volume, in mm.
     normal : array_like, shape (3,), optional
-        Normal of the slices that were acquired, in world coordinates (RAS+), which the image need not have been stored by.
+        Normal of the slices that were acquired, in world coordinates (RAS+), which the image need not have
+        been stored by.
     said_mm : iterable of float
         As in `slice_axis`.
 
     Returns
     -------
     dict
-        ``spacing_mm`` across the slices, ``inplane_mm`` (the coarser of two), ``coverage_mm``; ``orientation`` and
-        ``oblique_deg`` if the image has an affine; ``contradiction``, one line, if its thick axis is not along the normal.
+        ``spacing_mm`` across the slices, ``inplane_mm`` (the coarser of two), ``coverage_mm``;
+        ``orientation`` and ``oblique_deg`` if the image has an affine; ``contradiction``, one line, if its
+        thick axis is not along the normal.
     """
     voxel_mm = np.round(header.voxel_mm, 4)  # headers hold float32
     likeness = None
     if header.affine is not None and normal is not None:
-        likeness = np.asarray(normal) @ (header.affine[:3, :3] / np.linalg.norm(header.affine[:3, :3], axis=0))
+        likeness = np.asarray(normal) @ (
+            header.affine[:3, :3] / np.linalg.norm(header.affine[:3, :3], axis=0)
+        )
     axis = slice_axis(voxel_mm, likeness, said_mm)
     found = {
         "spacing_mm": float(voxel_mm[axis]),
@@ -164,12 +193,16 @@ def geometry(header: volumes.Header, normal: np.ndarray | None = None, said_mm: 
         found["orientation"], found["oblique_deg"] = orientation(np.cross(rows, columns))
         if likeness is not None and axis != np.argmax(np.abs(likeness)):
             acquired, _ = orientation(normal)
-            found["contradiction"] = f"slices are {found['orientation']} in the image and {acquired} in the sidecar's cosines: reformatted?"
+            found["contradiction"] = (
+                f"slices are {found['orientation']} in the image and {acquired} in the sidecar's cosines: "
+                "reformatted?"
+            )
     return found
 
 
 def millimetres(value) -> float:
-    """A length as a number of mm; text may name a unit, ``"5mm"``, ``"0.5 cm"``, and have a decimal comma, ``"5,5"``.
+    """A length as a number of mm; text may name a unit, ``"5mm"``, ``"0.5 cm"``, and have a decimal comma,
+    ``"5,5"``.
 
     Returns
     -------
@@ -179,7 +212,8 @@ def millimetres(value) -> float:
     Raises
     ------
     ValueError
-        If it is neither a number nor a number with a unit of length, or its comma may stand for thousands: ``"1,000"``.
+        If it is neither a number nor a number with a unit of length, or its comma may stand for thousands:
+        ``"1,000"``.
 
     Examples
     --------
@@ -200,7 +234,8 @@ def millimetres(value) -> float:
 
 
 def acquisition(said: Mapping, image: Mapping | None = None, faults: Iterable[str] = ()) -> dict:
-    """One row of the table: what is said of an acquisition, completed from its image, with every reason against it.
+    """One row of the table: what is said of an acquisition, completed from its image, with every reason
+    against it.
 
     Parameters
     ----------
@@ -214,7 +249,8 @@ def acquisition(said: Mapping, image: Mapping | None = None, faults: Iterable[st
     Returns
     -------
     dict
-        All of `COLUMNS`. ``unfit`` joins the reasons by "; " and is empty for an acquisition that is fit for a study.
+        All of `COLUMNS`. ``unfit`` joins the reasons by "; " and is empty for an acquisition that is fit for
+        a study.
     """
     image, reasons, row = image or {}, [], {}
     row["thickness_mm"] = _plausible("thickness_mm", said.get("thickness_mm"), reasons)
@@ -224,15 +260,21 @@ def acquisition(said: Mapping, image: Mapping | None = None, faults: Iterable[st
     for name in ("inplane_mm", "coverage_mm", "oblique_deg"):
         if math.isnan(row[name]):
             row[name] = _plausible(name, image.get(name), reasons)
-    row["orientation"] = _spelled("orientation", said.get("orientation"), ORIENTATIONS, reasons) or image.get("orientation", "")
+    row["orientation"] = _spelled("orientation", said.get("orientation"), ORIENTATIONS, reasons) or image.get(
+        "orientation", ""
+    )
 
-    # Thickness, gap and spacing: two of them give the third. Where slices lie the image knows better than any sidecar.
+    # Thickness, gap and spacing: two of them give the third. Where slices lie the image knows better than any
+    # sidecar.
     thickness, gap, spacing = row["thickness_mm"], row["gap_mm"], row["spacing_mm"]
     stored = _plausible("spacing_mm", image.get("spacing_mm"), reasons)
     if math.isnan(spacing):
         spacing = thickness + gap
     elif abs(gap - (spacing - thickness)) > TOLERANCE_MM:
-        reasons.append(f"gap_mm is {gap:g} with slices of {thickness:g} mm that lie {spacing:g} mm apart: accepted is their difference")
+        reasons.append(
+            f"gap_mm is {gap:g} with slices of {thickness:g} mm that lie {spacing:g} mm apart: accepted is "
+            "their difference"
+        )
         gap = math.nan
     if abs(spacing - stored) > TOLERANCE_MM:
         apart = f"slices are said to be {spacing:g} mm apart and lie {stored:g} mm apart in the image"
@@ -243,7 +285,8 @@ def acquisition(said: Mapping, image: Mapping | None = None, faults: Iterable[st
     spacing = spacing if math.isnan(stored) else stored
     row["thickness_from"] = "" if math.isnan(thickness) else "said"
     if silent and not math.isnan(spacing):
-        # Without a gap the slices may be as thick as they lie apart, and no thicker. A thickness that is wrong is not mended.
+        # Without a gap the slices may be as thick as they lie apart, and no thicker. A thickness that is
+        # wrong is not mended.
         thickness, row["thickness_from"] = spacing if math.isnan(gap) else round(spacing - gap, 6), "spacing"
     row["thickness_mm"], row["spacing_mm"] = thickness, spacing
 
@@ -258,7 +301,8 @@ def acquisition(said: Mapping, image: Mapping | None = None, faults: Iterable[st
     suffix = _text(said.get("contrast")).strip().lower()
     row["contrast"] = next((contrast for contrast in CONTRASTS if contrast.lower() == suffix), OTHER)
     if row["contrast"] == OTHER:
-        reasons = []  # Another contrast has no part in the study: only that its file is broken is of interest.
+        # Another contrast has no part in the study: only that its file is broken is of interest.
+        reasons = []
     else:
         reasons += _shortcomings(row)
     labels = {name: _text(said.get(name)) for name in ("subject", "session")}
@@ -278,12 +322,14 @@ PUBLISHED_ORIENTATIONS = {"sagittal": 1020, "coronal": 184}
 
 
 def simulated(seed: int = 0) -> pd.DataFrame:
-    """A simulated collection with the published margins, and nothing else of the trial's: **not the trial's data**.
+    """A simulated collection with the published margins, and nothing else of the trial's: **not the trial's
+    data**.
 
-    The counts of contrast by 2D and 3D, and of sagittal and coronal acquisitions, are the paper's. It does not say how many of
-    the sagittal ones were 3D; here all of them are 2D, so the margins hold for the 2D acquisitions and for all. Everything else
-    is drawn: slices of 2 to 6 mm, 3 and 5 mm being most frequent, with gaps of 0 to 30 %; partitions of 0.8 to 1.5 mm; subjects,
-    angles, coverage. One 2D acquisition in a hundred is made unfit, by too little coverage or by overlapping slices.
+    The counts of contrast by 2D and 3D, and of sagittal and coronal acquisitions, are the paper's. It does
+    not say how many of the sagittal ones were 3D; here all of them are 2D, so the margins hold for the 2D
+    acquisitions and for all. Everything else is drawn: slices of 2 to 6 mm, 3 and 5 mm being most frequent,
+    with gaps of 0 to 30 %; partitions of 0.8 to 1.5 mm; subjects, angles, coverage. One 2D acquisition in a
+    hundred is made unfit, by too little coverage or by overlapping slices.
 
     Parameters
     ----------
@@ -302,9 +348,13 @@ def simulated(seed: int = 0) -> pd.DataFrame:
     few = rng.permutation(flat)[: sum(PUBLISHED_ORIENTATIONS.values())]
     planes[few] = np.repeat(list(PUBLISHED_ORIENTATIONS), list(PUBLISHED_ORIENTATIONS.values()))
     thickness = rng.choice([0.8, 0.9, 1.0, 1.2, 1.5], n, p=[0.03, 0.12, 0.65, 0.15, 0.05])
-    thickness[flat] = rng.choice([2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0], len(flat), p=[0.04, 0.03, 0.42, 0.03, 0.15, 0.30, 0.03])
+    thickness[flat] = rng.choice(
+        [2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0], len(flat), p=[0.04, 0.03, 0.42, 0.03, 0.15, 0.30, 0.03]
+    )
     gap = np.zeros(n)
-    gap[flat] = np.round(thickness[flat] * rng.choice([0, 0.1, 0.2, 0.3], len(flat), p=[0.45, 0.20, 0.25, 0.10]), 2)
+    gap[flat] = np.round(
+        thickness[flat] * rng.choice([0, 0.1, 0.2, 0.3], len(flat), p=[0.45, 0.20, 0.25, 0.10]), 2
+    )
     coverage = np.round(rng.uniform(140, 190, n))
     wrong = rng.permutation(flat)[: len(flat) // 100]
     coverage[wrong[::2]], gap[wrong[1::2]] = 60.0, -0.5
@@ -329,17 +379,20 @@ def counts(table: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        All of the study's contrasts, dimensions and orientations are there, and ``other`` and ``unknown`` where there are some.
-        A folder that could not be entered is no acquisition.
+        All of the study's contrasts, dimensions and orientations are there, and ``other`` and ``unknown``
+        where there are some. A folder that could not be entered is no acquisition.
     """
-    known = table[table["contrast"] != ""].replace({"dimension": {"": "unknown"}, "orientation": {"": "unknown"}})
+    known = table[table["contrast"] != ""].replace(
+        {"dimension": {"": "unknown"}, "orientation": {"": "unknown"}}
+    )
     found = pd.crosstab([known["contrast"], known["dimension"]], known["orientation"])
 
     def order(values, wanted):
         return [*wanted, *(value for value in (OTHER, "unknown") if value in set(values))]
 
     rows = pd.MultiIndex.from_product(
-        [order(known["contrast"], CONTRASTS), order(known["dimension"], ("2D", "3D"))], names=["contrast", "dimension"]
+        [order(known["contrast"], CONTRASTS), order(known["dimension"], ("2D", "3D"))],
+        names=["contrast", "dimension"],
     )
     found = found.reindex(index=rows, columns=order(known["orientation"], ORIENTATIONS), fill_value=0)
     found = found.assign(all=found.sum(axis=1))
@@ -360,11 +413,14 @@ def thickness_histogram(table: pd.DataFrame, width_mm: float = 0.5) -> pd.DataFr
     Returns
     -------
     DataFrame
-        ``contrast``, ``dimension``, ``thickness_mm`` (centre of the bin) and ``acquisitions``, for bins that are not empty.
+        ``contrast``, ``dimension``, ``thickness_mm`` (centre of the bin) and ``acquisitions``, for bins that
+        are not empty.
     """
     if not (math.isfinite(width_mm) and width_mm > 0):
         raise ValueError(f"width_mm is {width_mm}: accepted is a number of mm greater than 0")
-    known = table[table["contrast"].isin(CONTRASTS) & (table["dimension"] != "") & table["thickness_mm"].notna()]
+    known = table[
+        table["contrast"].isin(CONTRASTS) & (table["dimension"] != "") & table["thickness_mm"].notna()
+    ]
     # Half a bin up is the next bin; a thickness such as 2.5 may have lost its last digit on the way.
     centre = (np.floor(known["thickness_mm"] / width_mm + 0.5 + 1e-9) * width_mm).round(9)
     found = known.assign(thickness_mm=centre).groupby(["contrast", "dimension", "thickness_mm"]).size()
@@ -377,23 +433,30 @@ def resolutions(table: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        ``thickness_mm``, ``gap_mm``, ``spacing_mm``, a column for each contrast, ``acquisitions`` and ``studied``: whether it is
-        one of the paper's eight resolutions. Acquisitions whose gap is unknown or negative are left out. Lengths in steps of 0.1 mm.
+        ``thickness_mm``, ``gap_mm``, ``spacing_mm``, a column for each contrast, ``acquisitions`` and
+        ``studied``: whether it is one of the paper's eight resolutions. Acquisitions whose gap is unknown or
+        negative are left out. Lengths in steps of 0.1 mm.
     """
-    flat = table[(table["dimension"] == "2D") & table["contrast"].isin(CONTRASTS) & (table["gap_mm"] > -TOLERANCE_MM)]
+    flat = table[
+        (table["dimension"] == "2D") & table["contrast"].isin(CONTRASTS) & (table["gap_mm"] > -TOLERANCE_MM)
+    ]
     # + 0.0: a gap of -0.0 is none.
     flat = flat.assign(thickness_mm=flat["thickness_mm"].round(1), gap_mm=flat["gap_mm"].round(1) + 0.0)
     found = pd.crosstab([flat["thickness_mm"], flat["gap_mm"]], flat["contrast"])
     found = found.reindex(columns=CONTRASTS, fill_value=0).rename_axis(columns=None)
     found = found.assign(acquisitions=found.sum(axis=1)).reset_index()
     found.insert(2, "spacing_mm", (found["thickness_mm"] + found["gap_mm"]).round(1))
-    found["studied"] = [Resolution(*pair) in RESOLUTIONS for pair in zip(found["thickness_mm"], found["gap_mm"], strict=True)]
+    found["studied"] = [
+        Resolution(*pair) in RESOLUTIONS for pair in zip(found["thickness_mm"], found["gap_mm"], strict=True)
+    ]
     return found.sort_values("acquisitions", ascending=False, ignore_index=True, kind="stable")
 
 
 def unfit(table: pd.DataFrame) -> pd.DataFrame:
     """The acquisitions that are unfit for a study, with every reason; a file has a name here only."""
-    return table.loc[table["unfit"] != "", ["subject", "session", "contrast", "file", "unfit"]].reset_index(drop=True)
+    return table.loc[table["unfit"] != "", ["subject", "session", "contrast", "file", "unfit"]].reset_index(
+        drop=True
+    )
 
 
 def lengths(said: Mapping) -> list[float]:
@@ -412,7 +475,11 @@ def _plausible(name: str, value, reasons: list[str]) -> float:
     except ValueError as error:
         reasons.append(f"{name} {error}")
         return math.nan
-    limits = {"gap_mm": (-PLAUSIBLE_MM[1], PLAUSIBLE_MM[1]), "coverage_mm": (PLAUSIBLE_MM[0], math.inf), "oblique_deg": (0, 90)}
+    limits = {
+        "gap_mm": (-PLAUSIBLE_MM[1], PLAUSIBLE_MM[1]),
+        "coverage_mm": (PLAUSIBLE_MM[0], math.inf),
+        "oblique_deg": (0, 90),
+    }
     low, high = limits.get(name, PLAUSIBLE_MM)
     if math.isnan(number) or low <= number <= high:
         return number
@@ -432,7 +499,8 @@ def _spelled(name: str, value, accepted: Iterable[str], reasons: list[str]) -> s
 
 
 def _dimension(thickness: float, gap: float, spacing: float, inplane: float) -> str:
-    """2D or 3D where nobody says: gaps are 2D, overlapping partitions 3D; otherwise thick and anisotropic slices are 2D."""
+    """2D or 3D where nobody says: gaps are 2D, overlapping partitions 3D; otherwise thick and anisotropic
+    slices are 2D."""
     if abs(gap) > TOLERANCE_MM:
         return "2D" if gap > 0 else "3D"
     apart = thickness if math.isnan(spacing) else spacing
@@ -448,7 +516,10 @@ def _shortcomings(row: Mapping) -> list[str]:
     if row["gap_mm"] < -TOLERANCE_MM:
         found.append(f"slices of {row['thickness_mm']:g} mm overlap, they lie {row['spacing_mm']:g} mm apart")
     if row["oblique_deg"] > OBLIQUE_LIMIT_DEG:
-        found.append(f"slices lie {row['oblique_deg']:.0f} degrees from the nearest plane: accepted are {OBLIQUE_LIMIT_DEG:g} at most")
+        found.append(
+            f"slices lie {row['oblique_deg']:.0f} degrees from the nearest plane: accepted are "
+            f"{OBLIQUE_LIMIT_DEG:g} at most"
+        )
     if row["coverage_mm"] < COVERAGE_MM:
         found.append(f"slices cover {row['coverage_mm']:g} mm: accepted are {COVERAGE_MM:g} or more")
     return found
@@ -465,6 +536,16 @@ def quoted(value) -> str:
 
 
 def as_table(rows: list[dict]) -> pd.DataFrame:
-    texts = ("subject", "session", "contrast", "dimension", "orientation", "dimension_from", "thickness_from", "unfit", "file")
+    texts = (
+        "subject",
+        "session",
+        "contrast",
+        "dimension",
+        "orientation",
+        "dimension_from",
+        "thickness_from",
+        "unfit",
+        "file",
+    )
     table = pd.DataFrame(rows, columns=COLUMNS)
     return table.astype({name: object if name in texts else float for name in COLUMNS})

@@ -10,7 +10,8 @@ from helpers.haca3.networks import EtaEncoder
 class BlockMaximum(nn.Module):
     """Maximum of each 2x2 block, (B, C, H, W) -> (B, C, H/2, W/2).
 
-    The same numbers as `nn.MaxPool2d`, which also looks for where the maximum was and takes ten times as long for it.
+    The same numbers as `nn.MaxPool2d`, which also looks for where the maximum was and takes ten times as long
+    for it.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,7 +40,8 @@ class BlockProduct(nn.Module):
 
 
 def quicken(network: nn.Module) -> nn.Module:
-    """Put quicker layers in the place of a network's own, and return it; its parameters keep their names and values."""
+    """Put quicker layers in the place of a network's own, and return it; its parameters keep their names and
+    values."""
     for parent in [*network.modules()]:
         for name, layer in [*parent.named_children()]:
             if isinstance(layer, nn.MaxPool2d):

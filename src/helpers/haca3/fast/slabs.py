@@ -13,7 +13,8 @@ PLANES = 16  #: that are finished at a time
 
 
 class Slabs(nn.Module):
-    """A fusion net for inference: in slabs, each with the planes beyond it that its edge depends on, and in place.
+    """A fusion net for inference: in slabs, each with the planes beyond it that its edge depends on, and in
+    place.
 
     A slab is computed by one thread, and is as thick on any number of them.
     """
@@ -26,8 +27,12 @@ class Slabs(nn.Module):
         """(B, 3, D, H, W), channels axial, coronal, sagittal -> (B, 1, D, H, W)."""
         net = self.net
         first, norm, slope, second, _, _ = net.conv1
-        finest = x.new_empty((len(x), first.out_channels, *x.shape[2:])).to(memory_format=torch.channels_last_3d)
-        both = torch.cat([x, x.new_empty((len(x), second.out_channels, *x.shape[2:]))], dim=1)  # (B, 19, D, H, W)
+        finest = x.new_empty((len(x), first.out_channels, *x.shape[2:])).to(
+            memory_format=torch.channels_last_3d
+        )
+        both = torch.cat(
+            [x, x.new_empty((len(x), second.out_channels, *x.shape[2:]))], dim=1
+        )  # (B, 19, D, H, W)
 
         def layer(conv, given, result, run):
             """A convolution, its instance norm and leaky ReLU, into `result`."""
@@ -39,7 +44,9 @@ class Slabs(nn.Module):
 
             slabs = list(_slabs(x.shape[2], 1))
             variances, means = (torch.stack(each).double() for each in zip(*run(convolve, *zip(*slabs))))
-            share = x.new_tensor([(inner.stop - inner.start) / x.shape[2] for inner, _, _ in slabs], dtype=torch.double)
+            share = x.new_tensor(
+                [(inner.stop - inner.start) / x.shape[2] for inner, _, _ in slabs], dtype=torch.double
+            )
             share = share.view(-1, 1, 1, 1, 1, 1)
             mean = (share * means).sum(0)
             factor = torch.rsqrt((share * (variances + (means - mean) ** 2)).sum(0) + norm.eps).float()
@@ -55,11 +62,14 @@ class Slabs(nn.Module):
             layer(second, finest, both[:, 3:], run)
             del finest
             slabs = zip(*_slabs(x.shape[2], 2))
-            return torch.cat(list(run(lambda inner, outer, at: net.conv2(both[:, :, outer])[:, :, at], *slabs)), dim=2)
+            return torch.cat(
+                list(run(lambda inner, outer, at: net.conv2(both[:, :, outer])[:, :, at], *slabs)), dim=2
+            )
 
 
 def _slabs(planes: int, margin: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Slabs of a stack: their planes, the same with `margin` planes on both sides where there are any, and where in those they lie."""
+    """Slabs of a stack: their planes, the same with `margin` planes on both sides where there are any, and
+    where in those they lie."""
     for start in range(0, planes, PLANES):
         stop, before = min(start + PLANES, planes), min(start, margin)
         yield slice(start, stop), slice(start - before, stop + margin), slice(before, before + stop - start)

@@ -1,7 +1,8 @@
 """One thread for each slice, and slices side by side: the same bytes on any number of threads.
 
-Libraries cut the sums of a large layer into as many parts as they have threads, and round accordingly; small layers wait for
-their threads longer than they compute. A slice that one thread computes alone knows nothing of the others.
+Libraries cut the sums of a large layer into as many parts as they have threads, and round accordingly; small
+layers wait for their threads longer than they compute. A slice that one thread computes alone knows nothing
+of the others.
 """
 
 import contextlib
@@ -14,10 +15,12 @@ import torch
 
 @contextlib.contextmanager
 def side_by_side(device: str = "cpu") -> Iterator[Callable]:
-    """A `map` that runs its calls side by side, on as many threads as torch has, in each of which torch uses one.
+    """A `map` that runs its calls side by side, on as many threads as torch has, in each of which torch uses
+    one.
 
-    Within the context the calling thread, too, computes with one; afterwards it has its threads again. Calls inherit
-    whether gradients are kept. On other devices than a CPU the built-in `map` does: there slices go through together.
+    Within the context the calling thread, too, computes with one; afterwards it has its threads again. Calls
+    inherit whether gradients are kept. On other devices than a CPU the built-in `map` does: there slices go
+    through together.
 
     Parameters
     ----------
@@ -27,8 +30,13 @@ def side_by_side(device: str = "cpu") -> Iterator[Callable]:
     if device != "cpu":
         yield map
         return
-    # `torch.set_num_threads` holds for the calling thread, and for threads that use torch for the first time later.
-    threads, inference, gradients = torch.get_num_threads(), torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+    # `torch.set_num_threads` holds for the calling thread, and for threads that use torch for the first time
+    # later.
+    threads, inference, gradients = (
+        torch.get_num_threads(),
+        torch.is_inference_mode_enabled(),
+        torch.is_grad_enabled(),
+    )
 
     def call(function, *arguments):
         with torch.inference_mode(inference), torch.set_grad_enabled(gradients):

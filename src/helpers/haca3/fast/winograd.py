@@ -1,7 +1,8 @@
-"""The 3x3 convolutions of HACA3 on a CPU with a quarter of the multiplications, by a program that is compiled where it runs.
+"""The 3x3 convolutions of HACA3 on a CPU with a quarter of the multiplications, by a program that is compiled
+where it runs.
 
-Source: Lavin and Gray, *Fast algorithms for convolutional neural networks*, CVPR 2016. PyTorch's convolutions follow the
-definition; ``winograd.cpp`` computes the same to rounding.
+Source: Lavin and Gray, *Fast algorithms for convolutional neural networks*, CVPR 2016. PyTorch's convolutions
+follow the definition; ``winograd.cpp`` computes the same to rounding.
 """
 
 import copy
@@ -20,10 +21,14 @@ _LAST = torch.channels_last
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled program; None, and one line of output, where there is no C++ compiler or nothing it makes can be loaded."""
+    """The compiled program; None, and one line of output, where there is no C++ compiler or nothing it makes
+    can be loaded."""
     program, why = compiler.library(compiler.WINOGRAD)
     if program is None:
-        print(f"HACA3 runs without compiled convolutions, about half as fast and the same to rounding: {why}", flush=True)
+        print(
+            f"HACA3 runs without compiled convolutions, about half as fast and the same to rounding: {why}",
+            flush=True,
+        )
     return program
 
 
@@ -36,10 +41,15 @@ class Normalization(nn.Module):
 
     def __init__(self, program: ctypes.CDLL, norm: nn.InstanceNorm2d, relu: nn.LeakyReLU):
         super().__init__()
-        self.program, self.eps, self.slope = program, ctypes.c_float(norm.eps), ctypes.c_float(relu.negative_slope)
+        self.program, self.eps, self.slope = (
+            program,
+            ctypes.c_float(norm.eps),
+            ctypes.c_float(relu.negative_slope),
+        )
 
     def apply_to(self, image: Tensor, moments: Tensor) -> None:
-        """One image (C, H, W), its channels last, of which the sums of pixels and of squares are known: (2, C), float64."""
+        """One image (C, H, W), its channels last, of which the sums of pixels and of squares are known: (2,
+        C), float64."""
         channels, rows, columns = image.shape
         self.program.normalize(_at(image), rows, columns, channels, _at(moments), self.eps, self.slope)
 
@@ -83,7 +93,14 @@ class Convolution(nn.Module):
         moments = torch.empty((2, self.out), dtype=torch.float64) if self.normalization else None
         for source, result in zip(x, y):
             self.program.winograd_convolve(
-                _at(source), rows, columns, channels, _at(self.weight), _at(self.bias), self.out, _at(result),
+                _at(source),
+                rows,
+                columns,
+                channels,
+                _at(self.weight),
+                _at(self.bias),
+                self.out,
+                _at(result),
                 None if moments is None else _at(moments),
             )
             if moments is not None:
@@ -97,8 +114,13 @@ class Eta(nn.Module):
     def __init__(self, eta: EtaEncoder):
         super().__init__()
         self.in_conv, self.rest, self.bias = eta.in_conv, eta.seq[1:], eta.seq[0].bias
-        weight = eta.seq[0].weight.detach().permute(2, 3, 1, 0)  # (32, 32, 64 of in_conv and the image itself, 32)
-        self.weight, self.weight_image = weight[:, :, :-1].flatten(0, 2).contiguous(), weight[:, :, -1].flatten(0, 1).contiguous()
+        weight = (
+            eta.seq[0].weight.detach().permute(2, 3, 1, 0)
+        )  # (32, 32, 64 of in_conv and the image itself, 32)
+        self.weight, self.weight_image = (
+            weight[:, :, :-1].flatten(0, 2).contiguous(),
+            weight[:, :, -1].flatten(0, 1).contiguous(),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1, H, W) -> (B, 2, 1, 1)."""
@@ -106,7 +128,9 @@ class Eta(nn.Module):
 
         def blocks(image):
             image = image.permute(0, 2, 3, 1)[:, : 32 * rows, : 32 * columns]  # (B, H, W, C)
-            return image.reshape(len(x), rows, 32, columns, -1).transpose(2, 3).flatten(3)  # (B, rows, columns, 32 * 32 * C)
+            return (
+                image.reshape(len(x), rows, 32, columns, -1).transpose(2, 3).flatten(3)
+            )  # (B, rows, columns, 32 * 32 * C)
 
         y = blocks(self.in_conv(x)) @ self.weight + blocks(x) @ self.weight_image + self.bias
         return self.rest(y.permute(0, 3, 1, 2))
@@ -134,7 +158,10 @@ def accelerated(network: nn.Module) -> nn.Module:
             after, normalization = list(layers[number + 1 : number + 3]), None
             if [type(each) for each in after] == [nn.InstanceNorm2d, nn.LeakyReLU]:
                 normalization = Normalization(program, *after)
-                layers[number + 1], layers[number + 2] = nn.Identity() if fits else normalization, nn.Identity()
+                layers[number + 1], layers[number + 2] = (
+                    nn.Identity() if fits else normalization,
+                    nn.Identity(),
+                )
             if fits:
                 layers[number] = Convolution(program, layer, normalization)
     return Eta(network) if isinstance(network, EtaEncoder) else network
