@@ -3,7 +3,7 @@
 A volume that was written is complete: data and sidecar are written under temporary names, synced and
 renamed, and the sidecar, which is renamed last, is what says that a volume is there.
 
-A notebook that runs as part of a study notes every file that it reads or writes here (`note`), so that the
+A notebook that runs as part of a study notes every file that it reads or writes here (`record_use`), so that the
 study knows what its result depends on.
 """
 
@@ -24,7 +24,7 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 
-#: Environment variable with the path of the file in which `note` keeps its list.
+#: Environment variable with the path of the file in which `record_use` keeps its list.
 TRACE = "RESOLUTION_MATTERS_TRACE"
 
 #: Names of temporary files: that of the file to be, between dots, and what makes them unique.

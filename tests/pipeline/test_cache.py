@@ -28,7 +28,7 @@ def task(tmp_path):
             nbformat.v4.new_code_cell('source: str = ""\ntarget: str = ""\nfactor: int = 2'),
             nbformat.v4.new_code_cell(
                 "from pathlib import Path\nfrom helpers import volumes\n\n"
-                "volumes.note(source)\nvolumes.write_with_sidecar(target, Path(source).read_bytes() * "
+                "volumes.record_use(source)\nvolumes.write_with_sidecar(target, Path(source).read_bytes() * "
                 "factor, {'Key': 'k'})"
             ),
         ]

@@ -93,7 +93,7 @@ def _door(folder: Path) -> Iterator[bool | None]:
             except OSError:
                 yield None
                 return
-            # `batch.clean` removes the file that it holds: whoever opened it before holds nothing.
+            # `clean.clean` removes the file that it holds: whoever opened it before holds nothing.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), os.stat(folder / ".lock")):
                     yield True
