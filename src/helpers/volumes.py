@@ -3,8 +3,8 @@
 A volume that was written is complete: data and sidecar are written under temporary names, synced and
 renamed, and the sidecar, which is renamed last, is what says that a volume is there.
 
-A notebook that runs as part of a study notes every file that it reads or writes here (`record_use`), so that the
-study knows what its result depends on.
+A notebook that runs as part of a study notes every file that it reads or writes here (`record_use`), so that
+the study knows what its result depends on.
 """
 
 import contextlib
