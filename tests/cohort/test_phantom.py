@@ -40,7 +40,9 @@ def test_the_embedded_fractions_sum_to_one_in_one_piece_without_holes(name):
     assert np.allclose(total[brain], 1, atol=1e-5) and not total[~brain].any()
     assert_is_one_piece_without_holes(brain)
     for axis in range(3):
-        assert all(np.array_equal(ndimage.binary_fill_holes(plane), plane) for plane in np.moveaxis(brain, axis, 0))
+        assert all(
+            np.array_equal(ndimage.binary_fill_holes(plane), plane) for plane in np.moveaxis(brain, axis, 0)
+        )
     # Nothing touches the edge of the grid, so no warp of a few mm cuts the brain off.
     assert all(min(where.min(), n - 1 - where.max()) > 4 for where, n in zip(np.nonzero(brain), grid.SHAPE))
 
@@ -64,7 +66,8 @@ def test_the_embedded_brains_are_two_people():
 
 @pytest.mark.parametrize("name", phantom.ANATOMIES)
 def test_structures_lie_where_they_do_in_a_head(name):
-    """Mean height in mm and share on the left: nothing is upside down, mislabelled across the tentorium, or one-sided."""
+    """Mean height in mm and share on the left: nothing is upside down, mislabelled across the tentorium, or
+    one-sided."""
     fractions = phantom.anatomy(name)
     z = grid.AFFINE[2, 2] * np.arange(grid.SHAPE[2]) + grid.AFFINE[2, 3]
     height = {tissue: float((part.sum((0, 1)) * z).sum() / part.sum()) for tissue, part in fractions.items()}
@@ -115,7 +118,9 @@ def test_the_same_seed_gives_the_same_bytes(subject, truth):
         np.testing.assert_array_equal(fraction, again.fractions[tissue])
     scanner = phantom.scanner(SCANNER)
     np.testing.assert_array_equal(phantom.render(again, scanner, "FLAIR"), truth["FLAIR"])
-    np.testing.assert_array_equal(phantom.render(again, scanner, "T2w", 5), phantom.render(subject, scanner, "T2w", 5))
+    np.testing.assert_array_equal(
+        phantom.render(again, scanner, "T2w", 5), phantom.render(subject, scanner, "T2w", 5)
+    )
 
 
 def test_a_subject_of_the_second_brain_is_whole_and_names_it(subject):
@@ -140,7 +145,9 @@ def test_lesions_are_many_small_and_in_the_white_matter_by_the_ventricles(subjec
 # A wider range of anatomies
 
 
-@pytest.fixture(scope="module", params=[(149, "S1"), (130, "Colin27")])  # wide ventricles and sulci; a big head, strongly deformed
+@pytest.fixture(
+    scope="module", params=[(149, "S1"), (130, "Colin27")]
+)  # wide ventricles and sulci; a big head, strongly deformed
 def wide(request):
     return phantom.subject(*request.param, wide=True)
 
@@ -174,7 +181,11 @@ def test_a_wide_warp_is_invertible(seed, name):
 
 @pytest.mark.parametrize("noise_seed", [None, 0])
 def test_the_background_is_exactly_zero(subject, truth, noise_seed):
-    image = truth["T1w"] if noise_seed is None else phantom.render(subject, phantom.scanner(SCANNER), "T1w", noise_seed)
+    image = (
+        truth["T1w"]
+        if noise_seed is None
+        else phantom.render(subject, phantom.scanner(SCANNER), "T1w", noise_seed)
+    )
     assert image.dtype == np.float32 and image.shape == grid.SHAPE
     assert not image[~subject.brain].any()
     assert image[subject.brain].min() > 0 and image.max() < 2000
@@ -188,7 +199,10 @@ def test_tissues_have_the_order_of_each_contrast(subject, truth):
 
 
 def test_lesions_are_dark_on_t1w_and_bright_on_t2w_and_flair(subject, truth):
-    ratio = {c: np.median(truth[c][subject.fractions["lesion"] > 0.8]) / median(truth[c], subject, "WM") for c in CONTRASTS}
+    ratio = {
+        c: np.median(truth[c][subject.fractions["lesion"] > 0.8]) / median(truth[c], subject, "WM")
+        for c in CONTRASTS
+    }
     assert ratio["T1w"] < 0.85
     assert 1.3 < ratio["T2w"] < 2.2
     assert 1.25 < ratio["FLAIR"] < 2.0
@@ -200,10 +214,13 @@ def test_flair_suppresses_fluid(subject, truth):
 
 @pytest.mark.parametrize("contrast", ["T2w", "FLAIR"])
 def test_no_contrast_is_a_function_of_t1w(subject, truth, contrast):
-    """The best function of the T1w intensity (mean of the other image per intensity bin) leaves much unexplained."""
+    """The best function of the T1w intensity (mean of the other image per intensity bin) leaves much
+    unexplained."""
     inner = ndimage.binary_erosion(subject.brain, iterations=3)
     t1w, other = truth["T1w"][inner], truth[contrast][inner]
-    tissue = (t1w > 0.5 * t1w.max()) & (t1w < 0.95 * t1w.max())  # fluid, bright or dark everywhere, would explain too much
+    tissue = (t1w > 0.5 * t1w.max()) & (
+        t1w < 0.95 * t1w.max()
+    )  # fluid, bright or dark everywhere, would explain too much
     t1w, other = t1w[tissue], other[tissue]
     bins = np.digitize(t1w, np.quantile(t1w, np.linspace(0, 1, 201)[1:-1]))
     mean = np.bincount(bins, other) / np.bincount(bins)
@@ -234,7 +251,9 @@ def test_no_axis_is_blurrier_than_another(truth):
     """Energy of first differences, which an interpolated thick-slice scan lacks along one axis."""
     for image in truth.values():
         inside = ndimage.binary_erosion(image > 0, iterations=3)
-        rough = [np.mean(np.square(np.diff(image, 2, axis, append=0, prepend=0))[inside]) for axis in range(3)]
+        rough = [
+            np.mean(np.square(np.diff(image, 2, axis, append=0, prepend=0))[inside]) for axis in range(3)
+        ]
         assert max(rough) < 1.6 * min(rough)
 
 
@@ -248,7 +267,9 @@ def test_a_long_repetition_time_and_no_echo_time_give_proton_density():
 
 def test_fluid_vanishes_at_its_null():
     ti = phantom.fluid_null(4200.0, 9000.0, 400.0)
-    assert phantom.flair_signal(4200.0, 1800.0, 1.0, tr=9000.0, ti=ti, te=100.0, train=400.0) == pytest.approx(0, abs=1e-12)
+    assert phantom.flair_signal(
+        4200.0, 1800.0, 1.0, tr=9000.0, ti=ti, te=100.0, train=400.0
+    ) == pytest.approx(0, abs=1e-12)
 
 
 def test_mprage_agrees_with_a_simulation_pulse_by_pulse():
@@ -273,7 +294,11 @@ def test_mprage_agrees_with_a_simulation_pulse_by_pulse():
 
 
 def test_every_scanner_is_itself_and_no_other():
-    names = [f"study-{n}" for n in phantom.STUDY_SEEDS] + ["target"] + [f"{use}-{n}" for use in ("test", "train") for n in range(40)]
+    names = (
+        [f"study-{n}" for n in phantom.STUDY_SEEDS]
+        + ["target"]
+        + [f"{use}-{n}" for use in ("test", "train") for n in range(40)]
+    )
     made = [phantom.scanner(name) for name in names]
     assert made == [phantom.scanner(name) for name in names]
     parameters = {(s.t1w["tr"], s.tse["te"], s.flair["tr"], *s.snr.values()) for s in made}
@@ -289,7 +314,9 @@ def test_the_splits_do_not_overlap():
 # Faults
 
 
-@pytest.mark.parametrize("name", ["study-0", "study-11", "train", "train-", "train--1", "train-01", "Target", "", None])
+@pytest.mark.parametrize(
+    "name", ["study-0", "study-11", "train", "train-", "train--1", "train-01", "Target", "", None]
+)
 def test_an_unknown_scanner_is_named(name):
     with pytest.raises(ValueError, match="scanner is .*accepted are"):
         phantom.scanner(name)

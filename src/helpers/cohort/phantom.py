@@ -1,10 +1,10 @@
 """Semi-synthetic subjects: embedded brains (each a real person), many warps, lesions, scanners.
 
-A subject is a warp of a real anatomy in ``data/anatomy`` (S1's, if no other is named) with lesions added to it. A scanner is
-a set of sequence parameters. `render` puts the two through the signal equation of a contrast. T1w, T2w
-and FLAIR therefore follow from tissue *fractions* and from tissue T1, T2 and proton density, none of
-them from another one, and the same subject can be rendered by any scanner, with noise (an image) or
-without (the exact truth for a harmonizer).
+A subject is a warp of a real anatomy in ``data/anatomy`` (S1's, if no other is named) with lesions added to
+it. A scanner is a set of sequence parameters. `render` puts the two through the signal equation of a
+contrast. T1w, T2w and FLAIR therefore follow from tissue *fractions* and from tissue T1, T2 and proton
+density, none of them from another one, and the same subject can be rendered by any scanner, with noise (an
+image) or without (the exact truth for a harmonizer).
 
 Splits, kept apart from the start:
 
@@ -19,11 +19,12 @@ training           100 and up                         ``train-0``, ``train-1``, 
 
 Seeds 0 and 20 to 99 belong to nobody and are free for trying things.
 
-Tissue parameters are those of 3 T (at 1.5 T tissue T1 is shorter, see `relaxation`), rounded from Stanisz et al., Magn Reson Med 54:507 (2005); Wansapura
-et al., J Magn Reson Imaging 9:531 (1999); Lu et al., J Magn Reson Imaging 22:13 (2005). The two first
-differ by 30 % in T1 of white matter (1084 against 832 ms); values between the two are used. Proton
-densities, and all values of lesions, deep grey matter and cerebellum, are chosen within what is usual, so
-that contrasts to white matter come out as in two real patients (``data/README.md``).
+Tissue parameters are those of 3 T (at 1.5 T tissue T1 is shorter, see `relaxation`), rounded from Stanisz et
+al., Magn Reson Med 54:507 (2005); Wansapura et al., J Magn Reson Imaging 9:531 (1999); Lu et al., J Magn
+Reson Imaging 22:13 (2005). The two first differ by 30 % in T1 of white matter (1084 against 832 ms); values
+between the two are used. Proton densities, and all values of lesions, deep grey matter and cerebellum, are
+chosen within what is usual, so that contrasts to white matter come out as in two real patients
+(``data/README.md``).
 """
 
 import math
@@ -47,8 +48,9 @@ FIRST_TRAINING_SEED = 100
 #: The embedded brains; the first one is taken where none is named.
 ANATOMIES = ("S1", "Colin27")
 
-#: Tissues of an embedded brain, in BIDS' words: cortical grey matter, white matter (of cerebrum, cerebellum and brain
-#: stem), subcortical grey matter, cerebellar cortex, fluid of the lateral ventricles, all other cerebrospinal fluid.
+#: Tissues of an embedded brain, in BIDS' words: cortical grey matter, white matter (of cerebrum, cerebellum
+#: and brain stem), subcortical grey matter, cerebellar cortex, fluid of the lateral ventricles, all other
+#: cerebrospinal fluid.
 TISSUES = ("CGM", "WM", "SGM", "CBM", "VCSF", "CSF")
 
 #: T1 in ms, T2 in ms, proton density relative to water, at 3 T.
@@ -64,13 +66,15 @@ RELAXATION = {
 
 FLUIDS = ("VCSF", "CSF")
 
-# Sigma in voxels of the Gaussian that stands for the decay along the echo train, the same in all directions: at 0.4 cycles/mm
-# it leaves 0.57 (T2w) and 0.46 (FLAIR) of the power. The spectra in data/README.md come from these values.
+# Sigma in voxels of the Gaussian that stands for the decay along the echo train, the same in all directions:
+# at 0.4 cycles/mm it leaves 0.57 (T2w) and 0.46 (FLAIR) of the power. The spectra in data/README.md come from
+# these values.
 POINT_SPREAD = {"T1w": 0.0, "T2w": 0.3, "FLAIR": 0.35}
 
 
-#: What `warp` and `subject` draw from where the range of anatomies is wide: how far the walls of the ventricles move outwards (mm), the
-#: size of the head, the strength of the smooth deformation, and how much cortex beside a sulcus gives way to fluid.
+#: What `warp` and `subject` draw from where the range of anatomies is wide: how far the walls of the
+#: ventricles move outwards (mm), the size of the head, the strength of the smooth deformation, and how much
+#: cortex beside a sulcus gives way to fluid.
 WIDE = {"ventricles_mm": (-1.0, 6.0), "size": (0.90, 1.12), "deformation": (1.0, 1.5), "sulci": (-0.3, 1.1)}
 
 
@@ -83,7 +87,8 @@ class Subject:
     seed : int
         What it was made from.
     fractions : dict of str to ndarray, shape (192, 224, 192), float32
-        Volume fraction of each of `TISSUES` and of ``lesion``, unitless. They sum to 1 inside the brain, 0 outside.
+        Volume fraction of each of `TISSUES` and of ``lesion``, unitless. They sum to 1 inside the brain, 0
+        outside.
     brain : ndarray, shape (192, 224, 192), bool
         Brain mask, cerebrospinal fluid included.
     lesions : ndarray, shape (192, 224, 192), bool
@@ -116,8 +121,8 @@ class Scanner:
     field_t : float
         Field strength in tesla, 1.5 or 3.
     t1w : dict
-        Of an MPRAGE: ``tr`` between inversions, ``ti`` from inversion to the centre of k-space, ``flip``, ``echo_spacing``,
-        ``echoes``. Of a spoiled gradient echo, which has no inversion: ``tr``, ``flip``.
+        Of an MPRAGE: ``tr`` between inversions, ``ti`` from inversion to the centre of k-space, ``flip``,
+        ``echo_spacing``, ``echoes``. Of a spoiled gradient echo, which has no inversion: ``tr``, ``flip``.
     tse : dict
         ``tr``, ``te`` (effective), ``train`` (duration of the echo train).
     flair : dict
@@ -141,10 +146,12 @@ class Scanner:
 
 
 def mprage_signal(t1, density, *, tr, ti, flip, echo_spacing, echoes):
-    """Steady-state MPRAGE signal at the centre of k-space, unitless; negative before the null of the inversion.
+    """Steady-state MPRAGE signal at the centre of k-space, unitless; negative before the null of the
+    inversion.
 
-    Inversion, a delay, `echoes` small flips of which the middle one sees the centre of k-space, a delay up to `tr`. During
-    the read-out the magnetization relaxes with T1* towards M0* (Deichmann et al., NeuroImage 12:112, 2000, eqs. 1-4).
+    Inversion, a delay, `echoes` small flips of which the middle one sees the centre of k-space, a delay up to
+    `tr`. During the read-out the magnetization relaxes with T1* towards M0* (Deichmann et al., NeuroImage
+    12:112, 2000, eqs. 1-4).
 
     Parameters
     ----------
@@ -198,7 +205,8 @@ def spgr_signal(t1, density, *, tr, flip):
 
 
 def tse_signal(t1, t2, density, *, tr, te, train):
-    """Turbo spin echo signal, unitless: saturation recovery after the train, spin echo at the effective echo time.
+    """Turbo spin echo signal, unitless: saturation recovery after the train, spin echo at the effective echo
+    time.
 
     Bernstein, King and Zhou, Handbook of MRI Pulse Sequences (2004), section 16.4.
 
@@ -217,8 +225,8 @@ def tse_signal(t1, t2, density, *, tr, te, train):
 def flair_signal(t1, t2, density, *, tr, ti, te, train):
     """Inversion-recovery turbo spin echo, unitless; negative before the null of the inversion.
 
-    Rydberg et al., Radiology 193:173 (1994): the magnetization is zero at the end of the train, recovers, is inverted,
-    and recovers for `ti`.
+    Rydberg et al., Radiology 193:173 (1994): the magnetization is zero at the end of the train, recovers, is
+    inverted, and recovers for `ti`.
 
     Parameters
     ----------
@@ -240,8 +248,8 @@ def fluid_null(t1, tr, train):
 def relaxation(tissue: str, field_t: float) -> tuple[float, float, float]:
     """T1 in ms, T2 in ms and proton density of a tissue at a field strength.
 
-    T1 of tissue grows with the field to the power of 0.38, that of fluid does not (Rooney et al., Magn Reson Med 57:308,
-    2007); T2 is nearly the same at 1.5 and 3 T (Stanisz et al. 2005).
+    T1 of tissue grows with the field to the power of 0.38, that of fluid does not (Rooney et al., Magn Reson
+    Med 57:308, 2007); T2 is nearly the same at 1.5 and 3 T (Stanisz et al. 2005).
 
     Parameters
     ----------
@@ -271,9 +279,10 @@ def _white(scanner, contrast):
 def scanner(name: str) -> Scanner:
     """The scanner of that name.
 
-    Sequences vary as they do between sites of a clinical trial: 1.5 and 3 T, MPRAGE and spoiled gradient echo, proton-density
-    leaning to heavily T2-weighted turbo spin echo, FLAIR of short and long repetition time. Between two of them, images of
-    one subject that are scaled to the same 95th percentile differ by a median of 28 (T1w), 23 (T2w) and 27 dB (FLAIR).
+    Sequences vary as they do between sites of a clinical trial: 1.5 and 3 T, MPRAGE and spoiled gradient
+    echo, proton-density leaning to heavily T2-weighted turbo spin echo, FLAIR of short and long repetition
+    time. Between two of them, images of one subject that are scaled to the same 95th percentile differ by a
+    median of 28 (T1w), 23 (T2w) and 27 dB (FLAIR).
 
     Parameters
     ----------
@@ -291,7 +300,10 @@ def scanner(name: str) -> Scanner:
         If there is no scanner of that name.
     """
     if not re.fullmatch(r"study-([1-9]|10)|target|(test|train)-(0|[1-9]\d*)", str(name)):
-        raise ValueError(f"scanner is {name!r}: accepted are study-1 to study-10, target, test-<n> and train-<n> with n = 0, 1, 2, and so on")
+        raise ValueError(
+            f"scanner is {name!r}: accepted are study-1 to study-10, target, test-<n> and train-<n> with n "
+            "= 0, 1, 2, and so on"
+        )
     # A checksum, since Python's own hash of a text differs from process to process.
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     uniform = rng.uniform
@@ -301,19 +313,30 @@ def scanner(name: str) -> Scanner:
         spacing, echoes = uniform(6, 9), int(rng.integers(90, 193))
         half = spacing * echoes / 2
         ti = uniform(max(half + 30, 600), 1150)
-        t1w = dict(tr=ti + half + uniform(300, 1200), ti=ti, flip=uniform(6, 13), echo_spacing=spacing, echoes=echoes)
+        t1w = dict(
+            tr=ti + half + uniform(300, 1200), ti=ti, flip=uniform(6, 13), echo_spacing=spacing, echoes=echoes
+        )
     else:
         t1w = dict(tr=uniform(8, 30), flip=uniform(16, 30))
     tse = dict(tr=uniform(2200, 7000), te=uniform(65, 125), train=uniform(120, 350))
     flair = dict(tr=uniform(5000, 11500), te=uniform(75, 155), train=uniform(200, 600))
-    # Nulling is never perfect: flow, and a T1 of fluid of the site's own choosing. A late TI leaves fluid positive.
+    # Nulling is never perfect: flow, and a T1 of fluid of the site's own choosing. A late TI leaves fluid
+    # positive.
     flair["ti"] = fluid_null(RELAXATION["CSF"][0] * uniform(1.02, 1.20), flair["tr"], flair["train"])
 
     made = Scanner(
-        name=name, field_t=field_t, t1w=t1w, tse=tse, flair=flair, gain=dict.fromkeys(CONTRASTS, 1.0),
-        snr={"T1w": uniform(25, 45), "T2w": uniform(20, 40), "FLAIR": uniform(18, 35)}, bias=uniform(0.01, 0.04),
+        name=name,
+        field_t=field_t,
+        t1w=t1w,
+        tse=tse,
+        flair=flair,
+        gain=dict.fromkeys(CONTRASTS, 1.0),
+        snr={"T1w": uniform(25, 45), "T2w": uniform(20, 40), "FLAIR": uniform(18, 35)},
+        bias=uniform(0.01, 0.04),
     )
-    white = {contrast: uniform(*span) for contrast, span in zip(CONTRASTS, ((350, 700), (180, 380), (200, 420)))}
+    white = {
+        contrast: uniform(*span) for contrast, span in zip(CONTRASTS, ((350, 700), (180, 380), (200, 420)))
+    }
     made.gain.update({contrast: white[contrast] / _white(made, contrast) for contrast in CONTRASTS})
     return made
 
@@ -343,7 +366,9 @@ def anatomy(name: str = ANATOMIES[0]) -> dict:
 def _read_anatomy(name):
     fractions = {}
     for tissue in TISSUES:
-        volume, _ = volumes.read(layout.ANATOMY / f"sub-{name}_space-{layout.SPACE}_label-{tissue}_probseg.nii.gz")
+        volume, _ = volumes.read(
+            layout.ANATOMY / f"sub-{name}_space-{layout.SPACE}_label-{tissue}_probseg.nii.gz"
+        )
         fractions[tissue] = volume / np.float32(255)
         fractions[tissue].setflags(write=False)
     return fractions
@@ -351,7 +376,8 @@ def _read_anatomy(name):
 
 @lru_cache(maxsize=len(ANATOMIES))
 def _splines(name):
-    """Cubic spline coefficients of each tissue but the outer fluid, in its bounding box, with the box's corner.
+    """Cubic spline coefficients of each tissue but the outer fluid, in its bounding box, with the box's
+    corner.
 
     Cubic, since linear interpolation would blur, and more so halfway between voxels.
     """
@@ -372,8 +398,8 @@ def _smooth_noise(rng, shape, fwhm_mm):
     noise = ndimage.gaussian_filter(rng.standard_normal(coarse), fwhm_mm / 2.355 / step, mode="wrap")
     noise = (noise / noise.std()).astype(np.float32)
     for axis, n in enumerate(shape):
-        # Cubic B-splines, one axis at a time: a fraction of the cost of interpolating in 3D. Four products per voxel, not a
-        # matrix product, whose last bits would depend on the number of threads.
+        # Cubic B-splines, one axis at a time: a fraction of the cost of interpolating in 3D. Four products
+        # per voxel, not a matrix product, whose last bits would depend on the number of threads.
         positions = 2 + np.arange(n) / step
         taps = np.floor(positions).astype(int)
         f = (positions - taps).reshape([-1 if k == axis else 1 for k in range(3)]).astype(np.float32)
@@ -384,7 +410,8 @@ def _smooth_noise(rng, shape, fwhm_mm):
 
 @lru_cache(maxsize=len(ANATOMIES))
 def _ventricle_distance(name):
-    """Distance to the lateral ventricles in mm, negative inside, rounded off so that its gradient is smooth."""
+    """Distance to the lateral ventricles in mm, negative inside, rounded off so that its gradient is
+    smooth."""
     inside = _read_anatomy(name)["VCSF"] > 0.5
     return ndimage.gaussian_filter(edt(~inside) - edt(inside), 2)
 
@@ -392,8 +419,8 @@ def _ventricle_distance(name):
 def warp(seed: int, anatomy: str = ANATOMIES[0], wide: bool = False) -> np.ndarray:
     """Where in an embedded brain each voxel of a subject comes from.
 
-    Mirroring of half of the brains, a size change of at most 5 % per axis, a smooth deformation of a few mm, and
-    wider or narrower ventricles, in one map, so that the fractions are interpolated once.
+    Mirroring of half of the brains, a size change of at most 5 % per axis, a smooth deformation of a few mm,
+    and wider or narrower ventricles, in one map, so that the fractions are interpolated once.
 
     Parameters
     ----------
@@ -402,7 +429,8 @@ def warp(seed: int, anatomy: str = ANATOMIES[0], wide: bool = False) -> np.ndarr
     anatomy : str
         One of `ANATOMIES`: where its ventricles are.
     wide : bool
-        Draw size, deformation and ventricles from `WIDE`: big and small heads, ventricles about four times as large.
+        Draw size, deformation and ventricles from `WIDE`: big and small heads, ventricles about four times as
+        large.
 
     Returns
     -------
@@ -419,7 +447,8 @@ def warp(seed: int, anatomy: str = ANATOMIES[0], wide: bool = False) -> np.ndarr
     scale = rng.uniform(0.97, 1.05, 3)
     shear = np.eye(3) + rng.normal(0, 0.015, (3, 3)) * (1 - np.eye(3))
     smooth = [
-        rng.normal(2.2, 0.3) * _smooth_noise(rng, grid.SHAPE, 60) + rng.normal(0.7, 0.1) * _smooth_noise(rng, grid.SHAPE, 28)
+        rng.normal(2.2, 0.3) * _smooth_noise(rng, grid.SHAPE, 60)
+        + rng.normal(0.7, 0.1) * _smooth_noise(rng, grid.SHAPE, 28)
         for _ in range(3)
     ]
     widening = rng.uniform(-0.8, 1.6)
@@ -441,12 +470,14 @@ def warp(seed: int, anatomy: str = ANATOMIES[0], wide: bool = False) -> np.ndarr
     if mirrored:
         coordinates[0] = 2 * centre[0] - coordinates[0]
 
-    # Ventricles: their walls move along the gradient of the distance to them, by at most `widening` mm outwards.
+    # Ventricles: their walls move along the gradient of the distance to them, by at most `widening` mm
+    # outwards.
     distance = _ventricle_distance(anatomy)
     shift = -widening * np.exp(-((distance / 9) ** 2))
     reach_mm = 27
     if wide and widening > 0:
-        # Far enough for old age: most is moved at the new wall, less towards the middle of the ventricle, so that nothing folds.
+        # Far enough for old age: most is moved at the new wall, less towards the middle of the ventricle, so
+        # that nothing folds.
         width = np.where(distance < widening, 1.15 * widening, 12)
         shift, reach_mm = -widening * np.exp(-(((distance - widening) / width) ** 2)), 45
     where = ndimage.map_coordinates(distance, coordinates, order=0, mode="nearest") < reach_mm
@@ -483,15 +514,15 @@ def _generator(seed, purpose):
 def _lesions(rng, white, ventricle_mm):
     """Lesion fraction in each voxel of an MS-like brain, before it is limited to the white matter.
 
-    Ellipsoids with their long axis pointing away from the ventricles (Dawson's fingers), three quarters of them
-    periventricular, their number and sizes log-normal.
+    Ellipsoids with their long axis pointing away from the ventricles (Dawson's fingers), three quarters of
+    them periventricular, their number and sizes log-normal.
     """
     total = np.zeros(grid.SHAPE, np.float32)
     candidates = np.flatnonzero(white > 0.9)
     distance = ventricle_mm.ravel()[candidates]
     gradient = np.gradient(ndimage.gaussian_filter(ventricle_mm, 2))
-    near = np.exp(-((distance.clip(1) - 2) / 4) ** 2)
-    anywhere = np.exp(-(distance / 25) ** 2)
+    near = np.exp(-(((distance.clip(1) - 2) / 4) ** 2))
+    anywhere = np.exp(-((distance / 25) ** 2))
     count = int(np.clip(rng.lognormal(math.log(28), 0.5), 8, 80))
     for _ in range(count):
         odds = near if rng.random() < 0.75 else anywhere
@@ -522,8 +553,8 @@ def subject(seed: int, anatomy: str | None = None, wide: bool = False) -> Subjec
     anatomy : str, optional
         The embedded brain that it is made from, one of `ANATOMIES`; without it S1's, whatever the seed.
     wide : bool
-        Draw from a wider range of anatomies, `WIDE`, up to the ventricles and sulci of old age: for training, and for tests on
-        people unlike the embedded ones. Without it, subjects are what they were.
+        Draw from a wider range of anatomies, `WIDE`, up to the ventricles and sulci of old age: for training,
+        and for tests on people unlike the embedded ones. Without it, subjects are what they were.
 
     Returns
     -------
@@ -546,7 +577,9 @@ def subject(seed: int, anatomy: str | None = None, wide: bool = False) -> Subjec
         local = points - corner[:, None]
         there = ((local > 0) & (local < np.array(coefficients.shape)[:, None] - 1)).all(axis=0)
         parts[tissue] = np.zeros(points.shape[1], np.float32)
-        parts[tissue][there] = ndimage.map_coordinates(coefficients, local[:, there], order=3, prefilter=False).clip(0, 1)
+        parts[tissue][there] = ndimage.map_coordinates(
+            coefficients, local[:, there], order=3, prefilter=False
+        ).clip(0, 1)
     # What is not tissue is fluid; overshoots of the splines are scaled back.
     parts["CSF"] = np.maximum(1 - sum(parts.values()), 0)
     total = sum(parts.values())
@@ -573,10 +606,17 @@ def subject(seed: int, anatomy: str | None = None, wide: bool = False) -> Subjec
 
     # T1, T2 and density vary within a tissue, partly together (water content), partly each on its own.
     shared = _smooth_noise(rng, grid.SHAPE, 14)
-    variation = np.stack([
-        (0.02 * shared + spread * (0.7 * _smooth_noise(rng, grid.SHAPE, 18) + 0.7 * _smooth_noise(rng, grid.SHAPE, 5))) * brain
-        for spread in (0.025, 0.035, 0.008)
-    ]).astype(np.float32)
+    variation = np.stack(
+        [
+            (
+                0.02 * shared
+                + spread
+                * (0.7 * _smooth_noise(rng, grid.SHAPE, 18) + 0.7 * _smooth_noise(rng, grid.SHAPE, 5))
+            )
+            * brain
+            for spread in (0.025, 0.035, 0.008)
+        ]
+    ).astype(np.float32)
     return Subject(int(seed), fractions, brain, lesion >= 0.5, variation, grid.AFFINE, name)
 
 
@@ -597,8 +637,8 @@ def render(subject: Subject, scanner: Scanner, contrast: str, noise_seed: int | 
     contrast : str
         One of `study.CONTRASTS`.
     noise_seed : int, optional
-        With a seed: an image, with a mild bias field (what correction left over) and Rician noise. Without: the exact
-        truth, neither noise nor bias field.
+        With a seed: an image, with a mild bias field (what correction left over) and Rician noise. Without:
+        the exact truth, neither noise nor bias field.
 
     Returns
     -------
@@ -618,17 +658,28 @@ def render(subject: Subject, scanner: Scanner, contrast: str, noise_seed: int | 
         inside = fraction[brain]
         there = inside > 0
         t1, t2, density = relaxation(tissue, scanner.field_t)
-        factors = (1, 1, 1) if tissue in FLUIDS else (t1_factor[there], t2_factor[there], density_factor[there])
-        signal[there] += inside[there] * _signal(scanner, contrast, t1 * factors[0], t2 * factors[1], density * factors[2])
+        factors = (
+            (1, 1, 1) if tissue in FLUIDS else (t1_factor[there], t2_factor[there], density_factor[there])
+        )
+        signal[there] += inside[there] * _signal(
+            scanner, contrast, t1 * factors[0], t2 * factors[1], density * factors[2]
+        )
     image = np.zeros(grid.SHAPE, np.float32)
     image[brain] = np.abs(signal) * scanner.gain[contrast]
     if POINT_SPREAD[contrast]:
-        # Decay along the echo train damps high spatial frequencies; inside the mask only, so that its edge is not dimmed.
+        # Decay along the echo train damps high spatial frequencies; inside the mask only, so that its edge is
+        # not dimmed.
         weight = ndimage.gaussian_filter(brain.astype(np.float32), POINT_SPREAD[contrast])
         image = ndimage.gaussian_filter(image, POINT_SPREAD[contrast]) / np.maximum(weight, 1e-3)
     if noise_seed is not None:
-        rng = np.random.default_rng([*_generator(noise_seed, 3).integers(2**32, size=2), subject.seed,
-                                     zlib.crc32(scanner.name.encode()), CONTRASTS.index(contrast)])
+        rng = np.random.default_rng(
+            [
+                *_generator(noise_seed, 3).integers(2**32, size=2),
+                subject.seed,
+                zlib.crc32(scanner.name.encode()),
+                CONTRASTS.index(contrast),
+            ]
+        )
         image = image * np.exp(scanner.bias * _smooth_noise(rng, grid.SHAPE, 90))
         sigma = _white(scanner, contrast) / scanner.snr[contrast]
         real, imaginary = rng.standard_normal((2, *grid.SHAPE), dtype=np.float32) * np.float32(sigma)
