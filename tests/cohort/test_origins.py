@@ -27,7 +27,9 @@ def small(monkeypatch):
     """Simulation and preparation of a few voxels each: here only the files that they write matter."""
     brain = np.ones(SHAPE, bool)
     monkeypatch.setattr(
-        participants, "person", lambda seed: SimpleNamespace(brain=brain, affine=np.eye(4), seed=seed)
+        participants,
+        "person",
+        lambda seed: SimpleNamespace(anatomy="S1", brain=brain, affine=np.eye(4), seed=seed),
     )
     monkeypatch.setattr(
         phantom, "render", lambda someone, *_, noise_seed: np.full(SHAPE, someone.seed, np.float32)
