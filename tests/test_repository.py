@@ -183,3 +183,14 @@ def test_no_global_seed_is_set():
         # notices.
         text = re.sub(r"with torch\.random\.fork_rng\(.*\):.*\n\s+torch\.manual_seed", "", path.read_text())
         assert not re.search(r"np\.random\.seed|torch\.manual_seed|(?<![.\w])random\.seed", text), path
+
+
+def test_the_table_of_faults_names_tests_that_are_there():
+    text = (layout.ROOT / "tests" / "faults.md").read_text()
+    named, where = 0, None
+    for file, test in re.findall(r"`([\w/]+\.py)?(?:…)?(?:::(\w+))?`", text):
+        where = file or where
+        if test and where:
+            assert f"def {test}(" in (layout.ROOT / "tests" / where).read_text(), f"{where}::{test}"
+            named += 1
+    assert named > 20
