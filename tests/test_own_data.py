@@ -453,6 +453,7 @@ def test_a_copy_under_another_name_is_left_out(tmp_path):
     assert left_out["02"] == f"{twin}: the same file as sub-01's T2w: accepted are images of different people"
 
 
+@pytest.mark.slow
 def test_the_same_voxels_in_another_file_are_found_once_they_are_prepared(results_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(preparation, "prepare", as_they_are)
     shared = Study(output_dir=str(results_dir))

@@ -353,6 +353,7 @@ def simulated():
     return simulate(10, 500, nothing, weight=1 / 3, rise=0.05, cutoff=0.02, ladder=0)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IDS)
 def test_a_claim_that_is_not_true_is_seldom_found_so_before_holm(simulated, name):
     assert len(simulated) == 500

@@ -342,6 +342,7 @@ def test_a_brain_upside_down_or_back_to_front_is_refused(cohort, flip):
     assert any(each.refuses and "wrong orientation" in each.text for each in prepared.findings["T1w"])
 
 
+@pytest.mark.slow
 def test_a_person_scanned_again_is_told_from_another(cohort):
     person = phantom.subject(1)
     again = phantom.render(person, phantom.scanner("study-4"), "T1w", 7)
