@@ -58,9 +58,9 @@ def test_a_study_whose_jobs_are_cancelled_midway_completes(slurm, tmp_path):
         # The first job ends before its worker reaches the driver.
         f'prologue = ["mkdir {tmp_path / "first"} && exit 1"]\n'
     )
-    with open(tmp_path / "log", "w") as log:
+    with open(tmp_path / "log", "w") as output:
         driver = subprocess.Popen(
-            [sys.executable, "-m", "helpers.pipeline.cli", "run", str(study)], stdout=log, stderr=log
+            [sys.executable, "-m", "helpers.pipeline.cli", "run", str(study)], stdout=output, stderr=output
         )
     try:
         until = time.monotonic() + 600
