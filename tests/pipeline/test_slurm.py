@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.pipeline import graph
+from helpers.pipeline import graph, log
 from helpers.study import Study
 
 COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel")
