@@ -13,7 +13,6 @@ BLUE, VERMILLION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 GREY = "0.72"
 COLOURS = {"T1w": "#0072B2", "T2w": "#D55E00", "FLAIR": "#009E73"}
 MARKERS = {"T1w": "o", "T2w": "s", "FLAIR": "^"}
-TIGHT_LEGEND = {"handlelength": 1.6, "columnspacing": 1.2, "handletextpad": 0.5}
 
 #: Look of the figures about scores, for a journal's page: letters of 8 points at the width that they are
 #: drawn at.

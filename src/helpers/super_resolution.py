@@ -39,7 +39,7 @@ from helpers import linear, volumes
 from helpers.acquisition import degradation
 from helpers.acquisition.rf_pulse import Pulse
 from helpers.haca3.fast.memory import keep_freed_memory
-from helpers.haca3.fast.threads import side_by_side
+from helpers.haca3.fast.threads import set_gradients, side_by_side
 from helpers.study import GRID_MM, Resolution
 
 LAYERS = 8  #: of the network, 3 x 3 each
@@ -337,8 +337,7 @@ def train(
     with side_by_side(device) as run, bar:
         for step in bar:
             gradients, losses = zip(*run(differentiate, [step] * _BATCH, range(_BATCH)))
-            for parameter, *parts in zip(parameters, *gradients):
-                parameter.grad = sum(parts) / _BATCH
+            set_gradients(parameters, gradients, _BATCH)
             nn.utils.clip_grad_norm_(parameters, 1.0)
             part = (step + 1) / steps
             optimizer.param_groups[0]["lr"] = _RATE * min(1.0, 10 * part) * (1 + math.cos(math.pi * part)) / 2

@@ -11,6 +11,8 @@ from helpers import drawing
 from helpers.analysis.metrics import score_column
 from helpers.study import CONTRASTS, EXPERIMENTS, GROUND_TRUTH, RESOLUTIONS, TRANSFORMS
 
+_TIGHT = {"handlelength": 1.6, "columnspacing": 1.2, "handletextpad": 0.5}  # of a legend
+
 #: Score column -> axis label. The first SSIM that a study has is the one drawn: 3D, else of the slices of its
 #: plane.
 MEASURES = {"psnr_db": "PSNR (dB)", "ssim": "SSIM"}
@@ -104,15 +106,12 @@ def score_figure(table: pd.DataFrame, number: int, region: str = "brain"):
     handles, names = axes.flat[0].get_legend_handles_labels()
     handles += [plt.Line2D([], [], color=drawing.GREY, lw=0.9), plt.Line2D([], [], color="0.45", ls=":")]
     names += ["no harmonizer", "self-noise ceiling"]
-    fig.legend(
-        handles,
-        names,
-        loc="outside lower center",
-        ncols=5 if len(panels) > 1 else 3,
-        frameon=False,
-        **drawing.TIGHT_LEGEND,
-    )
+    _legend_below(fig, handles, names, 5 if len(panels) > 1 else 3)
     return fig, axes, drawn
+
+
+def _legend_below(fig, handles: list, names: list[str], ncols: int) -> None:
+    fig.legend(handles, names, loc="outside lower center", ncols=ncols, frameon=False, **_TIGHT)
 
 
 def _panels(rows: int, columns: int, height: float, **shared):
@@ -252,14 +251,7 @@ def attention_figure(table: pd.DataFrame):
         plt.Line2D([], [], color=drawing.COLOURS[c], marker=drawing.MARKERS[c], ms=3.5, lw=0) for c in sources
     ]
     handles += [plt.Line2D([], [], color="0.3", ls=style, lw=1.1) for style in ("-", "--")]
-    fig.legend(
-        handles,
-        [*(f"source {c}" for c in sources), "3D", "2D"],
-        loc="outside lower center",
-        ncols=5,
-        frameon=False,
-        **drawing.TIGHT_LEGEND,
-    )
+    _legend_below(fig, handles, [*(f"source {c}" for c in sources), "3D", "2D"], 5)
     return fig, axes, drawn
 
 
@@ -331,14 +323,7 @@ def frequency_figure(curves: pd.DataFrame, cutoffs: pd.DataFrame):
         plt.Line2D([], [], color="0.2", ls=":", marker="_", ms=7),
     ]
     names = [*ends, "output, mean", *shown, "input", "Nyquist of the slices"]
-    fig.legend(
-        handles,
-        names,
-        loc="outside lower center",
-        ncols=4 if len(experiments) > 1 else 2,
-        frameon=False,
-        **drawing.TIGHT_LEGEND,
-    )
+    _legend_below(fig, handles, names, 4 if len(experiments) > 1 else 2)
     return fig, axes, cutoffs
 
 
@@ -397,17 +382,10 @@ def ladder_figure(scores: pd.DataFrame, registrations: pd.DataFrame, region: str
     ax.set_ylim(0)
     ax.set_ylabel("registration error (mm)")
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, **drawing.TIGHT_LEGEND)
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, **_TIGHT)
     handles, names = axes[0, 0].get_legend_handles_labels()
     handles.append(plt.Line2D([], [], color=drawing.GREY))
-    fig.legend(
-        handles,
-        [*names, "no harmonizer"],
-        loc="outside lower center",
-        ncols=4,
-        frameon=False,
-        **drawing.TIGHT_LEGEND,
-    )
+    _legend_below(fig, handles, [*names, "no harmonizer"], 4)
     return fig, axes, drawn
 
 

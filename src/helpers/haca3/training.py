@@ -39,7 +39,7 @@ from helpers.grid import AXIS
 from helpers.haca3 import networks
 from helpers.haca3.fast import memory
 from helpers.haca3.fast.layers import quicken
-from helpers.haca3.fast.threads import side_by_side
+from helpers.haca3.fast.threads import set_gradients, side_by_side
 from helpers.haca3.harmonizer import TARGET_SLICES
 from helpers.haca3.slicing import slice_of
 
@@ -418,8 +418,7 @@ def teach_severity(eta: nn.Module, groups: Sequence[Group], steps: int, seed: in
     with side_by_side() as run:
         for step in range(steps):
             gradients, losses = zip(*run(slice_of_any, ((step, n) for n in range(8))))
-            for parameter, *parts in zip(eta.parameters(), *gradients):
-                parameter.grad = sum(parts) / len(parts)
+            set_gradients(eta.parameters(), gradients, len(gradients))
             patches.grad = patches.grad.mean(dim=(2, 3), keepdim=True).expand_as(patches).clone()
             optimizer.step()
             decline.step()
@@ -492,8 +491,7 @@ def teach_contrast(theta: nn.Module, groups: Sequence[Group], steps: int, seed: 
                 parts,
                 mu.grad.split(1),
             )
-            for parameter, *shares in zip(parameters, *gradients):
-                parameter.grad = None if shares[0] is None else sum(shares)
+            set_gradients(parameters, gradients)
             optimizer.step()
             decline.step()
             error = squared.mean().item() if step == 0 else 0.9 * error + 0.1 * squared.mean().item()
@@ -671,9 +669,7 @@ def train(
             range(done, steps), "training", initial=done, total=steps, unit="step", mininterval=1
         ):
             gradients, l1, total = zip(*run(differentiate, [step] * _BATCH, range(_BATCH)))
-            for parameter, *parts in zip(parameters, *gradients):
-                known = [part for part in parts if part is not None]
-                parameter.grad = sum(known) / _BATCH if known else None
+            set_gradients(parameters, gradients, _BATCH)
             nn.utils.clip_grad_norm_(parameters, 5.0)
             for options in optimizer.param_groups:
                 cosine = (1 + math.cos(math.pi * progress_at(step))) / 2

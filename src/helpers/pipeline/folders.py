@@ -69,10 +69,8 @@ def save_figure(plan: Study, name: int | str, fig, drawn: pd.DataFrame) -> Path:
     """Write a figure, the paper's by its number, ours by a name, as PNG and PDF beside the CSV of what was
     drawn; return the PNG's path."""
     stem = figures_folder(plan) / f"figure_{name}"
-    for suffix, facts in (
-        (".png", {}),
-        (".pdf", {"CreationDate": None}),
-    ):  # Without a date: same figure, same bytes.
+    # Without a date: same figure, same bytes.
+    for suffix, facts in ((".png", {}), (".pdf", {"CreationDate": None})):
         buffer = io.BytesIO()
         fig.savefig(buffer, format=suffix[1:], dpi=200, metadata=facts)
         volumes.write_bytes(stem.with_suffix(suffix), buffer.getvalue())

@@ -261,7 +261,7 @@ def _gather(
             for task in [
                 task for task in waiting if all(name in over or name not in named for name in task.needs)
             ]:
-                # Whether it is done is asked once it could start: asking reads the sources of all helpers.
+                # Whether it is done is asked once it could start: asking looks at every file of its record.
                 if not free:
                     break
                 # Only now: what it reads may just have been made again, with the same content.
@@ -290,9 +290,8 @@ def _gather(
                 renewed = time.monotonic()
             shown.show()
             if not running:
-                time.sleep(
-                    0 if skipped else 0.5
-                )  # Workers are yet to come, or all are lost and others on their way.
+                # Workers are yet to come, or all are lost and others on their way.
+                time.sleep(0 if skipped else 0.5)
                 continue
             try:
                 ended = wait(list(running), timeout=1, return_when="FIRST_COMPLETED").done

@@ -12,9 +12,6 @@ def keep_freed_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        for option, value in (
-            (-8, 1),
-            (-3, 32 * 2**20),
-            (-1, 512 * 2**20),
-        ):  # arenas, mmap threshold, trim threshold
+        # Arenas, mmap threshold, trim threshold.
+        for option, value in ((-8, 1), (-3, 32 * 2**20), (-1, 512 * 2**20)):
             libc.mallopt(option, value)

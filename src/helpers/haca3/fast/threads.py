@@ -7,10 +7,11 @@ of the others.
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from torch import Tensor, nn
 
 
 @contextlib.contextmanager
@@ -48,3 +49,17 @@ def side_by_side(device: str = "cpu") -> Iterator[Callable]:
             yield lambda function, *arguments: pool.map(functools.partial(call, function), *arguments)
     finally:
         torch.set_num_threads(threads)
+
+
+def set_gradients(
+    parameters: Iterable[nn.Parameter], gradients: Iterable[Sequence[Tensor | None]], count: int = 1
+) -> None:
+    """Give parameters the gradients of several losses, added in the order of the losses and divided by
+    `count`.
+
+    Were one graph of all losses gone through, the order would be that of the threads that made it, and so
+    would be the rounding. A loss that does not depend on a parameter has None for it.
+    """
+    for parameter, *parts in zip(parameters, *gradients):
+        known = [part for part in parts if part is not None]
+        parameter.grad = sum(known) / count if known else None
