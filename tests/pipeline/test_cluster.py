@@ -181,7 +181,7 @@ def test_a_folder_with_spaces_is_quoted(kind, tmp_path, monkeypatch):
         ("kind = 'slurm'\nqueue = 3", "queue is 3: accepted is text"),
         ("kind = 'slurm'\ndirectives = '-X'", "directives is '-X': accepted is a list"),
         ("kind = 'slurm'\nworkers = 3", "workers is 3 with kind slurm: accepted there is jobs"),
-        ("queue = 'short'", "queue is 'short' with kind local: accepted there is workers"),
+        ("queue = 'short'", "queue is 'short' with kind local: accepted there are workers and cores"),
     ],
 )
 def test_a_bad_table_is_one_line_and_nothing_is_written(tmp_path, capsys, table, message):
@@ -220,6 +220,9 @@ def test_workers_times_threads_are_the_cores(monkeypatch):
     assert (Cluster().size(), Cluster().threads()) == (16, 1)
     assert (Cluster(workers=4).size(), Cluster(workers=4).threads()) == (4, 4)
     assert (Cluster(workers=20).size(), Cluster(workers=20).threads()) == (20, 1)
+    # Some of the cores may be kept for others.
+    assert (Cluster(cores=6).size(), Cluster(cores=6).threads()) == (6, 1)
+    assert (Cluster(workers=2, cores=6).size(), Cluster(workers=2, cores=6).threads()) == (2, 3)
     # Where memory allows fewer workers than cores, each has more threads.
     monkeypatch.setattr(distributed.system, "MEMORY_LIMIT", 13 * 2**30)
     assert (Cluster().size(), Cluster().threads()) == (4, 4)

@@ -1,4 +1,5 @@
-"""The command line: ``resolution-matters run studies/demo.toml``."""
+"""The command line: ``resolution-matters run studies/demo.toml``, or the call of BIDS Apps
+(`helpers.pipeline.bids_app`)."""
 
 import argparse
 import dataclasses
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from helpers import volumes
+from helpers.pipeline import bids_app
 from helpers.pipeline.cluster import Cluster
 from helpers.study import Resolution, Study
 
@@ -18,8 +20,13 @@ from helpers.study import Resolution, Study
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return 0 if all went well, 1 if a notebook failed, 2 if the input was refused, 130 if
     interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(
-        prog="resolution-matters", description="What thick slices do to MR image harmonization."
+        prog="resolution-matters",
+        description="What thick slices do to MR image harmonization. Two ways to call it: a command and a "
+        "study file, or a BIDS data set, a folder for the results and a level, as BIDS Apps are called.",
+        epilog="As a BIDS App: " + bids_app.parser().format_help().removeprefix("usage: "),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=version("resolution-matters"))
     commands = parser.add_subparsers(dest="command", required=True)
@@ -56,8 +63,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     resolve.add_argument("--resolver", metavar="FILE.pt", help=taught)
     resolve.set_defaults(action=_super_resolve)
-    options = parser.parse_args(arguments)
+    as_app = bids_app.is_call(arguments, list(commands.choices))
+    options = (bids_app.parser() if as_app else parser).parse_args(arguments)
     try:
+        if as_app:
+            return _run_app(options, arguments)
         if options.action is _super_resolve:
             return _super_resolve(options)
         return options.action(options, Study.from_toml(options.study), Cluster.from_toml(options.study))
@@ -69,8 +79,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+def _run_app(options: argparse.Namespace, arguments: list[str]) -> int:
+    if options.work_dir:
+        bids_app.use_work_dir(options.work_dir)
+    study = bids_app.write_study(options, arguments)
+    return _execute(
+        study, Study.from_toml(study), Cluster.from_toml(study), list(bids_app.LEVELS[options.level])
+    )
+
+
 def _run(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
-    from helpers.pipeline import folders, graph, report, run, status
+    from helpers.pipeline import graph, run, status
 
     if options.workers is not None:
         if options.workers < 1:
@@ -85,20 +104,28 @@ def _run(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
         states = status.status(plan)
         _tell(plan, states[states.task.isin([task.name for task in wanted])], where)
         return 0
-    outcome = run.run(plan, where, options.only)
+    return _execute(options.study, plan, where, options.only)
+
+
+def _execute(study: str | Path, plan: Study, where: Cluster, only: list[str]) -> int:
+    """Run a study and tell what became of it."""
+    from helpers.pipeline import folders, report, run
+
+    outcome = run.run(plan, where, only)
     for name, error in outcome.failed.items():
         print(f"failed: {name}: {error}\n        {outcome.report.parent / name}.ipynb", file=sys.stderr)
     for name in outcome.skipped:
         print(f"not started: {name}: it needs a notebook that failed, or the disk was full", file=sys.stderr)
-    if not outcome.failed and not options.only:
+    if not outcome.failed and not only:
         print(textwrap.fill(report.headline(plan), 100))
         print(textwrap.fill(report.claims_without_verdict(plan), 100))
     executed = f"{outcome.executed} notebooks executed" if outcome.executed else "Everything was done already"
-    print(f"\n{executed}, {outcome.seconds / 60:.1f} min. Figures: {folders.figures_folder(plan)}")
+    results = folders.folder(plan) if only else folders.figures_folder(plan)
+    print(f"\n{executed}, {outcome.seconds / 60:.1f} min. {'Results' if only else 'Figures'}: {results}")
     print(f"Look next: {outcome.report}, the report with all figures, verdicts and executed notebooks")
     if (analysis := outcome.report.parent / "05_analysis.html").exists():
         print(f"           {analysis}, how each verdict was reached")
-    print(f"           {options.study}, what was run: copy it, change it, run it again")
+    print(f"           {study}, what was run: copy it, change it, run it again")
     return 1 if outcome.failed or outcome.skipped else 0
 
 

@@ -99,8 +99,9 @@ class Cluster:
     jobs : int
         Jobs at a time.
     cores : int
-        Cores of a job, which are the threads of its notebook. Sites of SGE name them as they like: ask for
-        them, and for memory, in `directives`, such as ``-pe smp 2``.
+        Of a job, which are the threads of its notebook; 0: one. Sites of SGE name them as they like: ask for
+        them, and for memory, in `directives`, such as ``-pe smp 2``. On this machine of all workers together;
+        0: all that this process may use.
     memory : str
         Of a job, with a unit; empty: jobs ask for none, as sites want it that give a whole node.
     walltime : str
@@ -127,7 +128,7 @@ class Cluster:
     kind: str = "local"
     workers: int = 0
     jobs: int = 8
-    cores: int = 1
+    cores: int = 0
     memory: str = "4GB"
     walltime: str = ""
     queue: str = ""
@@ -138,7 +139,7 @@ class Cluster:
 
     def __post_init__(self):
         require("kind", self.kind, ("local", *KINDS))
-        for name, least in (("workers", 0), ("jobs", 1), ("cores", 1)):
+        for name, least in (("workers", 0), ("jobs", 1), ("cores", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} is {value!r}: accepted are whole numbers from {least}")
@@ -166,7 +167,6 @@ class Cluster:
             object.__setattr__(self, name, tuple(value))
         unused = (
             "jobs",
-            "cores",
             "memory",
             "walltime",
             "queue",
@@ -180,10 +180,10 @@ class Cluster:
                 field.name in (unused if self.kind == "local" else ("workers",))
                 and getattr(self, field.name) != field.default
             ):
-                accepted = "workers" if self.kind == "local" else "jobs"
+                accepted = "are workers and cores" if self.kind == "local" else "is jobs"
                 raise ValueError(
                     f"{field.name} is {getattr(self, field.name)!r} with kind {self.kind}: accepted there "
-                    f"is {accepted}"
+                    f"{accepted}"
                 )
 
     @classmethod
@@ -218,15 +218,16 @@ class Cluster:
         from distributed.system import MEMORY_LIMIT
 
         # Both know of containers' limits.
-        return self.workers or max(1, min(CPU_COUNT, int(MEMORY_LIMIT / 2**30 / WORKER_MEMORY_GIB)))
+        fit = int(MEMORY_LIMIT / 2**30 / WORKER_MEMORY_GIB)
+        return self.workers or max(1, min(self.cores or CPU_COUNT, fit))
 
     def threads(self) -> int:
         """Threads of each notebook, so that workers times threads are the cores."""
         if self.kind != "local":
-            return self.cores
+            return self.cores or 1
         from dask.system import CPU_COUNT
 
-        return max(1, CPU_COUNT // self.size())
+        return max(1, (self.cores or CPU_COUNT) // self.size())
 
 
 def job_script(cluster: Cluster, folder: Path) -> str:
@@ -413,7 +414,7 @@ def _jobqueue(cluster: Cluster, folder: Path):
     left_out = [option for option, same in _SAME[cluster.kind].items() if given(same)]
     if not cluster.memory:
         left_out += [_MEMORY[cluster.kind]] if cluster.kind in _MEMORY else []
-        chosen["resource_spec"] = f"select=1:ncpus={cluster.cores}" if cluster.kind == "pbs" else ""
+        chosen["resource_spec"] = f"select=1:ncpus={cluster.threads()}" if cluster.kind == "pbs" else ""
     for option, ending in (("-e", "err"), ("-o", "out")):
         # dask-jobqueue does not quote the folder.
         if " " in str(folder) and f"{option} " not in left_out:
@@ -421,7 +422,7 @@ def _jobqueue(cluster: Cluster, folder: Path):
             file = f"{_JOB}-%J.{ending}" if cluster.kind in ("slurm", "lsf") else ""
             directives.append(f'{option} "{folder}/{file}"')
     return getattr(dask_jobqueue, name)(
-        cores=cluster.cores,
+        cores=cluster.threads(),
         # It has to be some; workers that are told a limit watch themselves only, not their kernels.
         memory=cluster.memory.replace(" ", "") or Cluster.memory,
         processes=1,
