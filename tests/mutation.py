@@ -37,9 +37,9 @@ ROOMS = (
     "haca3.checkpoint",
     "haca3.slicing",
     "haca3.harmonizer",
+    "haca3.fast.fusion",
     "haca3.fast.layers",
     "haca3.fast.memory",
-    "haca3.fast.slabs",
     "haca3.fast.threads",
     "haca3.fast.winograd",
 )

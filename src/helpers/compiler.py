@@ -12,6 +12,8 @@ from pathlib import Path
 
 #: The convolutions of `helpers.haca3.fast.winograd`.
 WINOGRAD = Path(__file__).parent / "haca3" / "fast" / "winograd.cpp"
+#: Those of `helpers.haca3.fast.fusion`.
+FUSION = WINOGRAD.with_name("fusion.cpp")
 
 # What a compiler is asked for, until it can: the instructions of this very processor, or none in particular.
 _FLAGS = (("-march=native",), ())

@@ -1,5 +1,6 @@
 """HACA3: the networks against the published program's numbers, and what must hold of a harmonization."""
 
+import copy
 import functools
 import hashlib
 import json
@@ -16,8 +17,7 @@ from scipy import ndimage
 from helpers import grid, haca3, study
 from helpers.analysis import metrics
 from helpers.haca3 import checkpoint, harmonizer, networks, slicing
-from helpers.haca3.fast import threads, winograd
-from helpers.haca3.fast.slabs import Slabs
+from helpers.haca3.fast import fusion, threads, winograd
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SHAPES = json.loads((GOLDEN / "haca3_shapes.json").read_text())
@@ -183,14 +183,41 @@ def test_the_eta_convolution_as_a_matrix_product_is_that_convolution(published_w
         np.testing.assert_allclose(eta(image), plain, atol=1e-4)
 
 
-@pytest.mark.parametrize("planes", [7, 16, 18, 35])
-def test_the_fusion_net_gives_in_slabs_what_it_gives_at_once(published_width, planes):
-    x = torch.rand((1, 3, planes, 12, 10), generator=torch.Generator().manual_seed(planes))
+@pytest.fixture(params=["torch", "compiled"])
+def fusion_program(request):
+    if request.param == "torch":
+        return None
+    return fusion.library() or pytest.skip("needs a C++ compiler")
+
+
+#: Where an image is not zero, of how many voxels: in the middle, at one face or the other, near one, in all
+#: of it, in one voxel, nowhere, in volumes too small for any middle.
+BOXES = {
+    "middle": ((30, 34, 41), (12, 9, 10), (20, 22, 31)),
+    "at a face": ((30, 28, 41), (0, 9, 10), (14, 28, 20)),
+    "near a face": ((24, 25, 26), (5, 3, 9), (15, 20, 22)),
+    "everywhere": ((18, 13, 35), (0, 0, 0), (18, 13, 35)),
+    "one voxel": ((17, 18, 19), (8, 8, 8), (9, 9, 9)),
+    "nowhere": ((17, 18, 19), (8, 8, 8), (8, 8, 8)),
+    "small": ((6, 9, 12), (2, 3, 4), (3, 5, 6)),
+    "smallest": ((1, 2, 7), (0, 0, 0), (1, 1, 2)),
+}
+
+
+@pytest.mark.parametrize("where", BOXES)
+def test_the_fusion_net_in_a_box_gives_what_it_gives_on_the_whole_volume(
+    published_width, fusion_program, where
+):
+    shape, start, stop = BOXES[where]
+    x = torch.zeros((1, 3, *shape))
+    some = x[(..., *map(slice, start, stop))]
+    some.copy_(torch.rand(some.shape, generator=torch.Generator().manual_seed(1)))
     net = published_width.networks["fusion_net"]
     with torch.inference_mode():
-        whole, slabs = net(x), Slabs(net)(x)
-    assert slabs.shape == whole.shape
-    np.testing.assert_allclose(slabs, whole, atol=1e-5)
+        whole = copy.deepcopy(net).double()(x.double())
+        boxed = fusion.BoxedFusion(net, fusion_program)(x)
+    assert boxed.shape == whole.shape
+    np.testing.assert_allclose(boxed, whole, rtol=0, atol=4e-6 * float(whole.abs().max()))
 
 
 # ---------------------------------------------------------------- preprocessing
@@ -481,14 +508,12 @@ def test_a_network_gives_the_same_bytes_on_any_number_of_threads(published_width
     assert len(set(on_threads(all_of_them))) == 1
 
 
-def test_the_fusion_net_gives_the_same_bytes_on_any_number_of_threads(published_width):
-    x = torch.rand((1, 3, 50, 60, 64), generator=torch.Generator().manual_seed(2)).contiguous(
-        memory_format=torch.channels_last_3d
-    )
+def test_the_fusion_net_gives_the_same_bytes_on_any_number_of_threads(published_width, fusion_program):
+    x = torch.rand((1, 3, 50, 60, 64), generator=torch.Generator().manual_seed(2))
 
     def fuse():
         with torch.inference_mode():
-            return [Slabs(published_width.networks["fusion_net"])(x).numpy()]
+            return [fusion.BoxedFusion(published_width.networks["fusion_net"], fusion_program)(x).numpy()]
 
     assert len(set(on_threads(fuse))) == 1
 

@@ -19,7 +19,7 @@ from helpers.acquisition import degradation
 from helpers.analysis import claims, metrics
 from helpers.cohort import examination, phantom, preparation
 from helpers.haca3 import checkpoint, harmonizer
-from helpers.haca3.fast.slabs import Slabs
+from helpers.haca3.fast.fusion import BoxedFusion
 from helpers.pipeline import cache, models, steps
 from helpers.study import Resolution
 
@@ -131,7 +131,7 @@ def harmonized():
         :, 40:52, 100:130, 90:130
     ]
     with torch.inference_mode():
-        fused = Slabs(checkpoint.load_fusion(layout.MODELS / "fusion-small.pt"))(
+        fused = BoxedFusion(checkpoint.load_fusion(layout.MODELS / "fusion-small.pt"))(
             torch.from_numpy(thin)[None]
         ).numpy()
     slices, _ = steps.visited(plan, result.images["T1w"], grid.AFFINE)

@@ -57,9 +57,8 @@ from torch import Tensor, nn
 from helpers import study, volumes
 from helpers.grid import AXIS, SHAPE
 from helpers.haca3 import checkpoint, resolution, slicing
-from helpers.haca3.fast import memory, winograd
+from helpers.haca3.fast import fusion, memory, winograd
 from helpers.haca3.fast.layers import most_probable, quicken
-from helpers.haca3.fast.slabs import Slabs
 from helpers.haca3.fast.threads import side_by_side
 from helpers.haca3.networks import SLICE, FusionNet, labels_to_beta
 
@@ -224,7 +223,7 @@ class Harmonizer:
         one.
     variant, device, precision : str
     compiled : bool
-        Whether the networks do run as `helpers.haca3.fast.winograd` has compiled them.
+        Whether the networks do run as a C++ compiler has built them (`helpers.haca3.fast`).
     """
 
     def __init__(
@@ -245,7 +244,8 @@ class Harmonizer:
         quick = winograd.accelerated if self.compiled else lambda network: quicken(copy.deepcopy(network))
         self._run = self.networks | {name: quick(self.networks[name]) for name in _LARGE if name in networks}
         if isinstance(networks.get("fusion_net"), FusionNet):
-            self._run["fusion_net"] = Slabs(self.networks["fusion_net"])
+            program = fusion.library() if self.compiled else None
+            self._run["fusion_net"] = fusion.BoxedFusion(self.networks["fusion_net"], program)
         self._empty = None  # code of an all-zero slice
 
     @_exact
@@ -709,7 +709,7 @@ class Harmonizer:
                 np.float32
             ) * np.float32(norm)
         x = torch.from_numpy(fusion_input(unfused))[None].to(self.device)
-        y = self._run["fusion_net"](x.contiguous(memory_format=torch.channels_last_3d))[0, 0]
+        y = self._run["fusion_net"](x)[0, 0]
         return np.ascontiguousarray(y.cpu().numpy().transpose(2, 1, 0)[slicing.CROP]) * np.float32(norm)
 
 
@@ -740,8 +740,9 @@ def load(
         moves the image by 32 to 39 dB from the one of float32, and it pays only where the hardware has it.
     compiled : bool
         On a CPU in float32, let a C++ compiler build what multiplies less in the networks
-        (`helpers.haca3.fast.winograd`): two seconds, once. Same result to rounding. Without a compiler (which
-        one line says) or elsewhere the networks run as they are.
+        (`helpers.haca3.fast.winograd`) and what fuses (`helpers.haca3.fast.fusion`): some seconds, once.
+        Same result to rounding. Without a compiler (which one line says) or elsewhere the networks run as
+        they are.
 
     Raises
     ------

@@ -40,7 +40,7 @@ STAGES = {
     "preparation": Stage(1, ("antspyx", "numpy", "scipy", "scikit-image", "edt")),
     "degradation": Stage(1, ("sigpy", "numpy", "scipy")),
     "registration": Stage(1, ("antspyx", "numpy", "scipy")),
-    "harmonization": Stage(1, ("torch", "numpy", "scipy")),
+    "harmonization": Stage(2, ("torch", "numpy", "scipy")),
     "scores": Stage(1, ("numpy", "scipy", "scikit-image")),
     "analysis": Stage(1, ("numpy", "scipy", "statsmodels", "pandas", "matplotlib")),
 }
