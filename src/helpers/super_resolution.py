@@ -19,6 +19,7 @@ References
    slice gap. SASHIMI.
 """
 
+import functools
 import hashlib
 import io
 import math
@@ -31,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -49,10 +51,13 @@ REACH = LAYERS  #: slices that the network sees on either side; a stack must hav
 SAME_PROTOCOL_MM = 0.05
 _BATCH = 4  # strips a step
 _WIDTH = 64  # voxels of a strip along the axis that is not degraded; along the other one it is whole
-_RATE = 1e-3  # Adam, warmed up over the first tenth of the steps, then a cosine down to 0
+_RATE = 2e-3  # Adam, warmed up over the first tenth of the steps, then a cosine down to 0
 _MARGIN = 2  # slices that are repeated beyond the outermost ones, as `degradation.matrix` has it
 _FOREGROUND = 0.02  # of the scale: where less is seen, nothing is added
+_SMOOTH = 0.1  # of the strips: they teach that there is nothing to add where intensity changes slowly
+_NO_ERROR = 1e-3  # of the scale: below it the gradient of the loss fades
 _SAVE_SECONDS = 60
+_SHARE = 0.98  # of the weight of all slices in a plane parallel to them: the rest is left out of it
 _KIND = "super-resolver of resolution-matters, version 1"
 
 
@@ -75,12 +80,23 @@ class Network(nn.Module):
         nn.init.zeros_(self.layers[-1].weight)  # begins as the linear estimate
         nn.init.zeros_(self.layers[-1].bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (0, 0, _MARGIN, _MARGIN), mode="replicate").contiguous(memory_format=torch.channels_last)
-        x = self.layers[0](x)
-        for first, second in zip(self.layers[1:-1:2], self.layers[2:-1:2]):
-            x = x + second(F.relu(first(x)))
-        x = self.layers[-1](F.relu(x))[:, :, _MARGIN:-_MARGIN]  # (B, rows, slices, W)
+    def forward(self, x: Tensor, wanted: tuple[int, int] | None = None) -> Tensor:
+        """Rows of the slices from the first wanted to the last but one, as they come out among all others."""
+        length, begin = x.shape[2] + 2 * _MARGIN, 0
+        first, last = (edge + _MARGIN for edge in wanted or (0, x.shape[2]))
+        x = F.pad(x, (0, 0, _MARGIN, _MARGIN), mode="replicate")
+
+        def crop(x: Tensor, layers: int) -> Tensor:  # what so many more layers look at
+            nonlocal begin
+            low, high, before = max(first - layers, 0), min(last + layers, length), begin
+            begin = low
+            return x[:, :, low - before : high - before]
+
+        x = self.layers[0](crop(x, REACH).contiguous(memory_format=torch.channels_last))
+        for number in range(1, LAYERS - 1, 2):
+            x = crop(x, LAYERS - number)
+            x = x + self.layers[number + 1](F.relu(self.layers[number](x)))
+        x = self.layers[-1](F.relu(crop(x, 1)))[:, :, first - begin : last - begin]  # (B, rows, slices, W)
         return x.transpose(1, 2).flatten(1, 2)
 
 
@@ -252,8 +268,8 @@ def train(
     resolution: Resolution,
     *,
     pulse: Pulse = Pulse(),
-    steps: int = 1500,
-    channels: int = 64,
+    steps: int = 4000,
+    channels: int = 32,
     seed: int = 0,
     folder: str | Path | None = None,
     device: str = "cpu",
@@ -393,32 +409,66 @@ def super_resolve(
         If the stack cannot be resolved, the resolver is of another protocol, or the length does not give as
         many slices.
     """
-    stack = volumes.as_volume(stack, "stack")
-    axis = through_plane_axis(stack.shape, affine, resolution)
-    _check_protocol(resolver, resolution, "resolver")
-    voxel_mm = np.linalg.norm(np.asarray(affine, float)[:3, :3], axis=0)
-    low, high = resolver.in_plane_mm
-    for size in np.delete(voxel_mm, axis):
-        if not 0.9 * low <= size <= 1.1 * high:
-            accepted = f"what the resolver was taught with, {low:.3g} to {high:.3g} mm, within 10 %"
-            raise ValueError(f"stack has voxels of {size:.3g} mm in its plane: accepted are {accepted}")
-    n_lr = stack.shape[axis]
-    n = round(n_lr * resolution.separation_mm / GRID_MM) if length is None else length
-    positions = degradation.slice_positions(n, GRID_MM, resolution)
-    if len(positions) != n_lr:
-        accepted = f"one that gives {n_lr} slices"
-        raise ValueError(f"length is {n}, of which {len(positions)} slices are made: accepted is {accepted}")
+    axis, slices, n = _checked(stack, affine, resolution, resolver, length)
     out_affine = np.array(affine, dtype=float)
     out_affine[:3, axis] /= resolution.separation_mm / GRID_MM
-    out_affine[:3, 3] -= out_affine[:3, axis] * positions[0]
-
-    slices = np.ascontiguousarray(np.moveaxis(stack, axis, 0), dtype=np.float32)  # (n_lr, U, V)
+    out_affine[:3, 3] -= out_affine[:3, axis] * degradation.slice_positions(n, GRID_MM, resolution)[0]
     scale = _scale(slices)
     added = _added(slices / np.float32(scale), n, resolution, resolver) * np.float32(scale) if scale else 0.0
     slicing = degradation.matrix(n, GRID_MM, resolution, resolver.pulse)
     estimate = estimate_matrix(n, resolution, resolver.pulse)
     missing = slices - linear.along_axis(slicing, added, 0) if scale else slices
     return np.moveaxis(added + linear.along_axis(estimate, missing, 0), 0, axis), out_affine
+
+
+def super_resolve_plane(
+    stack: np.ndarray,
+    affine: np.ndarray,
+    resolution: Resolution,
+    resolver: SuperResolver,
+    axis: int,
+    index: int,
+    length: int | None = None,
+) -> np.ndarray:
+    """One plane of what `super_resolve` makes, without the rest of it.
+
+    Parameters
+    ----------
+    stack, affine, resolution, resolver, length
+        As in `super_resolve`.
+    axis : {0, 1, 2}
+        Array axis across the plane.
+    index : int
+        Of the plane among the voxels of the volume along that axis.
+
+    Returns
+    -------
+    ndarray, 2D, float32
+        The same as in the volume up to rounding; if it is parallel to the slices, without what those far from
+        it add, 2 % of the weight of all.
+
+    Raises
+    ------
+    ValueError
+        As in `super_resolve`.
+    """
+    through, slices, n = _checked(stack, affine, resolution, resolver, length)
+    slicing, estimate, to_voxels = _operators(n, resolution, resolver.pulse)
+    scale = _scale(slices)
+    if axis == through:
+        plane = np.tensordot(estimate[index], slices, 1)
+        if scale:
+            # What the slices do not see of what is added, in this plane: one weight for each row.
+            weights = to_voxels[index] - estimate[index] @ (slicing @ to_voxels)
+            plane += _added_parallel(slices / np.float32(scale), weights, resolver) * np.float32(scale)
+        return plane
+    across = 1 if axis == min({0, 1, 2} - {through}) else 2
+    plane = slices.take(index, across)
+    if not scale:
+        return _with_slices_along(estimate @ plane, through, axis)
+    rows = _added_across(slices / np.float32(scale), across, index, resolver) * np.float32(scale)
+    added = to_voxels @ rows
+    return _with_slices_along(added + estimate @ (plane - slicing @ added), through, axis)
 
 
 # ---------------------------------------------------------------- what is learnt from
@@ -448,6 +498,8 @@ class _Image:
         for axis in (0, 1):
             if rng.random() < 0.5:
                 strip = np.flip(strip, axis)
+        if rng.random() < _SMOOTH:
+            strip = ndimage.gaussian_filter(strip, n / reach)
         return torch.from_numpy(np.ascontiguousarray(strip))
 
 
@@ -466,6 +518,8 @@ def _images(volume, affine, resolution, pulse, what):
         other = 3 - axis - along
         slices = np.moveaxis(volume, (axis, along, other), (0, 1, 2)) / np.float32(scale)
         slices = linear.along_axis(_to_grid(slices.shape[1], round(float(voxel_mm[along]), 4)), slices, 1)
+        reach = math.ceil(resolution.separation_mm / GRID_MM) * (REACH // 2)
+        slices = slices[(slice(None), *_foreground(slices, reach)[1:])]
         n = slices.shape[1]
         if n < REACH * resolution.separation_mm:
             least = f"{REACH * resolution.separation_mm:g} mm and more, {REACH} slices"
@@ -505,39 +559,131 @@ def _operators(n, resolution, pulse):
 
 
 def _loss(network, operators, truth, rows):
-    """Mean absolute error of a strip (n, width) that is degraded and brought back."""
+    """Root mean square error of a strip (n, width) that is degraded and brought back."""
     slicing, estimate, to_voxels = operators
     slices = slicing @ truth
     added = to_voxels @ network(slices[None, None])[0]
     # Of what is added only that counts which slicing does not see.
-    return (estimate @ (slices - slicing @ added) + added - truth).abs().mean()
+    error = estimate @ (slices - slicing @ added) + added - truth
+    # PSNR is about squares; of their root no strip, however hard, outweighs the others.
+    return (error.square().mean() + _NO_ERROR**2).sqrt()
 
 
 # ---------------------------------------------------------------- what is made
 
 
+def _checked(stack, affine, resolution, resolver, length):
+    """Refuse what cannot be resolved; the axis across the slices, the slices (n_lr, U, V), and voxels across
+    them."""
+    stack = volumes.as_volume(stack, "stack")
+    axis = through_plane_axis(stack.shape, affine, resolution)
+    _check_protocol(resolver, resolution, "resolver")
+    voxel_mm = np.linalg.norm(np.asarray(affine, float)[:3, :3], axis=0)
+    low, high = resolver.in_plane_mm
+    for size in np.delete(voxel_mm, axis):
+        if not 0.9 * low <= size <= 1.1 * high:
+            accepted = f"what the resolver was taught with, {low:.3g} to {high:.3g} mm, within 10 %"
+            raise ValueError(f"stack has voxels of {size:.3g} mm in its plane: accepted are {accepted}")
+    n_lr = stack.shape[axis]
+    n = round(n_lr * resolution.separation_mm / GRID_MM) if length is None else length
+    slices_made = len(degradation.slice_positions(n, GRID_MM, resolution))
+    if slices_made != n_lr:
+        accepted = f"one that gives {n_lr} slices"
+        raise ValueError(f"length is {n}, of which {slices_made} slices are made: accepted is {accepted}")
+    return axis, np.ascontiguousarray(np.moveaxis(stack, axis, 0), dtype=np.float32), n
+
+
 def _added(slices, n, resolution, resolver):
     """What the network adds to slices (n_lr, U, V), the mean of the two planes across them: (n, U, V)."""
-    seen = [np.flatnonzero(slices.max(axis=tuple({0, 1, 2} - {axis})) > _FOREGROUND) for axis in range(3)]
-    box = [slice(max(indices[0] - REACH, 0), indices[-1] + 1 + REACH) for indices in seen]
+    box = _foreground(slices, REACH)
     network = resolver.network
-    device = next(network.parameters()).device
     rows = np.zeros((network.rows * len(slices), *slices.shape[1:]), np.float32)
     inside = slices[(slice(None), *box[1:])]
     result = rows[(slice(None), *box[1:])]
-    together = 1 if device.type == "cpu" else 16
 
-    def plane(axis: int, begin: int) -> None:
-        chosen = (slice(None),) * axis + (slice(begin, begin + together),)
-        given = np.ascontiguousarray(np.moveaxis(inside[chosen], axis, 0))[:, None]
-        answer = network(torch.from_numpy(given).to(device)).cpu().numpy() / 2
-        result[chosen] += np.moveaxis(answer, 0, axis)
+    def add(axis: int, chosen: slice, answer: np.ndarray) -> None:
+        result[(slice(None),) * axis + (chosen,)] += np.moveaxis(answer, 0, axis)
+
+    for axis in (1, 2):
+        _answers(network, inside, axis, functools.partial(add, axis))
+    return linear.along_axis(_operators(n, resolution, resolver.pulse)[2], rows, 0)
+
+
+def _added_across(slices, axis, index, resolver):
+    """Rows of what the network adds in a plane across axis 1 or 2 of slices (n_lr, U, V): (rows, V or U)."""
+    box, network = _foreground(slices, REACH), resolver.network
+    plane = np.zeros((network.rows * len(slices), slices.shape[3 - axis]), np.float32)
+    begin, end, _ = box[axis].indices(slices.shape[axis])
+    if not begin <= index < end:
+        return plane
+    inside = slices[(slice(None), *box[1:])]
+    index -= begin
+    result = plane[:, box[3 - axis]]
+    # In the plane itself, and in each of those that cross it, of which only what it sees is computed.
+    one = [slice(None)] * 3
+    one[axis] = slice(index, index + 1)
+    _answers(network, inside[tuple(one)], axis, lambda _, answer: np.add(result, answer[0], out=result))
+    some = [slice(None)] * 3
+    some[axis] = slice(max(index - REACH, 0), index + REACH + 1)
+    column = index - some[axis].start
+
+    def add(chosen: slice, answer: np.ndarray) -> None:
+        result[:, chosen] += answer[:, :, column].T
+
+    _answers(network, inside[tuple(some)], 3 - axis, add, together=32)
+    return plane
+
+
+def _added_parallel(slices, weights, resolver):
+    """What the network adds in a plane parallel to slices (n_lr, U, V), a weighted sum of rows: (U, V)."""
+    box, network = _foreground(slices, REACH), resolver.network
+    plane = np.zeros(slices.shape[1:], np.float32)
+    shares = np.abs(weights).reshape(len(slices), network.rows).sum(axis=1)
+    middle = int(shares.argmax())
+    first, last = middle, middle + 1
+    while shares[first:last].sum() < _SHARE * shares.sum():
+        before, after = shares[first - 1] if first else -1, shares[last] if last < len(slices) else -1
+        first, last = (first - 1, last) if before > after else (first, last + 1)
+    weights = weights[network.rows * first : network.rows * last].astype(np.float32)
+    inside = slices[(slice(None), *box[1:])]
+    result = plane[tuple(box[1:])]
+
+    def add(axis: int, chosen: slice, answer: np.ndarray) -> None:
+        result[(slice(None),) * (axis - 1) + (chosen,)] += np.moveaxis(
+            np.tensordot(weights, answer, (0, 1)), 0, axis - 1
+        )
+
+    for axis in (1, 2):
+        _answers(network, inside, axis, functools.partial(add, axis), wanted=(first, last))
+    return plane
+
+
+def _answers(network, slices, axis, use, together=1, wanted=None):
+    """Give `use` half of what the network answers (planes, rows, W) to planes across one axis of slices
+    (n_lr, U, V), after the indices of those planes."""
+    keep_freed_memory()
+    device = next(network.parameters()).device
+    together = together if device.type == "cpu" else max(16, together)
+
+    def work(begin: int) -> None:
+        chosen = slice(begin, begin + together)
+        given = np.moveaxis(slices[(slice(None),) * axis + (chosen,)], axis, 0)[:, None]
+        answer = network(torch.from_numpy(np.ascontiguousarray(given)).to(device), wanted)
+        use(chosen, answer.cpu().numpy() / 2)
 
     with torch.inference_mode(), side_by_side(device.type) as run:
-        for axis in (1, 2):
-            begins = range(0, inside.shape[axis], together)
-            list(run(plane, [axis] * len(begins), begins))
-    return linear.along_axis(_operators(n, resolution, resolver.pulse)[2], rows, 0)
+        list(run(work, range(0, slices.shape[axis], together)))
+
+
+def _with_slices_along(plane, through, axis):
+    """A plane (n, W) across `axis`, with the slice normal where the order of the volume's axes has it."""
+    return plane if through < 3 - axis - through else plane.T
+
+
+def _foreground(volume, margin):
+    """The box of what is above the background of a volume in units of its scale, and a margin around it."""
+    seen = [np.flatnonzero(volume.max(axis=tuple({0, 1, 2} - {axis})) > _FOREGROUND) for axis in range(3)]
+    return [slice(max(indices[0] - margin, 0), indices[-1] + 1 + margin) for indices in seen]
 
 
 def _scale(volume):
