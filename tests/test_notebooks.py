@@ -42,6 +42,7 @@ def test_the_method_can_be_read_in_the_list_of_notebooks():
         "analysis",
         "protocol_survey",
         "lab_meeting",
+        "remedies",
     ]
     assert [stem for stem in stems if stem[0] == "0"] == [
         f"{number:02d}_{name}" for number, name in enumerate(method)
@@ -98,6 +99,11 @@ SMALL = {
     "05_analysis": {"changes": {**SMALL_STUDY, "subjects": [1], "slice_step": 37}},
     "06_protocol_survey": {"name": "small"},
     "07_lab_meeting": {"name": "small", "subjects": [1], "interactive": False},
+    "08_remedies": {
+        "study": "",
+        "changes": {"name": "small", "remedies": ["super-resolution"], "teaching_steps": 2},
+        "results": "",
+    },
     "a1_train_harmonizer": {
         "subjects": 2,
         "slices": 8,

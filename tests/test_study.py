@@ -6,6 +6,7 @@ from hypothesis import given, strategies as st
 from helpers import layout
 from helpers.pipeline.cluster import Cluster
 from helpers.study import (
+    ARMS,
     CONTRASTS,
     EXPERIMENTS,
     GROUND_TRUTH,
@@ -205,7 +206,12 @@ def test_what_cannot_be_dropped_is_named(value, message):
         ("transform", "guess"),
         ("anatomy", "none"),
         ("mask", "last"),
-        ("fusion_weights", "geometry"),
+        ("remedies", "fusion"),
+        ("remedies", ["sharpening"]),
+        ("remedies", ["fusion", "fusion"]),
+        ("taught_on", 1),
+        ("taught_on", [1, 1]),
+        ("teaching_steps", 0),
         ("variant", "haca4"),
         ("precision", "half"),
         ("compiled", 1),
@@ -223,6 +229,27 @@ def test_a_bad_value_of_a_study_is_named(field, value):
     assert "accepted" in str(error.value)
     assert "\n" not in str(error.value)
     assert field.rstrip("s") in str(error.value)
+
+
+def test_the_arms_of_a_study_are_those_that_its_remedies_make():
+    both = Study(remedies=["fusion", "super-resolution"])
+    assert both == Study(remedies=["super-resolution", "fusion"])
+    assert both.arms == tuple(ARMS)
+    assert Study().arms == ("harmonized",)
+    assert Study(remedies=["fusion"]).arms == ("harmonized", "harmonized, resolution-aware")
+    for experiment, row in EXPERIMENTS.items():
+        alike = len(set(row.values())) == 1
+        assert ("fusion" in both.remedies_in("harmonized, both", experiment)) != alike
+
+
+def test_whom_networks_learn_from_does_not_depend_on_whom_a_notebook_shows(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('subjects = [2, 3, 4, 5]\nremedies = ["super-resolution"]\n')
+    shown = Study.from_parameters(str(file), {}, subjects=[5])
+    assert shown.teachers == Study.from_toml(file).teachers == (2, 3, 4)
+    chosen = Study.from_parameters(str(file), {"taught_on": [4]}, subjects=[5])
+    assert chosen.teachers == (4,)
+    assert Study.from_parameters("", {"remedies": ["super-resolution"]}, subjects=[5]).teachers == (5,)
 
 
 def test_a_preview_is_of_one_plane():

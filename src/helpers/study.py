@@ -26,7 +26,15 @@ ORIENTATIONS = ("axial", "sagittal", "coronal")
 TRANSFORMS = ("known", "rigid", "affine")
 ANATOMIES = ("shared", "independent", "argmax")
 MASKS = ("first", "union", "intersection")
-FUSION_WEIGHTS = ("attention", "resolution")
+REMEDIES = ("super-resolution", "fusion")
+#: Arm of the score table -> what was done about the resolution of the sources: each stack super-resolved, and
+#: the anatomies mixed by weights that know how the sources were sliced.
+ARMS = {
+    "harmonized": (),
+    "harmonized, super-resolved": ("super-resolution",),
+    "harmonized, resolution-aware": ("fusion",),
+    "harmonized, both": REMEDIES,
+}
 #: Variant -> the mask of its published program.
 VARIANTS = {"haca3": "first", "haca3plus": "union"}
 PRECISIONS = ("float32", "bfloat16")
@@ -413,10 +421,6 @@ class Study:
         1: whole volumes. Otherwise a preview of every `slice_step`-th slice of the one reconstruction plane.
     anatomy : str
         How anatomy codes are sampled: one of `ANATOMIES`.
-    fusion_weights : str
-        How the anatomies of the sources are mixed: by the ``attention`` alone, as published, or by
-        ``resolution`` too: what one source lacks by its slices, the others fill in
-        (`helpers.haca3.resolution`). Where all sources are sliced alike both are the same.
     mask : str
         Which sources' foreground masks the output: one of `MASKS`; unless given that of the published
         program, by `VARIANTS`.
@@ -431,8 +435,17 @@ class Study:
     compiled : bool
         Where there is a C++ compiler, harmonize with what it builds in two seconds: about twice as fast on a
         CPU, the same to rounding. Results say whether it was used.
+    remedies : tuple of str
+        What is tried against the loss, beside what the paper does, each an arm of the score table (`ARMS`):
+        ``super-resolution`` of each stack (`helpers.super_resolution`), ``fusion`` of the anatomies with
+        weights that know how each source was sliced (`helpers.haca3.resolution`).
+    taught_on : tuple of int or of str
+        Subjects by whose stacks networks learn to super-resolve, one network for each resolution. Unless
+        given: the first three.
+    teaching_steps : int
+        Of such a network.
     seed : int
-        Seed of anatomy noise and of the motion that registration has to undo.
+        Seed of anatomy noise, of the motion that registration has to undo, and of what is taught.
     planes, ladder : tuple of str
         Finished studies, by name, or by folder (relative: to the working folder), that the analysis takes in:
         those that differ from this one in their plane of reconstruction alone, which makes previews in three
@@ -472,12 +485,14 @@ class Study:
     slice_step: int = 11
     anatomy: str = "shared"
     mask: str = ""
-    fusion_weights: str = "attention"
     weights: str = "data/models/harmonizer-small.pt"
     fusion: str = ""
     variant: str = "haca3"
     precision: str = "float32"
     compiled: bool = True
+    remedies: tuple[str, ...] = ()
+    taught_on: tuple[int | str, ...] = ()
+    teaching_steps: int = 1500
     seed: int = 0
     planes: tuple[str, ...] = ()
     ladder: tuple[str, ...] = ()
@@ -558,23 +573,33 @@ class Study:
             "reconstruction",
             tuple(require("reconstruction", each, ORIENTATIONS) for each in self.reconstruction),
         )
-        if not isinstance(self.dropped, (list, tuple)):
-            raise ValueError(
-                f"dropped is {self.dropped!r}: accepted is a list of contrasts, of {', '.join(DROPPABLE)}"
-            )
-        # In the order of the contrasts: which was named first makes no other study.
-        settle(
+        for field, known, what in (
+            ("dropped", DROPPABLE, "contrasts"),
+            ("remedies", REMEDIES, "remedies"),
+        ):
+            values = getattr(self, field)
+            if not isinstance(values, (list, tuple)):
+                raise ValueError(
+                    f"{field} is {values!r}: accepted is a list of {what}, of {', '.join(known)}"
+                )
+            # In the order of the vocabulary: which was named first makes no other study.
+            settle(field, tuple(sorted((require(field, each, known) for each in values), key=known.index)))
+        if not isinstance(self.taught_on, (list, tuple)):
+            raise ValueError(f"taught_on is {self.taught_on!r}: accepted is a list of subjects")
+        settle("taught_on", tuple(self.taught_on))
+        for field in (
+            "subjects",
+            "experiments",
+            "resolutions",
+            "reconstruction",
             "dropped",
-            tuple(
-                sorted((require("dropped", each, DROPPABLE) for each in self.dropped), key=CONTRASTS.index)
-            ),
-        )
-        for field in ("subjects", "experiments", "resolutions", "reconstruction", "dropped"):
+            "remedies",
+            "taught_on",
+        ):
             if len(set(getattr(self, field))) < len(getattr(self, field)):
                 raise ValueError(f"{field} names something twice: accepted is a list without repetition")
         require("transform", self.transform, TRANSFORMS)
         require("anatomy", self.anatomy, ANATOMIES)
-        require("fusion_weights", self.fusion_weights, FUSION_WEIGHTS)
         require("variant", self.variant, VARIANTS)
         settle("mask", require("mask", self.mask or VARIANTS[self.variant], MASKS))
         require("precision", self.precision, PRECISIONS)
@@ -586,12 +611,10 @@ class Study:
             raise ValueError(f"targets has no {missing}: accepted are all of {', '.join(CONTRASTS)}, or none")
         if not isinstance(self.compiled, bool):
             raise ValueError(f"compiled is {self.compiled!r}: accepted are true and false")
-        for field in ("slice_step", "seed"):
+        for field, least in (("slice_step", 1), ("teaching_steps", 1), ("seed", 0)):
             value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < (field == "slice_step"):
-                raise ValueError(
-                    f"{field} is {value!r}: accepted are whole numbers from {int(field == 'slice_step')}"
-                )
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{field} is {value!r}: accepted are whole numbers from {least}")
         # Slice separations repeat after 3, 4, 5, 26, 6 and 13 mm. A step that shares a factor with one of
         # them meets some phases of the slice grid more often than others, and biases the scores.
         if self.slice_step > 1 and math.gcd(self.slice_step, 2 * 3 * 5 * 13) > 1:
@@ -657,7 +680,11 @@ class Study:
         # What the file says, not what became of it: another variant has another mask, unless the file says
         # which.
         values = cls._read(REPOSITORY / _path("study", study)) if study else {}
-        return cls(**{**values, **changes, **own})
+        values = {**values, **changes}
+        # Whom the networks of a study learn from does not depend on whom a notebook shows.
+        if "subjects" in own and values.get("subjects", "all") not in ("all", ["all"]):
+            values.setdefault("taught_on", cls(**values).teachers if values.get("remedies") else ())
+        return cls(**{**values, **own})
 
     @classmethod
     def _read(cls, path: str | Path) -> dict:
@@ -709,6 +736,23 @@ class Study:
             for contrast, orientation in sources(experiment).items()
             if contrast in self.given
         }
+
+    @property
+    def teachers(self) -> tuple[int | str, ...]:
+        """Subjects by whose stacks networks learn to super-resolve."""
+        return self.taught_on or self.subjects[:3]
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Of `ARMS`, those that the study's remedies make."""
+        return tuple(arm for arm, remedies in ARMS.items() if set(remedies) <= set(self.remedies))
+
+    def remedies_in(self, arm: str, experiment: str) -> tuple[str, ...]:
+        """The remedies of an arm that change something in an experiment: where all sources are sliced alike,
+        fusion does not."""
+        remedies = ARMS[require("arm", arm, ARMS)]
+        alike = len(set(self.sources(experiment).values())) == 1
+        return tuple(each for each in remedies if not (alike and each == "fusion"))
 
     def acquisitions(self) -> list[tuple[str, str]]:
         """The (contrast, orientation) pairs that the study's experiments need as 2D stacks."""

@@ -25,7 +25,9 @@ DEPENDS_ON = {
     "seed": (4, "00 03 04 05"),
     "anatomy": ("argmax", "04 05"),
     "mask": ("union", "04 05"),
-    "fusion_weights": ("resolution", "04 05"),
+    "remedies": (["fusion"], "04 05"),
+    "taught_on": (["01"], ""),
+    "teaching_steps": (9, ""),
     "weights": ("x.pt", "04 05"),
     "fusion": ("x.pt", "04 05"),
     "variant": ("haca3plus", "04 05"),
@@ -41,6 +43,18 @@ DEPENDS_ON = {
 }
 
 
+#: The same where stacks are super-resolved.
+REMEDIED = {"remedies": ["super-resolution"]}
+WITH_REMEDIES = {
+    "remedies": (["super-resolution", "fusion"], "08 03 04 05"),
+    "taught_on": (["02"], "08 03 04 05"),
+    "teaching_steps": (9, "08 03 04 05"),
+    "experiments": (["1a", "2"], "02 03 04 05"),
+    "anatomy": ("argmax", "04 05"),
+    "subjects": (("01", "02", "03"), "00 02 03 04 05 08"),
+}
+
+
 def keys(**fields):
     return {task.name: task.key for task in graph.tasks(Study(**fields))}
 
@@ -51,6 +65,33 @@ def test_a_notebook_is_run_again_for_a_field_that_it_depends_on_and_for_no_other
     before, after = keys(**OWN), keys(**{**OWN, field: value})
     changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
     assert {"target" if name.endswith("target") else name[:2] for name in changed} == set(expected.split())
+
+
+@pytest.mark.parametrize("field", WITH_REMEDIES)
+def test_what_is_taught_is_taught_again_for_what_it_is_taught_by(field):
+    value, expected = WITH_REMEDIES[field]
+    before, after = keys(**OWN, **REMEDIED), keys(**{**OWN, **REMEDIED, field: value})
+    changed = {name[:2] for name in {*before, *after} if before.get(name) != after.get(name)}
+    assert changed == set(expected.split())
+
+
+def test_stacks_wait_for_the_network_of_their_resolution_and_it_for_the_stacks_that_teach_it():
+    plan = Study(subjects=[1, 2, 3, 4, 5], resolutions=["3||0", "5||1.5"], **REMEDIED)
+    tasks = {task.name: task for task in graph.tasks(plan)}
+    order = list(tasks)
+    assert all(order.index(need) < order.index(name) for name in order for need in tasks[name].needs)
+    lessons = [name for name in order if name.startswith("08")]
+    assert lessons == ["08_remedies_res-3skip0", "08_remedies_res-5skip1p5"]
+    for name in lessons:
+        assert all(need.startswith("02_degradation") for need in tasks[name].needs)
+        assert tasks[name].parameters["changes"]["taught_on"] == [1, 2, 3]
+    assert all(set(lessons) <= set(tasks[name].needs) for name in order if name.startswith("03"))
+    # Whoever turns out unfit teaches nobody.
+    unfit = {task.name: task for task in graph.tasks(Study(**OWN, **REMEDIED), unfit=["01"])}
+    (lesson,) = {
+        str(task.parameters["changes"]["taught_on"]) for name, task in unfit.items() if name[:2] == "08"
+    }
+    assert lesson == "['02']"
 
 
 def test_every_field_of_a_study_is_tested():

@@ -14,7 +14,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from helpers import grid, layout, registration, study
+from helpers import grid, layout, registration, study, super_resolution
 from helpers.acquisition import degradation
 from helpers.analysis import claims, metrics
 from helpers.cohort import examination, phantom, preparation
@@ -93,6 +93,13 @@ def degraded():
     return [part for pair in pairs for part in degradation.degrade(volume, affine, *pair)]
 
 
+def super_resolved():
+    """A network that is taught for some steps, on a stack that it then resolves."""
+    stack = degradation.degrade(blob(5), np.diag([-1.0, -1.0, 1.0, 1.0]), "coronal", Resolution(3, 0.5))
+    resolver = super_resolution.train([stack], Resolution(3, 0.5), steps=12, channels=4, seed=1)
+    return list(super_resolution.super_resolve(*stack, Resolution(3, 0.5), resolver))
+
+
 def registered():
     volume, affine = blob(2), np.diag([-1.0, -1.0, 1.0, 1.0])
     motion = registration.motion(0, 1, "T1w", "axial")
@@ -167,6 +174,7 @@ COMPUTE = {
     "cohort": cohort,
     "preparation": prepared,
     "degradation": degraded,
+    "super-resolution": super_resolved,
     "registration": registered,
     "harmonization": harmonized,
     "scores": scores,

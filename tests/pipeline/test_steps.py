@@ -4,6 +4,7 @@ nothing."""
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -11,11 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import layout, volumes
+from helpers import grid, layout, super_resolution, volumes
+from helpers.acquisition import degradation
 from helpers.analysis import claims
 from helpers.haca3 import Acquisition
 from helpers.pipeline import cache, folders, models, participants, scoring, steps
-from helpers.study import CONTRASTS, GROUND_TRUTH, ORIENTATIONS, Resolution, Study
+from helpers.study import ARMS, CONTRASTS, GROUND_TRUTH, ORIENTATIONS, REMEDIES, Resolution, Study
 
 AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
 FINE, COARSE = Resolution(3, 0), Resolution(5, 1.5)
@@ -188,9 +190,13 @@ def test_the_attention_is_kept_beside_each_image_and_becomes_a_table(plan, ident
     assert scoring.attention(plan, 1, GROUND_TRUTH).resolution.eq("3D").all()
 
 
-def test_with_weights_by_resolution_the_harmonizer_learns_how_sources_that_differ_were_acquired(
-    plan, identity, monkeypatch
-):
+@pytest.fixture
+def quickly_taught(monkeypatch):
+    monkeypatch.setattr(steps, "RESOLVER_CHANNELS", 2)
+    return {"remedies": REMEDIES, "teaching_steps": 1}
+
+
+def test_only_where_sources_differ_the_harmonizer_learns_how_they_were_acquired(plan, identity, monkeypatch):
     given = []
 
     class Curious(Identity):
@@ -199,23 +205,84 @@ def test_with_weights_by_resolution_the_harmonizer_learns_how_sources_that_diffe
             return super().harmonize(images, targets, **settings)
 
     monkeypatch.setattr(models, "harmonizer", lambda plan: Curious())
-    by_resolution = dataclasses.replace(plan, fusion_weights="resolution")
-    plain, mixed = steps.harmonized(plan, 1, "3", COARSE), None
-    keys = {contrast: volumes.read_sidecar(path)["Key"] for contrast, path in plain.items()}
+    remedied = dataclasses.replace(plan, remedies=["fusion"])
+    aware = "harmonized, resolution-aware"
+    plain = steps.harmonized(plan, 1, "3", COARSE)
     given.clear()
-    mixed = steps.harmonized(by_resolution, 1, "3", COARSE)
-    assert given == [
-        {"T1w": None, "T2w": Acquisition("axial", COARSE), "FLAIR": Acquisition("axial", COARSE)}
-    ]
-    assert volumes.read_sidecar(mixed["T1w"])["FusionWeights"] == "resolution"
-    assert all(volumes.read_sidecar(path)["Key"] != keys[contrast] for contrast, path in mixed.items())
-    # Where all sources are alike nothing is new, and what is there is kept.
-    steps.harmonized(plan, 1, "1a", COARSE)
+    mixed = steps.harmonized(remedied, 1, "3", COARSE, arm=aware)
+    stacks = dict.fromkeys(("T2w", "FLAIR"), Acquisition("axial", COARSE))
+    assert given == [{"T1w": None, **stacks}]
+    assert volumes.read_sidecar(mixed["T1w"])["Remedies"] == ["fusion"]
+    assert not set(plain.values()) & set(mixed.values())
+    # Where all sources are alike nothing is new, and what is there is taken.
+    alike = steps.harmonized(plan, 1, "1a", COARSE)
     given.clear()
-    steps.harmonized(by_resolution, 1, "1a", COARSE)
+    assert steps.harmonized(remedied, 1, "1a", COARSE, arm=aware) == alike
     assert given == []
-    assert scoring.scores(by_resolution, 1, "3").fusion_weights.eq("resolution").all()
-    assert "fusion_weights" not in scoring.scores(plan, 1, "3")
+
+
+def test_remedies_are_arms_of_the_same_table_and_leave_the_others_as_they_are(plan, identity, quickly_taught):
+    columns = ["arm", "contrast", "region"]
+    for experiment in ("1a", "3"):
+        bare = scoring.scores(plan, 1, experiment)
+        found = scoring.scores(dataclasses.replace(plan, **quickly_taught), 1, experiment)
+        assert list(found) == list(bare)
+        kept = found[found.arm.isin(bare.arm.unique())]
+        pd.testing.assert_frame_equal(kept.reset_index(drop=True), bare)
+        assert set(found.arm) == {*ARMS, "input", "super-resolved input"}
+        psnr_db = found.set_index(columns).psnr_db.unstack("arm")
+        # The identity returns its sources.
+        for arm, source in (("harmonized", "input"), ("harmonized, super-resolved", "super-resolved input")):
+            np.testing.assert_allclose(psnr_db[arm], psnr_db[source], rtol=ROUNDING)
+        for arm, same in (
+            ("harmonized, resolution-aware", "harmonized"),
+            ("harmonized, both", "harmonized, super-resolved"),
+        ):
+            np.testing.assert_allclose(psnr_db[arm], psnr_db[same], rtol=ROUNDING)
+    assert (psnr_db.loc["T1w"] == np.inf).all(axis=None)
+    assert (psnr_db.loc["T2w", "super-resolved input"] != psnr_db.loc["T2w", "input"]).all()
+    claims.verdicts(found)
+
+
+def test_a_resolver_is_taught_by_stacks_of_the_study_once_for_all_subjects(plan, quickly_taught, monkeypatch):
+    taught = []
+    monkeypatch.setattr(
+        super_resolution,
+        "train",
+        lambda stacks, *how, folder, train=super_resolution.train, **settings: (
+            taught.append(len(stacks)) or train(stacks[:1], *how, folder=folder, **settings)
+        ),
+    )
+    fine = dataclasses.replace(plan, resolutions=[FINE], **quickly_taught)
+    path = steps.resolver(fine, FINE)
+    others = dataclasses.replace(fine, experiments=["5"], subjects=[2], taught_on=[1])
+    assert steps.resolver(others, FINE) == path
+    assert taught == [9]
+    assert {entry.name for entry in path.parent.glob("3skip0*")} == {"3skip0.pt", "3skip0.pt.json"}
+    steps.resolver(dataclasses.replace(fine, seed=fine.seed + 1), FINE)
+    assert taught == [9, 9]
+
+
+def test_a_super_resolved_stack_lies_where_its_head_lies_and_gives_back_its_slices(plan, quickly_taught):
+    several = dataclasses.replace(plan, **quickly_taught)
+    where = (several, 1, "T1w", "coronal", COARSE)
+    whole, affine = volumes.read(steps.super_resolved(*where))
+    assert whole.shape == grid.SHAPE
+    np.testing.assert_allclose(affine, grid.AFFINE, atol=1e-6)
+    stack, _ = volumes.read(steps.degraded(*where))
+    again, _ = degradation.degrade(whole, affine, "coronal", COARSE)
+    assert np.abs(again - stack).max() < 1e-3 * stack.max()
+    # In a preview the file holds the visited slices only; the whole is there when it is needed.
+    np.testing.assert_allclose(steps.registered_volume(*where, resolved=True), whole, atol=1e-3 * whole.max())
+
+
+@pytest.mark.parametrize("label", ["1||0", "20||10"])
+def test_stacks_that_cannot_be_super_resolved_are_refused_before_any_is_made(plan, label):
+    remedied = dataclasses.replace(plan, resolutions=["5||1.5", label], remedies=["super-resolution"])
+    with pytest.raises(ValueError, match=re.escape(f"resolutions has {label}")) as error:
+        steps.check_remedies(remedied)
+    assert "accepted" in str(error.value) and "\n" not in str(error.value)
+    steps.check_remedies(dataclasses.replace(remedied, remedies=["fusion"]))
 
 
 def test_a_dropped_contrast_of_a_simulated_subject_is_harmonized_and_not_given(plan, identity, monkeypatch):

@@ -17,7 +17,7 @@ VERSION = ("transform", "reconstruction", "anatomy", "mask", "slice_step", "seed
 NOTHING = "nothing"
 
 # Columns of studies that have something in them, and what their absence means.
-_RARE = {"dropped": NOTHING, "fusion_weights": "attention"}
+_RARE = {"dropped": NOTHING}
 
 LABELS = tuple(each.label for each in RESOLUTIONS)
 SEPARATIONS_MM = np.array([each.separation_mm for each in RESOLUTIONS])

@@ -39,6 +39,7 @@ STAGES = {
     "cohort": Stage(1, ("numpy", "scipy", "edt")),
     "preparation": Stage(1, ("antspyx", "numpy", "scipy", "scikit-image", "edt")),
     "degradation": Stage(1, ("sigpy", "numpy", "scipy")),
+    "super-resolution": Stage(1, ("torch", "sigpy", "numpy", "scipy")),
     "registration": Stage(1, ("antspyx", "numpy", "scipy")),
     "harmonization": Stage(2, ("torch", "numpy", "scipy")),
     "scores": Stage(1, ("numpy", "scipy", "scikit-image")),

@@ -12,7 +12,7 @@ from helpers.pipeline import folders, log, status
 from helpers.study import Study
 
 #: What a study writes into its folder, beside the description of the data set.
-_OURS = ("tables", "report", "figures", "encodings", ".bidsignore", "sub-*")
+_OURS = ("tables", "report", "figures", "encodings", "resolvers", ".bidsignore", "sub-*")
 
 
 @dataclass(frozen=True)

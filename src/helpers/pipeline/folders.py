@@ -46,7 +46,7 @@ def root(plan: Study) -> Path:
             description["DatasetLinks"] = {"source": os.path.relpath(plan.bids_dir, results)}
             description["SourceDatasets"] = [{"URL": os.path.relpath(plan.bids_dir, results)}]
         # Names without a slash: to the validator a pattern with one is not that of a folder.
-        volumes.write_bytes(results / ".bidsignore", b"tables\nreport\nfigures\nencodings\n")
+        volumes.write_bytes(results / ".bidsignore", b"tables\nreport\nfigures\nencodings\nresolvers\n")
         volumes.write_bytes(path, json.dumps(description, indent=2).encode() + b"\n")
     return results
 

@@ -19,15 +19,19 @@ STAGES = {
     "00": ("cohort", "preparation"),
     "01": ("degradation",),
     "02": ("degradation",),
-    "03": ("registration",),
+    "03": ("super-resolution", "registration"),
     "04": ("harmonization", "scores"),
     "05": ("scores", "analysis"),
+    "08": ("super-resolution",),
 }
 
 #: Seconds that a notebook took alone on a core (EPYC, Zen 4) until a study has measured its own: fixed part,
 #: and for each image that it makes. Harmonizing depends on how much of a volume is wanted, registering on the
 #: transform.
 COST_S = {"00": (9, 3), "01": (6, 0), "02": (7, 0.25), "03": (20, 0.2), "04": (7, 0.5), "05": (20, 0)}
+COST_S["08"] = (60, 0)
+_TEACHING_STEP_S = 0.4  # of a network that super-resolves
+_RESOLVED_S = 30  # more for a registered volume that is super-resolved before
 _WHOLE_VOLUME_S = 0.5  # more for a registered volume that is written whole
 _ESTIMATED_TRANSFORM_S = 6.5
 _ENCODING_S = 0.9  # of a source in a preview
@@ -110,13 +114,20 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
         # another `anatomy` does not run 02 again.
         return {"study": "", "changes": {field: literals[field] for field in fields}, **others}
 
+    remedied = "super-resolution" in plan.remedies
+    learnt = ("remedies", "taught_on", "teaching_steps", "seed") if remedied else ()
+    learning = ("name", "output_dir", "dropped", "transform", "reconstruction", "slice_step", *learnt)
+    literals["taught_on"] = [each for each in plan.taught_on if each in fit] or fit[:3] if remedied else []
     common = ("name", "output_dir", "dropped")
     # What becomes of one's own images is the business of the first notebook,
     prepared = (*common, "bids_dir", "select", "brain", "seed") if plan.bids_dir else common
     acquired = (*common, "experiments", "resolutions")
-    registered = (*acquired, "transform", "reconstruction", "slice_step", "seed")
+    registered = tuple(
+        dict.fromkeys((*acquired, *learnt, "transform", "reconstruction", "slice_step", "seed"))
+    )
     # what other studies have to do with it, that of the last.
-    analysed = tuple(field for field in literals if field not in ("bids_dir", "select", "brain"))
+    untold = ("bids_dir", "select", "brain", *(() if remedied else ("taught_on", "teaching_steps")))
+    analysed = tuple(field for field in literals if field not in untold)
     harmonized = tuple(
         field for field in analysed if field not in ("subjects", "experiments", "planes", "ladder")
     )
@@ -124,12 +135,16 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
     whole = plan.slice_step == 1
     levels, given = len(plan.resolutions), len(plan.given)
     images = len(plan.acquisitions()) * levels
+    # How often a row of Table 1 is harmonized at a resolution.
+    arms = {row: len({plan.remedies_in(arm, row) for arm in plan.arms}) for row in plan.experiments}
+    kinds = 1 + remedied  # of stacks
     # Per stack.
     sliced_only = plan.transform == "known" and not whole
     back_s = (0 if sliced_only else _WHOLE_VOLUME_S) + (
         0 if plan.transform == "known" else _ESTIMATED_TRANSFORM_S
     )
     back_mb = _REGISTERED_MB / (plan.slice_step if sliced_only else 1)
+    back_s, back_mb = kinds * back_s + remedied * _RESOLVED_S, kinds * back_mb + remedied * _REGISTERED_MB
     # Per resolution, or ground truth: three images harmonized.
     harmonized_s = len(plan.reconstruction) * _PLANE_S[plan.compiled] / plan.slice_step + (
         3 * _FUSED_S if plan.fusion and whole else 0
@@ -170,12 +185,16 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
 
     # What is simulated is simulated whole, and never unfit: it can go through the first notebooks together
     # with its neighbours.
-    high, last = given if plan.bids_dir else 3, []
+    high, last, stacks = given if plan.bids_dir else 3, [], {}
     longest_s = max(COST_S["00"][1] * high, COST_S["02"][1] * images, (COST_S["03"][1] + back_s) * images)
-    for group in _groups(plan.subjects, 1 if plan.bids_dir else int(_TOGETHER_S / longest_s)):
+    groups = _groups(plan.subjects, 1 if plan.bids_dir else int(_TOGETHER_S / longest_s))
+
+    def people(group):
+        return {"subject": group[0], **({"other_subjects": group[1:]} if group[1:] else {})}
+
+    for group in groups:
         who, number = [_range(group)], len(group) * images
-        people = {"subject": group[0], **({"other_subjects": group[1:]} if group[1:] else {})}
-        settings = parameters(prepared, **people)
+        settings = parameters(prepared, **people(group))
         start = add(
             "00_cohort",
             who,
@@ -188,33 +207,45 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
             continue
         if group[0] == fit[0]:
             add("01_slice_profiles", [], parameters(common, subject=fit[0], interactive=False), [start])
-        settings = parameters(acquired, **people, interactive=False)
-        stacks = add("02_degradation", who, settings, [start], images=number, mb=number * _STACK_MB)
-        settings = parameters(registered, **people)
+        settings = parameters(acquired, **people(group), interactive=False)
+        made_here = add("02_degradation", who, settings, [start], images=number, mb=number * _STACK_MB)
+        stacks |= dict.fromkeys(group, made_here)
+    teachers = [subject for subject in literals["taught_on"] if subject in stacks]
+    lessons = []
+    for resolution in plan.resolutions if teachers else ():
+        settings = parameters(learning, subject=teachers[0], resolution=resolution.label, results="")
+        needs = list(dict.fromkeys(stacks[subject] for subject in teachers))
+        more_s = plan.teaching_steps * _TEACHING_STEP_S
+        lessons.append(add("08_remedies", [f"res-{resolution.slug}"], settings, needs, more_s=more_s))
+    for group in groups:
+        if group[0] not in stacks:
+            continue
+        number = len(group) * images
         back = add(
             "03_registration",
-            who,
-            settings,
-            [stacks],
-            images=number,
+            [_range(group)],
+            parameters(registered, **people(group)),
+            [stacks[group[0]], *lessons],
+            images=number * (kinds + remedied),
             mb=number * back_mb,
             more_s=number * back_s,
         )
         for subject in group:
             # Two ground truths; each resolution of each experiment.
-            rows = {GROUND_TRUTH: 2, **dict.fromkeys(plan.experiments, levels)}
-            in_one_s = sum(rows.values()) * (COST_S["04"][1] + harmonized_s) + (given + images) * encoding_s
+            rows = {GROUND_TRUTH: 2, **{row: levels * arms[row] for row in plan.experiments}}
+            sources = given + images * kinds
+            in_one_s = sum(rows.values()) * (COST_S["04"][1] + harmonized_s) + sources * encoding_s
             if not whole and in_one_s <= _EXPERIMENTS_TOGETHER_S:
                 first, *others = plan.experiments
                 last.append(
-                    harmonize(subject, first, rows, given + images, [back, *target], [GROUND_TRUTH, *others])
+                    harmonize(subject, first, rows, sources, [back, *target], [GROUND_TRUTH, *others])
                 )
                 continue
             truth = harmonize(subject, GROUND_TRUTH, {GROUND_TRUTH: 2}, given, [back, *target])
             for row in plan.experiments:
                 cut = [orientation != "3D" for orientation in plan.sources(row).values()]
-                encodings = levels * sum(cut) + len(cut) - sum(cut)
-                last.append(harmonize(subject, row, {row: levels}, encodings, [truth]))
+                encodings = levels * sum(cut) * kinds + len(cut) - sum(cut)
+                last.append(harmonize(subject, row, {row: rows[row]}, encodings, [truth]))
     if fit:
         add("05_analysis", [], parameters(analysed), last)
     return made

@@ -31,6 +31,7 @@ from helpers.pipeline import (
     report,
     scoring,
     status,
+    steps,
 )
 from helpers.pipeline.cluster import Cluster
 from helpers.study import Study
@@ -137,16 +138,17 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
 
 
 def refuse_early(plan: Study, wanted: list[graph.Task]) -> None:
-    """Refuse what could only fail later: parameters that a notebook does not know, checkpoints, other
-    studies.
+    """Refuse what could only fail later: parameters that a notebook does not know, remedies, checkpoints,
+    other studies.
 
     Raises
     ------
     ValueError, FileNotFoundError
-        As `check_parameters`, `helpers.pipeline.models.check_models` and
-        `helpers.pipeline.scoring.check_others`.
+        As `check_parameters`, `helpers.pipeline.steps.check_remedies`,
+        `helpers.pipeline.models.check_models` and `helpers.pipeline.scoring.check_others`.
     """
     graph.check_parameters(wanted)
+    steps.check_remedies(plan)
     models.check_models(plan)
     scoring.check_others(plan)
 

@@ -18,7 +18,8 @@ def scores(plan: Study, subject: int | str, experiment: str) -> pd.DataFrame:
 
     Arms: ``harmonized`` against the harmonized 3D images, ``input`` (no harmonizer: the registered
     image against the 3D image), and, for the ground truth itself, ``ceiling`` (two ground truths of
-    different anatomy seeds). Each arm's data range is the maximum of its reference.
+    different anatomy seeds). With `Study.remedies` the others of `helpers.study.ARMS`, and ``super-resolved
+    input``. Each arm's data range is the maximum of its reference.
 
     Returns
     -------
@@ -40,21 +41,32 @@ def _scores(plan: Study, subject: int | str, experiment: str, resolution: Resolu
         steps.harmonized(plan, subject, GROUND_TRUTH, None),
     )
     scored = steps.harmonized(plan, subject, experiment, resolution, again=resolution is None)
-    inputs = steps.source_images(plan, subject, experiment, resolution)
-    key = cache.key("scores", [mask, *truth.values(), *scored.values(), *inputs.values()], _how(plan))
+    row = (plan, subject, experiment, resolution)
+    outputs = {"harmonized" if resolution else "ceiling": scored}
+    inputs = {"input": steps.source_images(*row)}
+    if resolution:
+        outputs |= {arm: steps.harmonized(*row, arm=arm) for arm in plan.arms[1:]}
+    if resolution and "super-resolution" in plan.remedies:
+        inputs["super-resolved input"] = steps.source_images(*row, resolved=True)
+    images = [image for part in (*outputs.values(), *inputs.values()) for image in part.values()]
+    key = cache.key("scores", [mask, *truth.values(), *images], _how(plan))
     if not cache.is_done(path, key):
         brain = steps.visited(plan, *cache.read_volume(mask))[0] > 0
         rows = []
         for contrast in CONTRASTS:
-            numbers = metrics.score(
-                cache.read_volume(truth[contrast])[0],
-                volumes.read(scored[contrast])[0],
-                brain,
-                steps.preview_axis(plan),
-            )
-            arms = {"harmonized" if resolution else "ceiling": numbers}
-            if resolution and contrast in inputs:
-                arms["input"] = input_scores(plan, subject, contrast, inputs[contrast]).to_dict("records")
+            arms, known = {}, {}
+            for arm, made in outputs.items():
+                if made[contrast] not in known:  # Arms may share an image.
+                    known[made[contrast]] = metrics.score(
+                        cache.read_volume(truth[contrast])[0],
+                        volumes.read(made[contrast])[0],
+                        brain,
+                        steps.preview_axis(plan),
+                    )
+                arms[arm] = known[made[contrast]]
+            for arm, given in inputs.items():
+                if resolution and contrast in given:
+                    arms[arm] = input_scores(plan, subject, contrast, given[contrast]).to_dict("records")
             about = _about(subject, experiment, resolution, contrast)
             rows += [{**about, "arm": arm, **row, **_how(plan)} for arm, each in arms.items() for row in each]
         cache.write_table(path, pd.DataFrame(rows), key)
@@ -322,7 +334,6 @@ def _how(plan: Study) -> dict:
     columns = ("transform", "anatomy", "mask", "slice_step", "seed")
     # Only where a study has them, so that tables, and the keys that hold this, stay what they were.
     rare = {"dropped": "+".join(plan.dropped)} if plan.dropped else {}
-    rare |= {"fusion_weights": plan.fusion_weights} if plan.fusion_weights != "attention" else {}
     return {
         "reconstruction": "+".join(plan.reconstruction),
         **{column: getattr(plan, column) for column in columns},
@@ -352,6 +363,18 @@ def last_scores(plan: Study) -> tuple[str, pd.DataFrame]:
         if set(EXPERIMENTS) <= set(table.experiment):
             return path.parent.parent.name, table
     return "ten", cache.read_table(layout.FIGURES / "ten" / "scores.csv")
+
+
+def finished_scores(name: str) -> pd.DataFrame | None:
+    """The score table of the study of that name: of its last run, else that in ``figures``; None if there is
+    neither."""
+    for path in (
+        layout.DERIVATIVES / name / "tables" / "scores.csv",
+        layout.FIGURES / name / "scores.csv",
+    ):
+        if path.is_file():
+            return cache.read_table(path)
+    return None
 
 
 def headline(plan: Study) -> str:

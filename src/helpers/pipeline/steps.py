@@ -1,5 +1,5 @@
-"""The steps of a study as files that are computed when they are missing: stacks, registered stacks,
-harmonized images.
+"""The steps of a study as files that are computed when they are missing: stacks, super-resolved stacks,
+registered stacks, harmonized images.
 
 Each function returns paths. Arrays and physics live in the other rooms; this one only connects them.
 """
@@ -7,6 +7,7 @@ Each function returns paths. Arrays and physics live in the other rooms; this on
 import dataclasses
 import functools
 import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,28 @@ from helpers import grid, layout, volumes
 from helpers.cohort import phantom
 from helpers.grid import AXIS
 from helpers.pipeline import cache, folders, models, participants
-from helpers.study import CONTRASTS, TARGET, Resolution, Study, sources, subject_seed, visited_slices
+from helpers.study import (
+    CONTRASTS,
+    GRID_MM,
+    ORIENTATIONS,
+    TARGET,
+    Resolution,
+    Study,
+    sources,
+    subject_seed,
+    visited_slices,
+)
+
+#: Remedies -> what images that were harmonized with them are called.
+_HARMONIZED = {
+    (): "harmonized",
+    ("super-resolution",): "harmonizedSuperResolved",
+    ("fusion",): "harmonizedResolutionAware",
+    ("super-resolution", "fusion"): "harmonizedBoth",
+}
+
+#: Width of the networks that super-resolve.
+RESOLVER_CHANNELS = 64
 
 
 def degraded(
@@ -48,6 +70,83 @@ def degraded(
     return path
 
 
+def check_remedies(plan: Study) -> None:
+    """See that the stacks of a study can be super-resolved, if they shall be, before minutes of teaching.
+
+    Raises
+    ------
+    ValueError
+        Naming the resolution and what is accepted.
+    """
+    from helpers import super_resolution
+    from helpers.acquisition import degradation
+
+    for resolution in plan.resolutions if "super-resolution" in plan.remedies else ():
+        for orientation in ORIENTATIONS:
+            axis, shape = AXIS[orientation], list(grid.SHAPE)
+            shape[axis] = len(degradation.slice_positions(shape[axis], GRID_MM, resolution))
+            voxel_mm = np.insert([GRID_MM, GRID_MM], axis, resolution.separation_mm)
+            what = f"resolutions has {resolution.label}: to be super-resolved, its {orientation} stack"
+            super_resolution.through_plane_axis(shape, np.diag([*voxel_mm, 1.0]), resolution, what)
+
+
+def resolver(plan: Study, resolution: Resolution) -> Path:
+    """What super-resolves the study's stacks of one resolution: a network, taught on some of them.
+
+    One stack of each contrast and orientation, nine at most, of the `Study.teachers` in turn. Teaching takes
+    minutes; one that was killed goes on where it was.
+    """
+    from helpers import super_resolution
+
+    pairs = [(contrast, orientation) for contrast in plan.given for orientation in ORIENTATIONS]
+    # In turn, and shifted by one from contrast to contrast: each orientation of each subject.
+    who = [plan.teachers[(n + n // 3) % len(plan.teachers)] for n in range(len(pairs))]
+    stacks = [degraded(plan, subject, *pair, resolution) for subject, pair in zip(who, pairs)]
+    path = folders.root(plan) / "resolvers" / f"{resolution.slug}.pt"
+    settings = {"steps": plan.teaching_steps, "channels": RESOLVER_CHANNELS, "seed": plan.seed}
+    key = cache.key("super-resolution", stacks, {"resolution": resolution.label, **settings})
+    if not cache.is_done(path, key):
+        unfinished = path.with_name(f"{resolution.slug}-{key[:12]}")
+        taught = super_resolution.train(
+            [volumes.read(stack) for stack in stacks], resolution, **settings, folder=unfinished
+        )
+        taught.save(unfinished / path.name)
+        record = {"Key": key, "Sources": [layout.uri(stack) for stack in stacks], **settings}
+        volumes.write_with_sidecar(path, (unfinished / path.name).read_bytes(), record)
+        shutil.rmtree(unfinished)
+    return path
+
+
+@functools.lru_cache(maxsize=1)
+def _load_resolver(path: Path, content: str, resolution: Resolution):
+    from helpers import super_resolution
+
+    return super_resolution.load(path, resolution)
+
+
+def super_resolved(
+    plan: Study, subject: int | str, contrast: str, orientation: str, resolution: Resolution
+) -> Path:
+    """The simulated 2D acquisition with 1 mm between its slices, by the `resolver` of its resolution."""
+    from helpers import super_resolution
+
+    stack, taught = degraded(plan, subject, contrast, orientation, resolution), resolver(plan, resolution)
+    path = layout.image(
+        folders.root(plan), subject, contrast, desc="superResolved", acq=orientation, res=resolution.slug
+    )
+    inputs = [stack, taught]
+    key = cache.key("super-resolution", inputs, {})
+
+    def work(_):
+        network = _load_resolver(taught, cache.content_hash(taught), resolution)
+        length = grid.SHAPE[AXIS[orientation]]
+        resolved = super_resolution.super_resolve(*volumes.read(stack), resolution, network, length)
+        yield *resolved, {**_acquisition(orientation, resolution), "SuperResolved": True}
+
+    cache.compute({contrast: path}, key, [stack], work)
+    return path
+
+
 def registered(
     plan: Study,
     subject: int | str,
@@ -55,8 +154,9 @@ def registered(
     orientation: str,
     resolution: Resolution,
     transform: str | None = None,
+    resolved: bool = False,
 ) -> Path:
-    """The simulated 2D acquisition back on the 1 mm MNI grid.
+    """The simulated 2D acquisition, or the super-resolved one if `resolved`, back on the 1 mm MNI grid.
 
     The stack is first moved as a patient moves between scans; `transform` (the study's unless given)
     says whether that motion is undone as it is known, or as ANTs estimates it against the subject's
@@ -70,7 +170,7 @@ def registered(
 
     transform = transform or plan.transform
     stack, images = (
-        degraded(plan, subject, contrast, orientation, resolution),
+        _stack(plan, subject, contrast, orientation, resolution, resolved),
         participants.cohort(plan, subject),
     )
     inputs = [stack, images[contrast], images["mask"]]
@@ -78,7 +178,7 @@ def registered(
         folders.root(plan),
         subject,
         contrast,
-        desc=f"registered{transform.capitalize()}",
+        desc=f"{'superResolved' if resolved else 'registered'}{transform.capitalize()}",
         acq=orientation,
         res=resolution.slug,
     )
@@ -101,6 +201,7 @@ def registered(
             )
         facts = {
             **_acquisition(orientation, resolution),
+            **({"SuperResolved": True} if resolved else {}),
             "Transform": transform,
             "RegistrationErrorMm": round(registration.error_mm(estimated, true, brain > 0, affine), 6),
         }
@@ -124,16 +225,22 @@ def registered_volume(
     orientation: str,
     resolution: Resolution,
     transform: str | None = None,
+    resolved: bool = False,
 ) -> np.ndarray:
     """The whole volume of `registered`, even where its file holds some slices only: shape (192, 224, 192),
     float32."""
     from helpers import registration
 
-    transform = transform or plan.transform
+    transform, acquired = transform or plan.transform, (plan, subject, contrast, orientation, resolution)
     if not _holds_slices(plan, transform):
-        return cache.read_volume(registered(plan, subject, contrast, orientation, resolution, transform))[0]
+        return cache.read_volume(registered(*acquired, transform, resolved))[0]
     true = registration.motion(plan.seed, subject, contrast, orientation)
-    return _resampled(degraded(plan, subject, contrast, orientation, resolution), true, true)
+    return _resampled(_stack(*acquired, resolved), true, true)
+
+
+def _stack(plan, subject, contrast, orientation, resolution, resolved: bool) -> Path:
+    step = super_resolved if resolved else degraded
+    return step(plan, subject, contrast, orientation, resolution)
 
 
 def _holds_slices(plan: Study, transform: str) -> bool:
@@ -153,20 +260,25 @@ def _resampled(stack: Path, true: np.ndarray, estimated: np.ndarray) -> np.ndarr
 
 
 def source_images(
-    plan: Study, subject: int | str, experiment: str, resolution: Resolution | None
+    plan: Study, subject: int | str, experiment: str, resolution: Resolution | None, resolved: bool = False
 ) -> dict[str, Path]:
     """Contrast -> path of the image that HACA3 gets for it in an experiment of Table 1; nothing for a dropped
     contrast."""
     return {
         contrast: participants.cohort(plan, subject)[contrast]
         if orientation == "3D"
-        else registered(plan, subject, contrast, orientation, resolution)
+        else registered(plan, subject, contrast, orientation, resolution, resolved=resolved)
         for contrast, orientation in plan.sources(experiment).items()
     }
 
 
 def harmonized(
-    plan: Study, subject: int | str, experiment: str, resolution: Resolution | None, again: bool = False
+    plan: Study,
+    subject: int | str,
+    experiment: str,
+    resolution: Resolution | None,
+    again: bool = False,
+    arm: str = "harmonized",
 ) -> dict[str, Path]:
     """The three harmonized images of one experiment at one resolution.
 
@@ -176,15 +288,19 @@ def harmonized(
         A key of Table 1, or ``"3D"`` for the ground truth (then `resolution` is None).
     again : bool
         Sample the anatomy with another seed: two ground truths give the self-noise ceiling.
+    arm : str
+        One of `Study.arms`. Arms whose remedies change nothing in an experiment share their images.
 
     Returns
     -------
     dict
         Target contrast -> path. A preview holds the visited slices only, with the affine that says so.
     """
-    inputs = source_images(plan, subject, experiment, resolution)
+    remedies = plan.remedies_in(arm, experiment)
+    resolved = "super-resolution" in remedies and resolution is not None
+    inputs = source_images(plan, subject, experiment, resolution, resolved)
     aims = target_images(plan)
-    desc, res = "harmonizedAgain" if again else "harmonized", resolution.slug if resolution else None
+    desc, res = "harmonizedAgain" if again else _HARMONIZED[remedies], resolution.slug if resolution else None
     paths = {
         contrast: layout.image(folders.root(plan), subject, contrast, desc=desc, rec=experiment, res=res)
         for contrast in CONTRASTS
@@ -203,9 +319,9 @@ def harmonized(
     parents = [*inputs.values(), *aims.values()]
     numbers = {contrast: list(each) for contrast, each in plan.targets if not isinstance(each, str)}
     orientations = plan.sources(experiment)
-    differ = plan.fusion_weights == "resolution" and len(set(orientations.values())) > 1
+    aware = "fusion" in remedies
     parameters = {"settings": settings, "models": weights, "how": models.network_options(plan)}
-    parameters |= {"geometry": {**orientations, "resolution": resolution.label}} if differ else {}
+    parameters |= {"geometry": {**orientations, "resolution": resolution.label}} if aware else {}
     key = cache.key("harmonization", parents, {**parameters, **({"targets": numbers} if numbers else {})})
 
     def work(missing):
@@ -215,11 +331,13 @@ def harmonized(
             if orientation == "3D" and resolution
         ]
         images = {
-            contrast: _encoding(plan, subject, contrast, orientation, resolution, contrast in shared)
+            contrast: _encoding(
+                plan, subject, contrast, orientation, resolution, contrast in shared, resolved
+            )
             for contrast, orientation in orientations.items()
         }
         aims = {contrast: targets(plan)[contrast] for contrast in missing}
-        geometry = _geometry(orientations, resolution) if differ else {}
+        geometry = _geometry(orientations, resolution) if aware else {}
         result = models.harmonizer(plan).harmonize(images, aims, **settings, **geometry, details=True)
 
         def attention(target: str) -> dict:
@@ -242,7 +360,7 @@ def harmonized(
         facts = {
             "Experiment": experiment,
             "SourceOrientations": orientations,
-            **({"FusionWeights": plan.fusion_weights} if differ else {}),
+            **({"Remedies": list(remedies)} if remedies else {}),
             "Transform": plan.transform,
             **({"Targets": numbers} if numbers else {}),
             "Harmonization": {
@@ -362,6 +480,7 @@ def _encoding(
     orientation: str,
     resolution: Resolution | None,
     shared: bool,
+    resolved: bool = False,
 ):
     """A source as HACA3 takes it: of a preview encoded once, as long as this process remembers it.
 
@@ -369,10 +488,10 @@ def _encoding(
     resolutions of an experiment stays encoded.
     """
     if orientation == "3D":
-        resolution, path = None, participants.cohort(plan, subject)[contrast]
+        resolution, resolved, path = None, False, participants.cohort(plan, subject)[contrast]
     else:
-        path = registered(plan, subject, contrast, orientation, resolution)
-    source = (plan, subject, contrast, orientation, resolution, cache.content_hash(path))
+        path = registered(plan, subject, contrast, orientation, resolution, resolved=resolved)
+    source = (plan, subject, contrast, orientation, resolution, cache.content_hash(path), resolved)
     if plan.slice_step > 1:
         return _encoded_slices(*source)
     return _encoded(*source) if shared else source_volume(*source)
@@ -385,18 +504,19 @@ def source_volume(
     orientation: str,
     resolution: Resolution | None,
     version: str,
+    resolved: bool = False,
 ) -> np.ndarray:
     """A source as a whole volume. The `version` of its file is there for those who remember what was made of
     it."""
     if orientation == "3D":
         return cache.read_volume(participants.cohort(plan, subject)[contrast])[0]
-    return registered_volume(plan, subject, contrast, orientation, resolution)
+    return registered_volume(plan, subject, contrast, orientation, resolution, resolved=resolved)
 
 
 @functools.lru_cache(maxsize=21)
 def _encoded_slices(plan: Study, *source):
-    # 21: the three 3D images and the nine stacks of each of two resolutions, 1 MB a slice. Who goes through
-    # Table 1 resolution by resolution encodes each source once.
+    # 21: the three 3D images and the nine stacks of each of two resolutions, or of one and super-resolved as
+    # well, 1 MB a slice. Who goes through Table 1 resolution by resolution encodes each source once.
     return models.harmonizer(plan).encode(source_volume(plan, *source), plan.reconstruction, plan.slice_step)
 
 
