@@ -492,7 +492,7 @@ class Study:
     compiled: bool = True
     remedies: tuple[str, ...] = ()
     taught_on: tuple[int | str, ...] = ()
-    teaching_steps: int = 1500
+    teaching_steps: int = 4000
     seed: int = 0
     planes: tuple[str, ...] = ()
     ladder: tuple[str, ...] = ()

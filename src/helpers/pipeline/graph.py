@@ -30,7 +30,7 @@ STAGES = {
 #: transform.
 COST_S = {"00": (9, 3), "01": (6, 0), "02": (7, 0.25), "03": (20, 0.2), "04": (7, 0.5), "05": (20, 0)}
 COST_S["08"] = (60, 0)
-_TEACHING_STEP_S = 0.4  # of a network that super-resolves
+_TEACHING_STEP_S = 0.12  # of a network that super-resolves
 _RESOLVED_S = 30  # more for a registered volume that is super-resolved before
 _WHOLE_VOLUME_S = 0.5  # more for a registered volume that is written whole
 _ESTIMATED_TRANSFORM_S = 6.5

@@ -37,7 +37,7 @@ _HARMONIZED = {
 }
 
 #: Width of the networks that super-resolve.
-RESOLVER_CHANNELS = 64
+RESOLVER_CHANNELS = 32
 
 
 def degraded(
