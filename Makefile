@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 STUDY ?= studies/demo.toml
+BOOK ?= studies/book.toml
 
-.PHONY: help demo study results figures lint test test-slow bench lab app handout
+.PHONY: help demo study results figures lint test test-slow bench lab app handout book
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -59,3 +60,9 @@ handout: $(STAMP)  ## slice profiles and lab meeting as pages for those who miss
 	  $(BIN)/papermill --log-level WARNING --no-progress-bar notebooks/$$name.ipynb data/derivatives/handout/$$name.ipynb -p interactive False && \
 	  $(BIN)/jupyter nbconvert --log-level WARN --to html --embed-images data/derivatives/handout/$$name.ipynb || exit 1; \
 	done
+
+book: $(STAMP)  ## the pages with the executed notebooks, in docs/_build/html; BOOK=studies/ten.toml shows another study
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book]'
+	$(BIN)/python docs/execute.py $(BOOK)
+	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build/html
+	@echo "docs/_build/html/index.html"

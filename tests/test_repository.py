@@ -60,7 +60,9 @@ def test_constraints_pin_every_dependency_once():
         if re.match(r"[a-z]", line, re.I)
     ]
     assert len(pins) == len(set(pins))
-    extras = [each for extra in ("notebooks", "test") for each in PROJECT["optional-dependencies"][extra]]
+    extras = [
+        each for extra in ("notebooks", "test", "book") for each in PROJECT["optional-dependencies"][extra]
+    ]
     wanted = {name_of(each) for each in PROJECT["dependencies"] + extras}
     assert wanted <= set(pins)
 
@@ -194,3 +196,30 @@ def test_the_table_of_faults_names_tests_that_are_there():
             assert f"def {test}(" in (layout.ROOT / "tests" / where).read_text(), f"{where}::{test}"
             named += 1
     assert named > 20
+
+
+# ---------------------------------------------------------------- the page that people see first
+
+
+def test_the_readme_has_at_most_700_words():
+    assert len((layout.ROOT / "README.md").read_text().split()) <= 700
+
+
+@pytest.mark.parametrize(
+    "page",
+    ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in (layout.ROOT / "docs").glob("*.md"))],
+)
+def test_what_a_page_links_to_is_there(page):
+    path = layout.ROOT / page
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.M | re.S)
+    for target in re.findall(r"\]\((?!\w+:)([^)#]+)[^)]*\)", text):
+        # `make book` puts the executed notebooks beside the pages.
+        there = layout.ROOT / target if page.startswith("docs/") and target.startswith("notebooks/") else None
+        assert (there or path.parent / target).exists(), f"{page}: {target}"
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs_as_it_stands(tmp_path):
+    (code,) = re.findall(r"^```python\n(.*?)^```", (layout.ROOT / "README.md").read_text(), re.M | re.S)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == "(192, 224, 29) (192, 224, 192)\n", done.stderr

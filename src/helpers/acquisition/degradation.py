@@ -86,7 +86,7 @@ def degrade(
     resolution: study.Resolution,
     pulse: Pulse = Pulse(),
 ):
-    """Simulate the 2D acquisition of a volume [1]_.
+    """Simulate the 2D acquisition of a volume [1].
 
     Parameters
     ----------

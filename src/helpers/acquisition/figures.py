@@ -75,14 +75,14 @@ def pulse(rf: np.ndarray):
 
 
 def magnetization(position: np.ndarray, mxy: np.ndarray, mz: np.ndarray, width: float):
-    """|Mxy|, phase and Mz across a slice, with its width at half maximum.
+    """``|Mxy|``, phase and Mz across a slice, with its width at half maximum.
 
     Parameters
     ----------
     position, mxy, mz : ndarray, shape (m,)
         As `helpers.acquisition.rf_pulse.bloch` gives them; position in cycles per pulse.
     width : float
-        Full width at half maximum of |Mxy|, cycles per pulse.
+        Full width at half maximum of ``|Mxy|``, cycles per pulse.
     """
     fig, axes = plt.subplots(
         3, 1, figsize=(6.5, 5.6), sharex=True, layout="constrained", height_ratios=(2, 1, 1)

@@ -111,7 +111,7 @@ class Pulse:
 
 
 def waveform(pulse: Pulse = Pulse()) -> np.ndarray:
-    """Design an RF pulse by the Shinnar-Le Roux algorithm [1]_, with SigPy.RF [2]_.
+    """Design an RF pulse by the Shinnar-Le Roux algorithm [1], with SigPy.RF [2].
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ def bloch(pulse: Pulse = Pulse()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     The rotation that the pulse causes has the Cayley-Klein parameters a and b. An excitation leaves Mxy = 2
     conj(a) b. A refocusing pulse between crushers turns Mxy into b² conj(Mxy), so there the profile is b²
-    [1]_. The linear phase across the slice is taken out, as a well-tuned rephasing gradient would.
+    [1]. The linear phase across the slice is taken out, as a well-tuned rephasing gradient would.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ def bloch(pulse: Pulse = Pulse()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _ripples(pulse: Pulse) -> tuple[float, float]:
-    """Ripples of the filter b that give those of the slice, by the parameter relations of [1]_, for any flip
+    """Ripples of the filter b that give those of the slice, by the parameter relations of [1], for any flip
     angle.
 
     An excitation has Mxy = 2 b sqrt(1 - b²). Where b falls by a share e below the sine of half the flip

@@ -48,7 +48,7 @@ from helpers.study import Resolution
 
 #: Frequency below which the power spectrum is flat, cycles per mm: structures of the size of a brain.
 FLAT_BELOW_PER_MM = 0.01
-#: Exponent of the power spectrum in three dimensions [1]_.
+#: Exponent of the power spectrum in three dimensions [1].
 SPECTRAL_EXPONENT = 4
 #: Weight of a source that carries nothing of a frequency. It decides where no source carries anything.
 EPS = 0.02

@@ -382,7 +382,7 @@ def slices_for(coverage_mm: float, resolution: Resolution) -> int:
 def relative_snr(thickness_mm, averages: int = 1, acceleration: float = 1.0) -> float:
     """Signal-to-noise ratio relative to a 1 mm slice with one average and the same in-plane sampling.
 
-    It grows with the voxel and with the root of the time in which the slice is sampled [2]_. The gap does not
+    It grows with the voxel and with the root of the time in which the slice is sampled [2]. The gap does not
     enter, nor does the g-factor. The scores of the study know nothing of it: its slices are averages of a
     nearly noise-free 3D image.
     """

@@ -311,13 +311,13 @@ def acquisition(said: Mapping, image: Mapping | None = None, faults: Iterable[st
     return {name: row[name] for name in COLUMNS}
 
 
-#: The published margins: (contrast, dimension) -> acquisitions [1]_.
+#: The published margins: (contrast, dimension) -> acquisitions [1].
 PUBLISHED = {
     ("T1w", "3D"): 3413, ("T2w", "3D"): 151, ("FLAIR", "3D"): 2088,
     ("T1w", "2D"): 5832, ("T2w", "2D"): 3458, ("FLAIR", "2D"): 2114,
 }  # fmt: skip
 
-#: "Approximately 1,020 sagittal scans and only 184 coronal scans out of all of the image contrasts" [1]_.
+#: "Approximately 1,020 sagittal scans and only 184 coronal scans out of all of the image contrasts" [1].
 PUBLISHED_ORIENTATIONS = {"sagittal": 1020, "coronal": 184}
 
 

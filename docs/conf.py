@@ -1,0 +1,86 @@
+"""Settings of the book: `make book`. Nothing is fetched, neither to build it nor to read it."""
+
+import sys
+from importlib.metadata import version as version_of
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+project = "Resolution matters"
+author = "The resolution-matters authors"
+copyright = author
+release = version = version_of("resolution-matters")
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.apidoc",
+    "sphinx.ext.mathjax",
+    "numpydoc",
+    "extension",
+]
+exclude_patterns = ["_build", "_static", "diagrams"]
+
+# The notebooks are executed before (docs/execute.py): here they are only shown.
+nb_execution_mode = "off"
+nb_merge_streams = True
+nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
+myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "attrs_inline"]
+myst_heading_anchors = 3
+myst_update_mathjax = False
+myst_fence_as_directive = ["mermaid"]
+suppress_warnings = [
+    "myst.header",  # a notebook may go from a title to a third level
+    "ref.citation",  # a docstring may name a source without a mark in its text
+]
+
+# One page for each module, from its docstrings, in which `names` in backticks are ours.
+apidoc_modules = [
+    {
+        "path": "../src/helpers",
+        "destination": "api",
+        "separate_modules": True,
+        "module_first": True,
+        "no_headings": False,
+    }
+]
+apidoc_separate_modules = True
+default_role = "py:obj"
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # numpydoc's sections say more
+numpydoc_show_class_members = False
+numpydoc_validation_checks = {"GL01"}
+
+html_theme = "pydata_sphinx_theme"
+html_title = project
+html_static_path = ["_static"]
+html_css_files = ["book.css"]
+html_copy_source = False
+html_show_sourcelink = False
+html_sidebars = {"*": []}  # pages without pages below them
+html_theme_options = {
+    "header_links_before_dropdown": 4,
+    "navbar_align": "left",
+    "navbar_end": ["theme-switcher"],
+    "show_prev_next": True,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+}
+
+# MathJax 2, from an installed package; `extension` copies it beside the pages.
+mathjax_path = "mathjax/MathJax.js"
+mathjax2_config = {
+    "config": ["TeX-AMS-MML_HTMLorMML-full.js"],
+    "messageStyle": "none",
+    "showMathMenu": False,
+    "tex2jax": {
+        "inlineMath": [["\\(", "\\)"]],
+        "displayMath": [["\\[", "\\]"]],
+        "ignoreClass": "document",
+        "processClass": "math|output_area",
+    },
+    "HTML-CSS": {"availableFonts": [], "webFont": "STIX-Web", "linebreaks": {"automatic": True}},
+}

@@ -1,0 +1,151 @@
+"""What the book needs beside Sphinx: MathJax and diagrams without a network, links into the glossary, tables
+from ``figures/``."""
+
+import hashlib
+import re
+import shutil
+from pathlib import Path
+
+import jupyter_server_mathjax
+import pandas as pd
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.transforms import SphinxTransform
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+
+from helpers import layout
+
+HERE = Path(__file__).parent
+DIAGRAMS = HERE / "diagrams"
+_log = logging.getLogger(__name__)
+
+
+def diagram(source: str) -> Path:
+    """Where the drawing of a mermaid diagram is kept: its name is a digest of what it was drawn from."""
+    text = "\n".join(line.rstrip() for line in source.strip().splitlines())
+    return DIAGRAMS / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.svg"
+
+
+class Mermaid(SphinxDirective):
+    """A diagram, as `docs/diagrams.py` has drawn it."""
+
+    has_content = True
+
+    def run(self):
+        path = diagram("\n".join(self.content))
+        if not path.exists():
+            text = "no drawing of this diagram: draw it (docs/diagrams.py) and commit it"
+            _log.warning(text, location=self.get_location())
+            return []
+        # Not as an image: then the page's fonts and colours are those of the drawing too.
+        svg = f'<div class="diagram" role="img">{path.read_text()}</div>'
+        return [nodes.raw("", svg, format="html")]
+
+
+class Verdicts(SphinxDirective):
+    """The claims of the paper and what became of them, from the tables of ``figures/<argument>``."""
+
+    required_arguments = 1
+
+    def run(self):
+        folder = layout.FIGURES / self.arguments[0]
+        self.env.note_dependency(str(folder / "verdicts.csv"))
+        rows = [
+            (each.claim, each.statement, each.verdict, _comparison(each))
+            for each in pd.read_csv(folder / "verdicts.csv").itertuples()
+        ]
+        return [table(("claim", "the paper says", "verdict", "the comparison that decided"), rows)]
+
+
+def _comparison(row) -> str:
+    unit = "" if pd.isna(row.unit) else f" {row.unit}"
+    digits = 2 if row.unit in ("dB",) else 3
+    return (
+        f"{row.comparison}: {row.estimate:+.{digits}f}{unit} "
+        f"({row.low:+.{digits}f} to {row.high:+.{digits}f})"
+    )
+
+
+def table(head, rows) -> nodes.table:
+    """A table of texts."""
+    group = nodes.tgroup(cols=len(head))
+    group.extend(nodes.colspec(colwidth=1) for _ in head)
+
+    def line(cells):
+        return nodes.row("", *(nodes.entry("", nodes.paragraph(str(cell), str(cell))) for cell in cells))
+
+    group += nodes.thead("", line(head))
+    group += nodes.tbody("", *map(line, rows))
+    return nodes.table("", group)
+
+
+def terms() -> dict[str, str]:
+    """Words that the pages use, in small letters -> the term of the glossary that explains them."""
+    text = (HERE / "glossary.md").read_text()
+    body = text.split("```{glossary}\n")[1].split("\n```")[0]
+    words = {}
+    for block in re.split(r"\n\s*\n", body):
+        lines = [line for line in block.splitlines() if not line.startswith((" ", "\t"))]
+        words |= {word.lower(): lines[0] for word in lines if word}
+    return words
+
+
+class FirstMentions(SphinxTransform):
+    """Link a term of the glossary where a page uses it for the first time."""
+
+    default_priority = 700
+
+    def apply(self):
+        if self.env.docname == "glossary" or self.env.docname.startswith("api/"):
+            return
+        words, linked = terms(), set()
+        pattern = re.compile(
+            r"(?<![\w-])(" + "|".join(sorted(map(re.escape, words), key=len, reverse=True)) + r")(?![\w-])",
+            re.IGNORECASE,
+        )
+        kept = (nodes.title, nodes.literal, nodes.literal_block, nodes.reference, nodes.math, nodes.raw)
+        kept += (addnodes.pending_xref, nodes.FixedTextElement, nodes.caption, nodes.comment)
+        for text in list(self.document.findall(nodes.Text)):
+            if any(isinstance(each, kept) for each in _ancestors(text)):
+                continue
+            parts, end = [], 0
+            for match in pattern.finditer(text):
+                term = words[match[1].lower()]
+                if term in linked:
+                    continue
+                linked.add(term)
+                parts += [nodes.Text(text[end : match.start()]), self.link(term, match[1])]
+                end = match.end()
+            if parts:
+                text.parent.replace(text, [*parts, nodes.Text(text[end:])])
+
+    def link(self, term, word):
+        to = addnodes.pending_xref(
+            "", refdomain="std", reftype="term", reftarget=term, refexplicit=True, refwarn=True
+        )
+        to["refdoc"] = self.env.docname
+        to += nodes.inline(word, word, classes=["xref", "std", "std-term"])
+        return to
+
+
+def _ancestors(node):
+    while node.parent is not None:
+        node = node.parent
+        yield node
+
+
+def copy_mathjax(app, error):
+    """Put MathJax beside the pages, without what it says to screen readers in ten languages (4 MB)."""
+    if error is None and app.builder.format == "html":
+        source = Path(jupyter_server_mathjax.__file__).parent / "static"
+        unused = shutil.ignore_patterns("a11y", "localization")
+        shutil.copytree(source, Path(app.outdir, "_static", "mathjax"), ignore=unused, dirs_exist_ok=True)
+
+
+def setup(app):
+    app.add_directive("mermaid", Mermaid)
+    app.add_directive("verdicts", Verdicts)
+    app.add_transform(FirstMentions)
+    app.connect("build-finished", copy_mathjax)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
