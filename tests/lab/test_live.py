@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from helpers import registration
+from helpers import grid, registration, super_resolution
 from helpers.acquisition import degradation, rf_pulse, slice_profile
 from helpers.analysis import metrics
 from helpers.haca3 import harmonizer, networks, slicing
@@ -89,6 +89,19 @@ def model():
 
 
 @pytest.fixture(scope="module")
+def resolver():
+    """A small one, not taught, which adds something."""
+    import torch
+
+    network = super_resolution.Network(7, 4)
+    generator = torch.Generator().manual_seed(0)
+    for weights in network.parameters():
+        torch.nn.init.normal_(weights, std=0.1, generator=generator)
+    network.requires_grad_(False)
+    return super_resolution.SuperResolver(network, Resolution(5, 1.5), rf_pulse.Pulse(), (1.0, 1.0))
+
+
+@pytest.fixture(scope="module")
 def head():
     """Three contrasts of a ball with structure, on HACA3's grid, and its mask."""
     rng = np.random.default_rng(1)
@@ -133,7 +146,7 @@ def test_the_3d_images_harmonized_live_are_their_own_reference(model, head):
     truth = live.harmonized(model, targets, looked_at, whole, position)["T1w"]
     assert set(truth) == set(live.AXIS)
     assert live.compare(truth, truth, looked_at, position) == (np.inf, 1)
-    sources = live.experiment_1(looked_at, "axial", Resolution(5, 1.5), position)
+    sources = live.sources(looked_at, live.Scan("1a", Resolution(5, 1.5)), position)
     psnr, ssim = live.compare(whole["T1w"], sources["T1w"], looked_at, position)
     inside = [live.plane_of(brain, plane, position) for plane in live.AXIS]
     reference, image = (
@@ -145,9 +158,62 @@ def test_the_3d_images_harmonized_live_are_their_own_reference(model, head):
     assert 0 < ssim < 1
 
 
+def test_super_resolved_planes_are_those_of_the_volume_and_kept(resolver):
+    rng = np.random.default_rng(0)
+    volume = np.kron(rng.random((24, 24, 26), np.float32), np.ones((3, 3, 3), np.float32))  # some 70 mm
+    stack, affine = degradation.degrade(volume, grid.AFFINE, "coronal", resolver.resolution)
+    whole, _ = super_resolution.super_resolve(stack, affine, resolver.resolution, resolver, 72)
+    known, position = {}, (20, 30, 40)
+    planes = live.super_resolved(volume, "coronal", resolver, position, known)
+    for plane, axis in live.AXIS.items():
+        # The coronal plane is parallel to the slices: a little of what is added is left out of it.
+        atol = 0.02 if plane == "coronal" else 1e-5
+        np.testing.assert_allclose(planes[plane], whole.take(position[axis], axis), atol=atol)
+    again = live.super_resolved(volume, "coronal", resolver, (20, 30, 41), known)
+    assert again["sagittal"] is planes["sagittal"] and again["axial"] is not planes["axial"]
+
+
+def test_a_scan_gives_what_was_acquired_or_the_3d_image(head, resolver):
+    looked_at, position, thick = live.scene(*head), (96, 112, 96), Resolution(5, 1.5)
+    whole = live.whole(looked_at, position)
+    plain, resolved = (
+        live.sources(looked_at, live.Scan("3", thick, super_resolution=how), position, resolver)
+        for how in (False, True)
+    )
+    acquired = live.acquired(looked_at.images["T2w"], "axial", thick, position)
+    for plane in live.AXIS:
+        assert np.array_equal(plain["T1w"][plane], whole["T1w"][plane])
+        assert np.array_equal(resolved["T1w"][plane], whole["T1w"][plane])
+        np.testing.assert_array_equal(plain["T2w"][plane], acquired[plane])
+        assert not np.array_equal(resolved["T2w"][plane], acquired[plane])
+
+
+def test_the_fusion_that_knows_resolution_is_that_of_a_volume(model, head):
+    looked_at, position = live.scene(*head), (96, 112, 94)
+    scan = live.Scan("3", Resolution(5, 1.5), fusion=True)
+    targets = {"T2w": model.target(looked_at.images["T2w"])}
+    given = live.sources(looked_at, scan, position)
+    plain, fused = (
+        live.harmonized(model, targets, looked_at, given, position, geometry)["T2w"]
+        for geometry in (None, scan.geometry())
+    )
+    assert all(not np.array_equal(plain[plane], fused[plane]) for plane in plain)
+    alike = live.Scan("1a", Resolution(5, 1.5), fusion=True)
+    given = live.sources(looked_at, alike, position)
+    plain, fused = (
+        live.harmonized(model, targets, looked_at, given, position, geometry)["T2w"]
+        for geometry in (None, alike.geometry())
+    )
+    assert all(np.array_equal(plain[plane], fused[plane]) for plane in plain)
+
+
 def test_a_question_has_two_answers_and_is_asked_again_by_its_number():
     asked = [live.duel(number, RESOLUTIONS) for number in range(50)]
     assert all(a != b for a, b in asked)
     assert asked == [live.duel(number, RESOLUTIONS) for number in range(50)]
     assert len({a for a, _ in asked}) > 10
+    assert not any(scan.super_resolution for pair in asked for scan in pair)
+    remedies = [live.duel(number, RESOLUTIONS, resolved=RESOLUTIONS[-1]) for number in (3, 2)]
+    assert sorted(scan.fusion for scan in remedies[0]) == [False, True]
+    assert {scan.resolution for scan in remedies[1] if scan.super_resolution} == {RESOLUTIONS[-1]}
     assert live.duel(3, RESOLUTIONS, seed=1) != live.duel(3, RESOLUTIONS, seed=0)

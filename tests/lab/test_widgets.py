@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import haca3, layout
+from helpers import haca3, layout, super_resolution
 from helpers.acquisition import rf_pulse, slice_profile
 from helpers.lab import live, widgets
 from helpers.pipeline import scoring
@@ -100,7 +100,7 @@ def test_the_explorer_follows_its_controls(room):
     seen = {(bytes(explorer.picture.widget.value), explorer.scores.value)}
     for control, value in (
         ("thickness", 3.0),
-        ("orientation", "sagittal"),
+        ("experiment", "1b"),
         ("contrast", "FLAIR"),
         ("up", 70),
     ):
@@ -108,6 +108,39 @@ def test_the_explorer_follows_its_controls(room):
         seen.add((bytes(explorer.picture.widget.value), explorer.scores.value))
     assert len(seen) == 5
     assert "3||1.5 mm: a slice every <b>4.5 mm</b>" in explorer.scores.value
+
+
+def test_the_explorer_switches_remedies_on_where_they_can_be_had(room):
+    scene, model, targets = room
+    network = super_resolution.Network(7, 4)
+    for number, weights in enumerate(network.requires_grad_(False).parameters()):
+        weights += 0.01 * number  # not nothing
+    resolver = super_resolution.SuperResolver(network, Resolution(5, 1.5), rf_pulse.Pulse(), (1.0, 1.0))
+    explorer = widgets.Explorer([1], lambda subject: scene, model, targets, Resolution(5, 1.5), resolver)
+    resolve, fuse = (explorer.controls[name] for name in ("super_resolution", "fusion"))
+    assert fuse.disabled and not resolve.disabled
+    assert "fusion changes nothing: all are sliced alike" in explorer.scores.value
+    seen = [bytes(explorer.picture.widget.value)]
+    for control, value in ((resolve, True), (explorer.controls["experiment"], "3"), (fuse, True)):
+        control.value = value
+        seen.append(bytes(explorer.picture.widget.value))
+    assert len(set(seen)) == 4 and not fuse.disabled
+    assert "as acquired <b>3D</b>" in explorer.scores.value
+    explorer.controls["contrast"].value = "T2w"
+    assert "super-resolved <b>" in explorer.scores.value
+    explorer.controls["gap"].value = 1.0
+    assert resolve.disabled and "no super-resolution: its network is for 5||1.5" in explorer.scores.value
+    assert "as acquired <b>" in explorer.scores.value
+
+
+def test_every_third_guess_is_about_fusion(room):
+    scene, model, targets = room
+    guess = widgets.Guess(lambda: scene, model, targets)
+    guess.number = 2
+    guess.ask()
+    assert guess.says.value.count("fused by resolution") == 1
+    guess.buttons[0].click()
+    assert "dB" in guess.says.value
 
 
 def test_a_guess_is_judged_by_what_is_measured(room):

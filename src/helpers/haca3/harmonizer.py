@@ -366,11 +366,7 @@ class Harmonizer:
         for name in (*sources, *targets):
             study.require("contrast", name, study.CONTRASTS)
         # All arguments are checked before the first slice is computed: a late error would cost minutes.
-        if geometry is not None:
-            resolution.check_geometry(tuple(sources), geometry)
-        acquisitions = (
-            [geometry[name] for name in sources] if geometry and len(set(geometry.values())) > 1 else None
-        )
+        acquisitions = _acquisitions(sources, geometry)
         for name, image in sources.items():
             if not isinstance(image, Encoding):
                 _checked(image, f"source {name}")
@@ -461,6 +457,7 @@ class Harmonizer:
         indices: Mapping[str, int],
         *,
         seed: int = 0,
+        geometry: Mapping[str, resolution.Acquisition | None] | None = None,
     ) -> dict[str, dict[str, np.ndarray]]:
         """Harmonize one slice of each of several planes, as `harmonize_slice` does with one, side by side.
 
@@ -472,6 +469,8 @@ class Harmonizer:
         indices : dict of str to int
             Plane -> index of the slice on the volume's axis.
         seed : int
+        geometry : dict of str to Acquisition or None, optional
+            As in `harmonize`.
 
         Returns
         -------
@@ -481,9 +480,10 @@ class Harmonizer:
         Raises
         ------
         ValueError
-            If a source has another shape than that slice of the grid.
+            If a source has another shape than that slice of the grid, or the geometry does not name each
+            source.
         """
-        images = {}
+        acquisitions, images = _acquisitions(sources, geometry), {}
         for name, planes in sources.items():
             for orientation, plane in planes.items():
                 axis = AXIS[study.require("orientation", orientation, study.ORIENTATIONS)]
@@ -516,7 +516,9 @@ class Harmonizer:
             if not given.any():
                 return np.zeros_like(given, np.float32)
             k = numbers[orientation]
-            _, made = self._through(orientation, encodings, target, {k: given}, {name: ()}, seed, None, [k])
+            _, made = self._through(
+                orientation, encodings, target, {k: given}, {name: ()}, seed, acquisitions, [k]
+            )
             return made[name][1][0]
 
         with side_by_side(self.device) as run:
@@ -711,6 +713,13 @@ class Harmonizer:
         x = torch.from_numpy(fusion_input(unfused))[None].to(self.device)
         y = self._run["fusion_net"](x)[0, 0]
         return np.ascontiguousarray(y.cpu().numpy().transpose(2, 1, 0)[slicing.CROP]) * np.float32(norm)
+
+
+def _acquisitions(sources, geometry):
+    """How the sources were sliced, in their order; None where that changes nothing."""
+    if geometry is not None:
+        resolution.check_geometry(tuple(sources), geometry)
+    return [geometry[name] for name in sources] if geometry and len(set(geometry.values())) > 1 else None
 
 
 def load(

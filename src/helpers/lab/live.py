@@ -8,14 +8,22 @@ background and intensity scale are those of the original image.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from helpers.acquisition import degradation, slice_profile
 from helpers.acquisition.rf_pulse import Pulse
 from helpers.analysis import metrics
-from helpers.grid import AXIS
-from helpers.study import CONTRASTS, ORIENTATIONS, Resolution
+from helpers.grid import AFFINE, AXIS
+from helpers.study import EXPERIMENTS, ONE_ORIENTATION, Resolution
+
+if TYPE_CHECKING:  # torch takes seconds, and notebook 01 needs none
+    from helpers.haca3.resolution import Acquisition
+    from helpers.super_resolution import SuperResolver
+
+#: Experiments in which the sources are not all sliced alike.
+MIXED = tuple(experiment for experiment in EXPERIMENTS if experiment not in ONE_ORIENTATION)
 
 
 def kernels(thickness_mm: float, pulse: Pulse = Pulse()) -> dict[str, np.ndarray]:
@@ -64,6 +72,40 @@ def degraded_lines(
 
 
 # ---------------------------------------------------------------- three planes
+
+
+@dataclass(frozen=True)
+class Scan:
+    """An experiment of Table 1 at one resolution, with or without the remedies.
+
+    Attributes
+    ----------
+    experiment : str
+    resolution : Resolution
+        Of all sources that are not 3D.
+    super_resolution : bool
+        Of each stack, before it is harmonized.
+    fusion : bool
+        Of anatomies with weights that know the resolution of each source.
+    """
+
+    experiment: str
+    resolution: Resolution
+    super_resolution: bool = False
+    fusion: bool = False
+
+    def geometry(self) -> dict[str, "Acquisition | None"] | None:
+        """What the harmonizer is told of the sources: how they were sliced, or nothing."""
+        from helpers.haca3.resolution import Acquisition
+
+        return (
+            {
+                contrast: None if how == "3D" else Acquisition(how, self.resolution)
+                for contrast, how in EXPERIMENTS[self.experiment].items()
+            }
+            if self.fusion
+            else None
+        )
 
 
 @dataclass(frozen=True)
@@ -149,7 +191,12 @@ def acquired(
 
 
 def harmonized(
-    model, targets: Mapping, looked_at: Scene, sources: Mapping[str, Mapping[str, np.ndarray]], position
+    model,
+    targets: Mapping,
+    looked_at: Scene,
+    sources: Mapping[str, Mapping[str, np.ndarray]],
+    position,
+    geometry: Mapping[str, "Acquisition | None"] | None = None,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Harmonize three planes, each in its own plane of reconstruction, without fusion.
 
@@ -161,8 +208,10 @@ def harmonized(
     targets : dict of str to helpers.haca3.Target
     looked_at : Scene
     sources : dict of str to dict of str to ndarray, 2D
-        Contrast -> plane -> slice, as `acquired` gives them.
+        Contrast -> plane -> slice, as `sources` gives them.
     position : tuple of three int
+    geometry : dict of str to Acquisition or None, optional
+        Of the sources, for the fusion that knows resolution: `Scan.geometry`.
 
     Returns
     -------
@@ -174,7 +223,8 @@ def harmonized(
         scaled = {plane: np.clip(planes[plane] / (looked_at.scale[contrast] + 1e-5), 0, 5) for plane in AXIS}
         inside = {plane: plane_of(looked_at.foreground[contrast], plane, position) for plane in AXIS}
         given[contrast] = {plane: np.where(inside[plane], scaled[plane], 0) for plane in AXIS}
-    return model.harmonize_planes(given, targets, {plane: position[axis] for plane, axis in AXIS.items()})
+    indices = {plane: position[axis] for plane, axis in AXIS.items()}
+    return model.harmonize_planes(given, targets, indices, geometry=geometry)
 
 
 def compare(
@@ -204,9 +254,12 @@ def compare(
 
 
 def duel(
-    number: int, resolutions: tuple[Resolution, ...], seed: int = 0
-) -> tuple[tuple[str, Resolution], tuple[str, Resolution]]:
-    """Two acquisitions for the audience to choose between: (orientation, resolution) twice, never the same.
+    number: int, resolutions: tuple[Resolution, ...], seed: int = 0, resolved: Resolution | None = None
+) -> tuple[Scan, Scan]:
+    """Two scans for the audience to choose between, never the same.
+
+    Of three questions one is about slices, one about super-resolution (if there is a network for it) and one
+    about the fusion that knows resolution.
 
     Parameters
     ----------
@@ -214,10 +267,21 @@ def duel(
         Of the question; the same number asks the same.
     resolutions : tuple of Resolution
     seed : int
+    resolved : Resolution, optional
+        Of the slices that can be super-resolved.
     """
     rng = np.random.default_rng([seed, number])
-    choices = [(orientation, resolution) for orientation in ORIENTATIONS for resolution in resolutions]
-    return tuple(choices[i] for i in rng.choice(len(choices), 2, replace=False))
+    plain = [Scan(experiment, resolution) for experiment in ONE_ORIENTATION for resolution in resolutions]
+    if number % 3 == 0:
+        mixed = [Scan(experiment, r) for experiment in MIXED for r in resolutions]
+        scan = mixed[rng.integers(len(mixed))]
+        pair = scan, replace(scan, fusion=True)
+    elif number % 3 == 2 and resolved:
+        experiment = ONE_ORIENTATION[rng.integers(len(ONE_ORIENTATION))]
+        pair = plain[rng.integers(len(plain))], Scan(experiment, resolved, super_resolution=True)
+    else:
+        return tuple(plain[i] for i in rng.choice(len(plain), 2, replace=False))
+    return tuple(pair[i] for i in rng.permutation(2))
 
 
 def whole(looked_at: Scene, position) -> dict[str, dict[str, np.ndarray]]:
@@ -228,12 +292,70 @@ def whole(looked_at: Scene, position) -> dict[str, dict[str, np.ndarray]]:
     }
 
 
-def experiment_1(
-    looked_at: Scene, orientation: str, resolution: Resolution, position
+def sources(
+    looked_at: Scene, scan: Scan, position, resolver: "SuperResolver | None" = None, known: dict | None = None
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Contrast -> plane -> slice of an acquisition in which all contrasts are sliced alike, as in experiments
-    1a to 1c."""
-    return {
-        contrast: acquired(looked_at.images[contrast], orientation, resolution, position)
-        for contrast in CONTRASTS
-    }
+    """Contrast -> plane -> slice of what a scan gives to the harmonizer.
+
+    Parameters
+    ----------
+    looked_at : Scene
+    scan : Scan
+    position : tuple of three int
+    resolver : SuperResolver, optional
+        For a scan that is super-resolved.
+    known : dict, optional
+        Keeps the super-resolved planes of this scene: a plane that was there comes back at once.
+    """
+    given = whole(looked_at, position)
+    for contrast, orientation in EXPERIMENTS[scan.experiment].items():
+        image = looked_at.images[contrast]
+        if orientation == "3D":
+            continue
+        if scan.super_resolution:
+            store = {} if known is None else known.setdefault((contrast, orientation), {})
+            given[contrast] = super_resolved(image, orientation, resolver, position, store)
+        else:
+            given[contrast] = acquired(image, orientation, scan.resolution, position)
+    return given
+
+
+def super_resolved(
+    volume: np.ndarray,
+    orientation: str,
+    resolver: "SuperResolver",
+    position: tuple[int, int, int],
+    known: dict,
+) -> dict[str, np.ndarray]:
+    """Three planes through a voxel of what super-resolution makes of a 2D acquisition of a volume.
+
+    Parameters
+    ----------
+    volume : ndarray, shape (X, Y, Z)
+        1 mm, stored left, posterior, superior.
+    orientation : {"axial", "sagittal", "coronal"}
+        Of the slices.
+    resolver : SuperResolver
+        Of their resolution.
+    position : tuple of three int
+        The voxel.
+    known : dict
+        (plane, index) -> slice, of those that were made of this acquisition; is added to.
+
+    Returns
+    -------
+    dict of str to ndarray, 2D
+        Plane -> slice, in the order of the volume's axes.
+    """
+    from helpers import super_resolution
+
+    missing = [plane for plane, axis in AXIS.items() if (plane, position[axis]) not in known]
+    if missing:
+        stack, affine = degradation.degrade(volume, AFFINE, orientation, resolver.resolution)
+        length = volume.shape[AXIS[orientation]]
+        for plane in missing:
+            index = position[AXIS[plane]]
+            known[plane, index] = super_resolution.super_resolve_plane(
+                stack, affine, resolver.resolution, resolver, AXIS[plane], index, length
+            )
+    return {plane: known[plane, position[axis]] for plane, axis in AXIS.items()}

@@ -25,7 +25,7 @@ from helpers.analysis import figures
 from helpers.drawing import BLUE, GREEN, ORANGE, VERMILLION
 from helpers.grid import AXIS
 from helpers.lab import live
-from helpers.study import CONTRASTS, EXPERIMENTS, ORIENTATIONS, RESOLUTIONS, Resolution
+from helpers.study import CONTRASTS, EXPERIMENTS, ONE_ORIENTATION, RESOLUTIONS, Resolution
 
 _DPI = 80
 _FILTERS = {
@@ -97,6 +97,10 @@ def _slider(description: str, value: float, low: float, high: float, step: float
 
 def _choice(description: str, options, value, **look):
     return w.Dropdown(options=options, value=value, description=description, **(_WIDE | look))
+
+
+def _switch(description: str):
+    return w.Checkbox(False, description=description, indent=False, layout=w.Layout(width="auto"))
 
 
 #: How controls look: beside a panel of pictures on top of each other, and in the app, where they also wait
@@ -336,6 +340,14 @@ class ProfilePanel:
 
 # ---------------------------------------------------------------- notebook 07
 
+#: The experiments in the words of the menu, which is as narrow as the sliders.
+_EXPERIMENTS = [
+    (
+        f"{name}: {how['T1w'] if name in ONE_ORIENTATION else ', '.join(v[:3] for v in how.values())}",
+        name,
+    )
+    for name, how in EXPERIMENTS.items()
+]
 _COLUMNS = ("3D image", "as acquired", "3D image, harmonized", "harmonized", "difference of the two")
 _WHITE, _DIFFERENCE = (
     1.45,
@@ -369,9 +381,20 @@ def _brain_axes(axes, plane: str, **look):
     return image
 
 
+def _words(scan: live.Scan) -> str:
+    """A scan, as it is announced to the room."""
+    how = EXPERIMENTS[scan.experiment]
+    if scan.experiment in ONE_ORIENTATION:
+        slices = f"{how[CONTRASTS[0]]} slices"
+    else:
+        slices = ", ".join(f"{contrast} {orientation}" for contrast, orientation in how.items())
+    remedies = ", super-resolved" * scan.super_resolution + ", fused by resolution" * scan.fusion
+    return f"{slices}, {scan.resolution.label} mm{remedies}"
+
+
 class Explorer:
-    """Choose an acquisition and look at it in three planes: the 3D image, what was acquired, and both
-    harmonized.
+    """Choose a scan, with remedies or without, and look at it in three planes: the 3D image, what was
+    acquired, and both harmonized.
 
     Parameters
     ----------
@@ -383,6 +406,8 @@ class Explorer:
     targets : dict of str to helpers.haca3.Target
     resolution : Resolution
         To begin with.
+    resolver : helpers.super_resolution.SuperResolver, optional
+        Without it there is no super-resolution.
     """
 
     def __init__(
@@ -392,28 +417,33 @@ class Explorer:
         model,
         targets: Mapping,
         resolution: Resolution,
+        resolver=None,
     ):
-        self.open_subject, self.model, self.targets = open_subject, model, targets
+        self.open_subject, self.model, self.targets, self.resolver = open_subject, model, targets, resolver
         self.controls = {
             "subject": _choice("subject", list(subjects), subjects[0], **_NARROW),
             "contrast": _choice("contrast", list(CONTRASTS), CONTRASTS[0], **_NARROW),
-            "orientation": _choice("slices", list(ORIENTATIONS), ORIENTATIONS[0], **_NARROW),
+            "experiment": _choice("slices", _EXPERIMENTS, "1a", **_NARROW),
             "thickness": _slider("thickness", resolution.thickness_mm, 1, 10, 0.1, **_PATIENT),
             "gap": _slider("gap", resolution.gap_mm, 0, 5, 0.1, **_PATIENT),
             "left": _slider("left", 92, *_SHOWN[0], 1, **_PATIENT),
             "back": _slider("back", 112, *_SHOWN[1], 1, **_PATIENT),
             "up": _slider("up", 88, *_SHOWN[2], 1, **_PATIENT),
+            "super_resolution": _switch("super-resolve"),
+            "fusion": _switch("fuse by resolution"),
         }
         self.scores = w.HTML()
         self.picture = Picture(11.4, 7.0, self._layout)
         # what is shown -> the 3D image and its harmonization: an acquisition does not change them
         self.known = {}
+        self.resolved = {}  # the same for the planes that were super-resolved, of one subject
         for control in self.controls.values():
             control.observe(self.update, "value")
         self.update()
+        *sliders, first, second = self.controls.values()
         self.widget = w.HBox(
             [
-                w.VBox([*self.controls.values(), self.scores], layout=w.Layout(flex="0 0 305px")),
+                w.VBox([*sliders, w.HBox([first, second]), self.scores], layout=w.Layout(flex="0 0 305px")),
                 self.picture.widget,
             ]
         )
@@ -444,6 +474,9 @@ class Explorer:
         value = {name: control.value for name, control in self.controls.items()}
         position = tuple(int(value[name]) for name in ("left", "back", "up"))
         resolution = Resolution(round(value["thickness"], 2), round(value["gap"], 2))
+        reasons = self._allow(value["experiment"], resolution)
+        remedies = {name: value[name] and not reasons[name] for name in reasons}
+        scan = live.Scan(value["experiment"], resolution, **remedies)
         looked_at, contrast = self.open_subject(value["subject"]), value["contrast"]
         aim = {contrast: self.targets[contrast]}
         shown = (value["subject"], contrast, position)
@@ -453,27 +486,50 @@ class Explorer:
                 shown: (whole, live.harmonized(self.model, aim, looked_at, whole, position)[contrast])
             }
         whole, truth = self.known[shown]
-        sources = live.experiment_1(looked_at, value["orientation"], resolution, position)
+        if value["subject"] not in self.resolved:
+            self.resolved = {value["subject"]: {}}
+        store = self.resolved[value["subject"]]
+        sources = live.sources(looked_at, scan, position, self.resolver, store)
         scale, norm = looked_at.scale[contrast], self.targets[contrast].norm
         self._put(_COLUMNS[0], whole[contrast], scale)
         self._put(_COLUMNS[1], sources[contrast], scale)
         self._put(_COLUMNS[2], truth, norm)
         self._move(position)
         self.picture.show()
-        made = live.harmonized(self.model, aim, looked_at, sources, position)[contrast]
+        made = live.harmonized(self.model, aim, looked_at, sources, position, scan.geometry())[contrast]
         self._put(_COLUMNS[3], made, norm)
         self._put(_COLUMNS[4], {plane: made[plane] - truth[plane] for plane in made}, norm)
         self.picture.show()
-        before = live.compare(whole[contrast], sources[contrast], looked_at, position)
         after = live.compare(truth, made, looked_at, position)
+        if EXPERIMENTS[scan.experiment][contrast] == "3D":
+            given = "as acquired <b>3D</b>"
+        else:
+            before = live.compare(whole[contrast], sources[contrast], looked_at, position)
+            how = "super-resolved" if scan.super_resolution else "as acquired"
+            given = f"{how} <b>{before[0]:.1f} dB</b>, SSIM {before[1]:.2f}"
         self.scores.value = _text(
             [
                 f"{resolution.label} mm: a slice every <b>{resolution.separation_mm:g} mm</b>",
-                f"as acquired <b>{before[0]:.1f} dB</b>, SSIM {before[1]:.2f}",
+                given,
                 f"harmonized <b>{after[0]:.1f} dB</b>, SSIM {after[1]:.2f}",
                 "<small>against the 3D image to the left of it,<br>inside the brain, in these planes</small>",
+                *(f"<small>{reason}</small>" for reason in reasons.values() if reason),
             ]
         )
+
+    def _allow(self, experiment: str, resolution: Resolution) -> dict[str, str]:
+        """Switch remedies off that cannot be had here: name of the control -> why, or nothing."""
+        reasons = {"super_resolution": "", "fusion": ""}
+        if self.resolver is None:
+            reasons["super_resolution"] = "no super-resolution: no network was given"
+        elif resolution != self.resolver.resolution:
+            known = self.resolver.resolution.label
+            reasons["super_resolution"] = f"no super-resolution: its network is for {known}"
+        if experiment in ONE_ORIENTATION:
+            reasons["fusion"] = "fusion changes nothing: all are sliced alike"
+        for name, reason in reasons.items():
+            self.controls[name].disabled = bool(reason)
+        return reasons
 
     def still(self) -> None:
         """Show it without its controls, as it is now."""
@@ -493,7 +549,7 @@ class Explorer:
 
 
 class Guess:
-    """Which of two acquisitions is harmonized better? The room says, then sees.
+    """Which of two scans is harmonized better: slices or remedies? The room says, then sees.
 
     Parameters
     ----------
@@ -505,13 +561,22 @@ class Guess:
         That is judged.
     seed : int
         Of the questions.
+    resolver : helpers.super_resolution.SuperResolver, optional
+        Without it no question is about super-resolution.
     """
 
     _POSITION = (92, 112, 88)
 
     def __init__(
-        self, subject: Callable[[], live.Scene], model, targets: Mapping, contrast: str = "T1w", seed: int = 0
+        self,
+        subject: Callable[[], live.Scene],
+        model,
+        targets: Mapping,
+        contrast: str = "T1w",
+        seed: int = 0,
+        resolver=None,
     ):
+        self.resolver = resolver
         self.subject, self.model, self.targets, self.contrast, self.seed = (
             subject,
             model,
@@ -550,12 +615,10 @@ class Guess:
     def ask(self, _button=None) -> None:
         """Show two acquisitions, and nothing of what becomes of them."""
         self.number += 1
-        self.choices = live.duel(self.number, RESOLUTIONS, self.seed)
+        can_resolve = self.resolver and self.resolver.resolution
+        self.choices = live.duel(self.number, RESOLUTIONS, self.seed, can_resolve)
         looked_at = self.subject()
-        self.sources = [
-            live.experiment_1(looked_at, orientation, resolution, self._POSITION)
-            for orientation, resolution in self.choices
-        ]
+        self.sources = [live.sources(looked_at, scan, self._POSITION, self.resolver) for scan in self.choices]
         nothing = {plane: np.zeros_like(image) for plane, image in self.sources[0][self.contrast].items()}
         for name, each in zip("AB", self.sources, strict=True):
             self._put(name, False, each[self.contrast], looked_at.scale[self.contrast])
@@ -570,11 +633,7 @@ class Guess:
         self.picture.show()
 
     def _describe(self):
-        lines = [
-            f"<b>{name}</b>: {orientation} slices, {resolution.label} mm."
-            for name, (orientation, resolution) in zip("AB", self.choices)
-        ]
-        return " ".join(lines)
+        return " ".join(f"<b>{name}</b>: {_words(scan)}." for name, scan in zip("AB", self.choices))
 
     def _answer(self, button=None):
         self._enable(False)
@@ -583,8 +642,10 @@ class Guess:
         whole = live.whole(looked_at, self._POSITION)
         aim = {self.contrast: self.targets[self.contrast]}
         truth, *made = (
-            live.harmonized(self.model, aim, looked_at, each, self._POSITION)[self.contrast]
-            for each in (whole, *self.sources)
+            live.harmonized(self.model, aim, looked_at, each, self._POSITION, geometry)[self.contrast]
+            for each, geometry in zip(
+                (whole, *self.sources), (None, *(scan.geometry() for scan in self.choices)), strict=True
+            )
         )
         scores = [live.compare(truth, image, looked_at, self._POSITION)[0] for image in made]
         for name, image in zip("AB", made, strict=True):
