@@ -104,6 +104,7 @@ SMALL = {
         "changes": {"name": "small", "remedies": ["super-resolution"], "teaching_steps": 2},
         "results": "",
     },
+    "a2_other_harmonizer": {"experiment": 3, "changes": {**SMALL_STUDY, "name": "other", "slice_step": 37}},
     "a1_train_harmonizer": {
         "subjects": 2,
         "slices": 8,

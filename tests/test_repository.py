@@ -128,7 +128,7 @@ FLOORS = (
     {"study", "compiler", "insides"},
     {"grid", "volumes", "linear", "layout", "drawing"},
     {"acquisition", "registration"},
-    {"haca3", "super_resolution", "analysis", "cohort", "protocol"},
+    {"haca3", "harmonizers", "super_resolution", "analysis", "cohort", "protocol"},
     {"lab", "pipeline"},
 )
 

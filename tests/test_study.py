@@ -398,6 +398,25 @@ WHOLE = {
 LADDER = {**TEN, "resolutions": ("5||1.5",)}
 SHIPPED_STUDIES = {
     "demo": {**TEN, "resolutions": ("3||0", "4||0", "5||1.5")},
+    "demo-none": {**TEN, "resolutions": ("3||0", "4||0", "5||1.5"), "harmonizer": "none"},
+    "demo-histogram": {**TEN, "resolutions": ("3||0", "4||0", "5||1.5"), "harmonizer": "histogram"},
+    "haca3-container": {
+        **TEN,
+        "resolutions": ("3||0", "4||0", "5||1.5"),
+        "harmonizer": {
+            "command": (
+                "singularity exec --nv -e haca3.sif haca3-test "
+                "--in-path {T1w} --in-path {T2w} --in-path {FLAIR} "
+                "--target-image {target_T1w} --target-image {target_T2w} --target-image {target_FLAIR} "
+                "--out-path {folder}/T1w.nii.gz --out-path {folder}/T2w.nii.gz "
+                "--out-path {folder}/FLAIR.nii.gz "
+                "--harmonization-model harmonization_public.pt --fusion-model fusion.pt "
+                "--intermediate-out-dir {folder}"
+            ).split(),
+            "output": "{contrast}_harmonized_fusion.nii.gz",
+            "time_limit_min": 90,
+        },
+    },
     "ten": {**TEN, "planes": ("ten-coronal", "ten-sagittal")},
     "ten-coronal": {**TEN, "reconstruction": ("coronal",)},
     "ten-sagittal": {**TEN, "reconstruction": ("sagittal",)},
@@ -455,6 +474,68 @@ def test_a_study_that_extends_another_does_not_write_into_its_folder_unless_it_s
     )
     plan = Study.from_toml(tmp_path / "b.toml")
     assert (plan.name, plan.output_dir) == ("b", "")
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        ("histogramm", "harmonizer is 'histogramm': did you mean histogram?"),
+        ("mine", "accepted are haca3, none, histogram, zscore, nyul, 'package.module:name', or a table"),
+        ("mine:", "harmonizer is 'mine:': accepted are"),
+        (3, "harmonizer is 3: accepted are"),
+        ({"comand": ["x"]}, "harmonizer: unknown key 'comand': did you mean command?"),
+        ({"output": "{contrast}.nii"}, "accepted is a table with a command"),
+        ({"command": "haca3 {T1w}"}, "harmonizer.command is 'haca3 {T1w}': accepted is a list of words"),
+        ({"command": []}, "harmonizer.command is"),
+        ({"command": ["x", "{T1}"]}, "harmonizer.command: unknown key 'T1': did you mean T1w?"),
+        (
+            {"command": ["x"], "output": "out.nii.gz"},
+            "harmonizer.output is 'out.nii.gz': accepted is the name",
+        ),
+        (
+            {"command": ["x"], "time_limit_min": 0},
+            "harmonizer.time_limit_min is 0: accepted are minutes above 0",
+        ),
+    ],
+)
+def test_a_harmonizer_that_cannot_be_one_is_refused_by_name(value, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Study(harmonizer=value)
+
+
+def test_what_haca3_alone_can_do_is_refused_to_others():
+    numbers = {"theta": [0, 0], "eta": [0, 0], "norm": 1}
+    with pytest.raises(ValueError, match="targets.FLAIR are theta, eta and norm, which HACA3 alone takes"):
+        Study(harmonizer="none", targets={"T1w": numbers, "T2w": numbers, "FLAIR": numbers})
+    with pytest.raises(ValueError, match="dropped is T2w with harmonizer histogram"):
+        Study(harmonizer="histogram", dropped=["T2w"])
+    with pytest.raises(ValueError, match="remedies has fusion, which HACA3 alone can do"):
+        Study(harmonizer="zscore", remedies=["super-resolution", "fusion"])
+    with pytest.raises(ValueError, match="harmonizer.command has {T2w}, which is dropped"):
+        Study(harmonizer={"command": ["x", "{T1w}", "{T2w}"]}, dropped=["T2w"])
+    assert Study(harmonizer={"command": ["x", "{T1w}"]}, dropped=["T2w"]).harmonizer_name == "x"
+
+
+def test_a_harmonizer_beside_the_study_file_is_found_from_anywhere(tmp_path):
+    (tmp_path / "pack").mkdir()
+    for name in ("mine.py", "pack/__init__.py", "pack/inner.py", "tool", "weights.pt"):
+        (tmp_path / name).write_text("")
+    program = '[harmonizer]\ncommand = ["./tool", "weights.pt", "{T1w}", "elsewhere.pt"]\n'
+    write_files(tmp_path, a='harmonizer = "mine:Own"\n', b='harmonizer = "pack.inner:own"\n', c=program)
+    write_files(tmp_path, **{"sub/d": 'extends = "../a.toml"\n'}, e='harmonizer = "numpy:Own"\n')
+    plans = {name: Study.from_toml(tmp_path / f"{name}.toml") for name in ("a", "b", "c", "sub/d", "e")}
+    assert plans["a"].harmonizer == plans["sub/d"].harmonizer == f"{tmp_path}/mine:Own"
+    assert plans["a"].harmonizer_name == "mine:Own"
+    assert plans["b"].harmonizer == f"{tmp_path}/pack.inner:own"
+    assert plans["c"].harmonizer.command == (
+        f"{tmp_path}/tool",
+        f"{tmp_path}/weights.pt",
+        "{T1w}",
+        "elsewhere.pt",
+    )
+    assert plans["e"].harmonizer == "numpy:Own"
+    for plan in plans.values():
+        assert Study(**plan.literals()) == plan
 
 
 def test_a_study_file_has_the_cluster_of_the_file_that_it_extends_or_its_own(tmp_path):

@@ -39,6 +39,8 @@ ARMS = {
 VARIANTS = {"haca3": "first", "haca3plus": "union"}
 PRECISIONS = ("float32", "bfloat16")
 BRAINS = ("extract", "keep")
+#: Harmonizers that come with the repository. All but the first are simple: each contrast by itself.
+HARMONIZERS = ("haca3", "none", "histogram", "zscore", "nyul")
 
 #: The subject that stands for images given as targets.
 TARGET = "target"
@@ -60,6 +62,12 @@ ENTITIES = re.compile(r"[A-Za-z]+-[A-Za-z0-9+]+(_[A-Za-z]+-[A-Za-z0-9+]+)*")
 
 #: A study.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
+
+#: A harmonizer of one's own: where its module is, unless Python finds it, the module, and a name in it.
+_OWN_HARMONIZER = re.compile(r"(.*/)?[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+#: In the command of a program: the place of a file, or of the folder that it works in.
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 _RESOLUTION = re.compile(r"\s*(\d+(?:[.p]\d+)?)\s*(?:\|\||‖|skip)\s*(\d+(?:[.p]\d+)?)\s*")
 
@@ -130,6 +138,62 @@ class Resolution:
                 "'5skip1p5'"
             )
         return cls(*(float(number.replace("p", ".")) for number in match.groups()))
+
+
+@dataclass(frozen=True)
+class Program:
+    """A harmonizer that is a program: files in, files out (`helpers.harmonizers.program`).
+
+    Parameters
+    ----------
+    command : tuple of str
+        The program and its arguments, as they are: no shell sees them. ``{T1w}``, ``{T2w}`` and ``{FLAIR}``
+        stand for the files of the sources, ``{target_T1w}`` and so on for those of the targets, ``{folder}``
+        for the empty folder in which it is started and which is removed afterwards.
+    output : str
+        The files that it leaves in that folder, with ``{contrast}`` for the contrast.
+    time_limit_min : float
+        Minutes after which it is ended.
+
+    Raises
+    ------
+    ValueError
+        Naming the field, its value and what is accepted.
+    """
+
+    command: tuple[str, ...]
+    output: str = "{contrast}.nii.gz"
+    time_limit_min: float = 60
+
+    def __post_init__(self):
+        parts = self.command
+        if (
+            not isinstance(parts, (list, tuple))
+            or not parts
+            or not all(isinstance(e, str) and e for e in parts)
+        ):
+            raise ValueError(
+                f"harmonizer.command is {parts!r}: accepted is a list of words, the program first"
+            )
+        object.__setattr__(self, "command", tuple(parts))
+        known = [*CONTRASTS, *(f"target_{contrast}" for contrast in CONTRASTS), "folder"]
+        require_keys("harmonizer.command", self.placeholders, known)
+        output = self.output
+        if (
+            not isinstance(output, str)
+            or "{contrast}" not in output
+            or not output.endswith((".nii", ".nii.gz"))
+        ):
+            accepted = "accepted is the name of a NIfTI file with {contrast} in it"
+            raise ValueError(f"harmonizer.output is {output!r}: {accepted}")
+        limit = self.time_limit_min
+        if isinstance(limit, bool) or not isinstance(limit, Real) or not 0 < limit < math.inf:
+            raise ValueError(f"harmonizer.time_limit_min is {limit!r}: accepted are minutes above 0")
+
+    @property
+    def placeholders(self) -> list[str]:
+        """The names in braces in its command."""
+        return [name for part in self.command for name in _PLACEHOLDER.findall(part)]
 
 
 #: The eight resolutions in the paper's order. Their separations are 3, 4, 4, 5, 5.2, 5, 6, 6.5 mm: not
@@ -244,6 +308,40 @@ def expand_path(path: str | Path) -> Path:
             f"path is {text!r}: there is no {what} {unset[0]}: accepted are those that are there"
         )
     return Path(expanded)
+
+
+def _harmonizer(value) -> str | Program:
+    """A harmonizer by its name, as a module and a name in it, or as a program."""
+    if isinstance(value, Program) or (isinstance(value, str) and value in HARMONIZERS):
+        return value
+    if isinstance(value, Mapping):
+        require_keys("harmonizer", value, [field.name for field in fields(Program)])
+        if "command" not in value:
+            raise ValueError(f"harmonizer is {dict(value)!r}: accepted is a table with a command")
+        return Program(**value)
+    if isinstance(value, str) and _OWN_HARMONIZER.fullmatch(value):
+        return value
+    near = difflib.get_close_matches(str(value), HARMONIZERS, 1)
+    own = "'package.module:name', or a table with a command"
+    accepted = f"did you mean {near[0]}?" if near else f"accepted are {', '.join(HARMONIZERS)}, {own}"
+    raise ValueError(f"harmonizer is {value!r}: {accepted}")
+
+
+def _beside(folder: Path, harmonizer):
+    """What a study file says of its harmonizer; modules and files that lie in `folder`, beside it, by their
+    absolute paths: notebooks run elsewhere."""
+    if isinstance(harmonizer, str) and _OWN_HARMONIZER.fullmatch(harmonizer):
+        place, _, module = harmonizer.partition(":")[0].rpartition("/")
+        path = folder / place / module.replace(".", "/")
+        if path.with_name(f"{path.name}.py").is_file() or (path / "__init__.py").is_file():
+            return f"{(folder / place).resolve()}/{module}:{harmonizer.rpartition(':')[2]}"
+    if isinstance(harmonizer, Mapping) and isinstance(harmonizer.get("command"), list):
+        parts = [
+            str((folder / part).resolve()) if isinstance(part, str) and (folder / part).is_file() else part
+            for part in harmonizer["command"]
+        ]
+        return {**harmonizer, "command": parts}
+    return harmonizer
 
 
 def _per_contrast(field: str, values, settle) -> tuple:
@@ -419,6 +517,11 @@ class Study:
         Planes in which HACA3 runs, of `ORIENTATIONS`; several are fused into one volume.
     slice_step : int
         1: whole volumes. Otherwise a preview of every `slice_step`-th slice of the one reconstruction plane.
+    harmonizer : str or Program
+        ``haca3``, or another to put through the same study: one of `HARMONIZERS`, ``"package.module:name"``
+        for one of your own, or a table with a ``command`` for a program (docs/harmonizers.md). Only HACA3
+        takes notice of `anatomy`, `mask`, `weights`, `fusion`, `variant`, `precision` and `compiled`; the
+        others are given whole volumes.
     anatomy : str
         How anatomy codes are sampled: one of `ANATOMIES`.
     mask : str
@@ -483,6 +586,7 @@ class Study:
     transform: str = "known"
     reconstruction: tuple[str, ...] = ("axial",)
     slice_step: int = 11
+    harmonizer: str | Program = "haca3"
     anatomy: str = "shared"
     mask: str = ""
     weights: str = "data/models/harmonizer-small.pt"
@@ -609,6 +713,8 @@ class Study:
         if self.targets and len(self.targets) < len(CONTRASTS):
             missing = ", ".join(contrast for contrast in CONTRASTS if contrast not in dict(self.targets))
             raise ValueError(f"targets has no {missing}: accepted are all of {', '.join(CONTRASTS)}, or none")
+        settle("harmonizer", _harmonizer(self.harmonizer))
+        self._check_harmonizer()
         if not isinstance(self.compiled, bool):
             raise ValueError(f"compiled is {self.compiled!r}: accepted are true and false")
         for field, least in (("slice_step", 1), ("teaching_steps", 1), ("seed", 0)):
@@ -632,6 +738,41 @@ class Study:
                 f"reconstruction is {', '.join(self.reconstruction)}: accepted for a fusion network are one "
                 "plane or all three"
             )
+
+    def _check_harmonizer(self):
+        """Refuse what only HACA3 can do, and what a program would look for in vain."""
+        harmonizer = self.harmonizer
+        if harmonizer == "haca3":
+            return
+        numbers = [contrast for contrast, target in self.targets if not isinstance(target, str)]
+        if numbers:
+            accepted = f"accepted with harmonizer {self.harmonizer_name} are images"
+            raise ValueError(
+                f"targets.{numbers[0]} are theta, eta and norm, which HACA3 alone takes: {accepted}"
+            )
+        if self.dropped and harmonizer in HARMONIZERS:
+            accepted = "accepted are harmonizers that make a contrast from the others"
+            raise ValueError(
+                f"dropped is {', '.join(self.dropped)} with harmonizer {harmonizer}, which has nothing to "
+                f"make that contrast from: {accepted}"
+            )
+        if "fusion" in self.remedies:
+            alone = "which HACA3 alone can do: accepted with harmonizer"
+            raise ValueError(f"remedies has fusion, {alone} {self.harmonizer_name} is super-resolution")
+        if isinstance(harmonizer, Program):
+            for contrast in self.dropped:
+                if contrast in harmonizer.placeholders:
+                    raise ValueError(
+                        f"harmonizer.command has {{{contrast}}}, which is dropped: accepted are the files of "
+                        f"{', '.join(self.given)}"
+                    )
+
+    @property
+    def harmonizer_name(self) -> str:
+        """What tables and figures call the harmonizer: for a program the name of its file."""
+        if isinstance(self.harmonizer, Program):
+            return Path(self.harmonizer.command[0]).name
+        return self.harmonizer.rpartition("/")[2]
 
     @classmethod
     def from_toml(cls, path: str | Path) -> "Study":
@@ -696,6 +837,8 @@ class Study:
             # Where it is computed is for `helpers.pipeline.cluster` to read: it does not decide what is
             # computed.
             require_keys(str(file), values, [*known, "extends", "cluster"])
+            if "harmonizer" in values:
+                values["harmonizer"] = _beside(file.parent, values["harmonizer"])
             values = (
                 {"name": file.stem}
                 | inherited
@@ -717,6 +860,8 @@ class Study:
             contrast: each if isinstance(each, str) else _target_table(each)
             for contrast, each in self.targets
         }
+        if isinstance(self.harmonizer, Program):
+            plain["harmonizer"] |= {"command": list(self.harmonizer.command)}
         return {
             **plain,
             "resolutions": [each.label for each in self.resolutions],

@@ -45,6 +45,17 @@ def record_use(path: str | Path, written: bool = False) -> None:
         _noted.add((trace, *entry))
 
 
+@contextlib.contextmanager
+def unrecorded() -> Iterator[None]:
+    """Note nothing of what is read and written meanwhile (`record_use`): files that are gone in a moment."""
+    trace = os.environ.pop(TRACE, None)
+    try:
+        yield
+    finally:
+        if trace is not None:
+            os.environ[TRACE] = trace
+
+
 def look(path: str | Path) -> list[int] | None:
     """Size and modification time in ns of a file; None if there is none. Reading it changes neither."""
     try:

@@ -20,6 +20,7 @@ from helpers.analysis import claims, metrics
 from helpers.cohort import examination, phantom, preparation
 from helpers.haca3 import checkpoint, harmonizer
 from helpers.haca3.fast.fusion import BoxedFusion
+from helpers.harmonizers import simple
 from helpers.pipeline import cache, models, steps
 from helpers.study import Resolution
 
@@ -147,6 +148,14 @@ def harmonized():
     return [target.theta, target.eta, target.norm, slices, weights[np.isfinite(weights)], apart, fused]
 
 
+def harmonized_otherwise():
+    """Values of a brain by each of the simple harmonizers."""
+    draw = np.random.default_rng(6)
+    source, target = draw.gamma(3, 30, 6000), draw.gamma(5, 100, 5000)
+    source, target = source.astype(np.float32), target.astype(np.float32)
+    return [tool.match(source, target) for tool in simple.SIMPLE.values()]
+
+
 def scores():
     truth, made = blob(3), blob(3) + 0.1 * blob(4)
     rows, preview = (
@@ -177,6 +186,7 @@ COMPUTE = {
     "super-resolution": super_resolved,
     "registration": registered,
     "harmonization": harmonized,
+    "other harmonizers": harmonized_otherwise,
     "scores": scores,
     "analysis": verdicts,
 }

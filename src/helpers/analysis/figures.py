@@ -101,8 +101,11 @@ def score_figure(table: pd.DataFrame, number: int, region: str = "brain"):
         ax.set_title(f"Experiment {experiment}")
         ax.set_ylabel(MEASURES[measure] + (" of 2D slices" if column not in MEASURES else ""))
         ax.yaxis.set_tick_params(labelleft=True)
+    who = drawn.harmonizer.iloc[0] if "harmonizer" in drawn else "HACA3"
     if "dropped" in drawn:
-        fig.suptitle(f"HACA3 without {drawn.dropped.iloc[0].replace('+', ' and ')} among its sources")
+        fig.suptitle(f"{who} without {drawn.dropped.iloc[0].replace('+', ' and ')} among its sources")
+    elif "harmonizer" in drawn:
+        fig.suptitle(f"Harmonizer: {who}")
     handles, names = axes.flat[0].get_legend_handles_labels()
     handles += [plt.Line2D([], [], color=drawing.GREY, lw=0.9), plt.Line2D([], [], color="0.45", ls=":")]
     names += ["no harmonizer", "self-noise ceiling"]

@@ -17,7 +17,7 @@ VERSION = ("transform", "reconstruction", "anatomy", "mask", "slice_step", "seed
 NOTHING = "nothing"
 
 # Columns of studies that have something in them, and what their absence means.
-_RARE = {"dropped": NOTHING}
+_RARE = {"dropped": NOTHING, "harmonizer": "haca3"}
 
 LABELS = tuple(each.label for each in RESOLUTIONS)
 SEPARATIONS_MM = np.array([each.separation_mm for each in RESOLUTIONS])
@@ -100,7 +100,8 @@ class Data:
         held = getattr(self, table)
         if not held:
             name = {"weights": "attention", "cutoffs": "frequencies"}.get(table, table)
-            raise NotRun(f"no table of {name}", f"{name} were not measured" if name == "frequencies" else "")
+            plain = {"frequencies": "frequencies were not measured", "attention": "there is no attention"}
+            raise NotRun(f"no table of {name}", plain.get(name, ""))
         if key not in held:
             dropped = f", with {' and '.join(sorted(self.dropped))} dropped" if self.dropped else ""
             experiment = next(part for part in key if part in EXPERIMENTS)

@@ -42,6 +42,7 @@ STAGES = {
     "super-resolution": Stage(1, ("torch", "sigpy", "numpy", "scipy")),
     "registration": Stage(1, ("antspyx", "numpy", "scipy")),
     "harmonization": Stage(2, ("torch", "numpy", "scipy")),
+    "other harmonizers": Stage(1, ("numpy", "scikit-image", "antspyx")),
     "scores": Stage(1, ("numpy", "scipy", "scikit-image")),
     "analysis": Stage(1, ("numpy", "scipy", "statsmodels", "pandas", "matplotlib")),
 }

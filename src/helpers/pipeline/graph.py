@@ -11,7 +11,7 @@ from pathlib import Path
 from helpers import layout
 from helpers.cohort import phantom
 from helpers.pipeline import cache, participants
-from helpers.study import GROUND_TRUTH, TARGET, Study
+from helpers.study import GROUND_TRUTH, TARGET, Program, Study
 
 #: The stages (`cache.STAGES`) whose results a notebook makes or shows: it is executed again when one of them
 #: changes.
@@ -21,6 +21,7 @@ STAGES = {
     "02": ("degradation",),
     "03": ("super-resolution", "registration"),
     "04": ("harmonization", "scores"),
+    "a2": ("other harmonizers", "scores"),
     "05": ("scores", "analysis"),
     "08": ("super-resolution",),
 }
@@ -29,13 +30,15 @@ STAGES = {
 #: and for each image that it makes. Harmonizing depends on how much of a volume is wanted, registering on the
 #: transform.
 COST_S = {"00": (9, 3), "01": (6, 0), "02": (7, 0.25), "03": (20, 0.2), "04": (7, 0.5), "05": (20, 0)}
-COST_S["08"] = (60, 0)
+COST_S |= {"08": (60, 0), "a2": (7, 0.5)}
 _TEACHING_STEP_S = 0.12  # of a network that super-resolves
 _RESOLVED_S = 30  # more for a registered volume that is super-resolved before
 _WHOLE_VOLUME_S = 0.5  # more for a registered volume that is written whole
 _ESTIMATED_TRANSFORM_S = 6.5
 _ENCODING_S = 0.9  # of a source in a preview
 _PLANE_S = {False: 40, True: 16}  # of a whole plane of three targets; compiled or not
+#: Of three targets by another harmonizer than HACA3, and by a program: guesses.
+_OTHER_S, _PROGRAM_S = 2, 300
 _FUSED_S = 22  # by the network; the median takes a second
 _PREPARATION_S = 110  # of one's own images of a subject: examined, registered to MNI, skull-stripped
 
@@ -127,6 +130,9 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
     )
     # what other studies have to do with it, that of the last.
     untold = ("bids_dir", "select", "brain", *(() if remedied else ("taught_on", "teaching_steps")))
+    other = plan.harmonizer != "haca3"
+    # A study of HACA3 need not say so: its notebooks stay done.
+    untold += () if other else ("harmonizer",)
     analysed = tuple(field for field in literals if field not in untold)
     harmonized = tuple(
         field for field in analysed if field not in ("subjects", "experiments", "planes", "ladder")
@@ -151,6 +157,9 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
     )
     harmonized_mb = 3 * _HARMONIZED_MB / plan.slice_step
     encoding_s = 0 if whole else _ENCODING_S
+    if other:
+        harmonized_s = _PROGRAM_S if isinstance(plan.harmonizer, Program) else _OTHER_S
+        encoding_s = 0
     target = []
     if not plan.targets:
         target = [
@@ -181,7 +190,8 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
         settings |= {"other_experiments": list(others)} if others else {}
         number = sum(rows.values())
         more_s = number * harmonized_s + encodings * encoding_s
-        return add("04_harmonization", who, settings, needs, number, number * harmonized_mb, more_s)
+        notebook = "a2_other_harmonizer" if other else "04_harmonization"
+        return add(notebook, who, settings, needs, number, number * harmonized_mb, more_s)
 
     # What is simulated is simulated whole, and never unfit: it can go through the first notebooks together
     # with its neighbours.

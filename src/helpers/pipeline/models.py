@@ -5,6 +5,7 @@ import hashlib
 from pathlib import Path
 
 from helpers import compiler, layout, volumes
+from helpers.harmonizers import protocol
 from helpers.study import Study
 
 
@@ -13,13 +14,16 @@ def checkpoints(plan: Study) -> tuple[Path, ...]:
 
 
 def check_models(plan: Study) -> None:
-    """Load the study's checkpoints, so that one that does not fit is refused before anything starts.
+    """Load the study's harmonizer, so that one that does not fit is refused before anything starts.
 
     Raises
     ------
     FileNotFoundError, ValueError
         Naming the file, and what of it does not fit.
     """
+    if plan.harmonizer != "haca3":
+        protocol.load(plan.harmonizer)
+        return
     for field in ("weights", "fusion"):
         if value := getattr(plan, field):
             try:

@@ -198,7 +198,10 @@ def _settings(plan: Study) -> str:
     resolutions = ", ".join(each.label for each in plan.resolutions).replace("||", "‖")
     planes = f"{_listed(plan.reconstruction)} plane{'s' if len(plan.reconstruction) > 1 else ''}{step}"
     experiments = ", ".join(plan.experiments)
-    return f"{len(plan.subjects)} subjects, experiments {experiments}, resolutions {resolutions}, {planes}."
+    who = "" if plan.harmonizer == "haca3" else f" Harmonizer: {plan.harmonizer_name}."
+    return (
+        f"{len(plan.subjects)} subjects, experiments {experiments}, resolutions {resolutions}, {planes}.{who}"
+    )
 
 
 def _failures(states: pd.DataFrame) -> list[str]:

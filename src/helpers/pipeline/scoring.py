@@ -10,7 +10,16 @@ import pandas as pd
 from helpers import grid, layout, volumes
 from helpers.grid import AXIS
 from helpers.pipeline import cache, folders, participants, steps
-from helpers.study import CONTRASTS, EXPERIMENTS, GROUND_TRUTH, ONE_ORIENTATION, Resolution, Study, sources
+from helpers.study import (
+    CONTRASTS,
+    EXPERIMENTS,
+    GROUND_TRUTH,
+    ONE_ORIENTATION,
+    ORIENTATIONS,
+    Resolution,
+    Study,
+    sources,
+)
 
 
 def scores(plan: Study, subject: int | str, experiment: str) -> pd.DataFrame:
@@ -204,8 +213,11 @@ def attention(plan: Study, subject: int | str, experiment: str) -> pd.DataFrame:
     -------
     DataFrame
         One row per resolution, target contrast, reconstruction plane and source contrast: ``weight`` (mean
-        over the slices, by the area of the brain in each) and ``weight_sd`` (over the slices).
+        over the slices, by the area of the brain in each) and ``weight_sd`` (over the slices). Empty with
+        another harmonizer than HACA3, which has no attention.
     """
+    if plan.harmonizer != "haca3":
+        return pd.DataFrame()
     rows = []
     for resolution in [None] if experiment == GROUND_TRUTH else plan.resolutions:
         for target, path in steps.harmonized(plan, subject, experiment, resolution).items():
@@ -226,7 +238,9 @@ def attention(plan: Study, subject: int | str, experiment: str) -> pd.DataFrame:
 
 def all_attention(plan: Study) -> pd.DataFrame:
     """`attention` of every subject in every experiment and in the ground truth; written as
-    ``tables/attention.csv``."""
+    ``tables/attention.csv``. With another harmonizer than HACA3 there is none, and nothing is written."""
+    if plan.harmonizer != "haca3":
+        return pd.DataFrame()
     parts = [
         attention(plan, subject, experiment)
         for subject in plan.subjects
@@ -331,6 +345,18 @@ def _about(subject: int | str, experiment: str, resolution: Resolution | None, c
 
 
 def _how(plan: Study) -> dict:
+    if plan.harmonizer != "haca3":
+        # It sees whole volumes, so a plane matters to a preview alone: that is what is looked at.
+        planes = plan.reconstruction if plan.slice_step > 1 else ORIENTATIONS
+        return {
+            "reconstruction": "+".join(planes),
+            "transform": plan.transform,
+            **dict.fromkeys(("anatomy", "mask"), "not used"),
+            "slice_step": plan.slice_step,
+            "seed": plan.seed,
+            **({"dropped": "+".join(plan.dropped)} if plan.dropped else {}),
+            "harmonizer": plan.harmonizer_name,
+        }
     columns = ("transform", "anatomy", "mask", "slice_step", "seed")
     # Only where a study has them, so that tables, and the keys that hold this, stay what they were.
     rare = {"dropped": "+".join(plan.dropped)} if plan.dropped else {}
@@ -406,11 +432,14 @@ def figure_2_panels(
     -------
     dict
         Title -> ndarray, 2D, upright, in units of the 95th percentile by which HACA3 scales a volume: that of
-        the subject's 3D image for the originals, that of the target image for the harmonized ones.
+        the subject's 3D image for the originals, that of the target image for the harmonized ones; with
+        another harmonizer than HACA3 that of the harmonized 3D image.
     """
+    haca3 = plan.harmonizer == "haca3"
+    truth = () if haca3 else volumes.read(steps.harmonized(plan, subject, GROUND_TRUTH, None)["T1w"])[0]
     scale = {
         "original": np.percentile(cache.read_volume(participants.cohort(plan, subject)["T1w"])[0], 95),
-        "harmonized": steps.targets(plan)["T1w"].norm,
+        "harmonized": steps.targets(plan)["T1w"].norm if haca3 else np.percentile(truth, 95),
     }
     panels = {"original": {}, "harmonized": {}}
     for label, (experiment, resolution) in examples.items():

@@ -15,12 +15,14 @@ import numpy as np
 from helpers import grid, layout, volumes
 from helpers.cohort import phantom
 from helpers.grid import AXIS
+from helpers.harmonizers import protocol
 from helpers.pipeline import cache, folders, models, participants
 from helpers.study import (
     CONTRASTS,
     GRID_MM,
     ORIENTATIONS,
     TARGET,
+    Program,
     Resolution,
     Study,
     sources,
@@ -287,7 +289,8 @@ def harmonized(
     experiment : str
         A key of Table 1, or ``"3D"`` for the ground truth (then `resolution` is None).
     again : bool
-        Sample the anatomy with another seed: two ground truths give the self-noise ceiling.
+        Sample the anatomy with another seed, or ask another harmonizer than HACA3 a second time: two ground
+        truths give the self-noise ceiling.
     arm : str
         One of `Study.arms`. Arms whose remedies change nothing in an experiment share their images.
 
@@ -305,6 +308,10 @@ def harmonized(
         contrast: layout.image(folders.root(plan), subject, contrast, desc=desc, rec=experiment, res=res)
         for contrast in CONTRASTS
     }
+    if plan.harmonizer != "haca3":
+        source = (plan, subject, experiment, resolution, resolved)
+        _harmonize_otherwise(*source, again, inputs, aims, paths)
+        return paths
     settings = {
         "orientations": list(plan.reconstruction),
         "anatomy": plan.anatomy,
@@ -381,6 +388,52 @@ def harmonized(
     return paths
 
 
+def _harmonize_otherwise(
+    plan: Study,
+    subject: int | str,
+    experiment: str,
+    resolution: Resolution | None,
+    resolved: bool,
+    again: bool,
+    inputs: dict[str, Path],
+    aims: dict[str, Path],
+    paths: dict[str, Path],
+) -> None:
+    """`harmonized` with another harmonizer than HACA3, which sees whole volumes."""
+    masks = [participants.cohort(plan, each)["mask"] for each in (subject, _target_subject(plan))]
+    parents = [*inputs.values(), *aims.values(), *masks]
+    identity = protocol.identity(plan.harmonizer)
+    orientations = plan.sources(experiment)
+    parameters = {"harmonizer": identity, "again": again}
+    if plan.slice_step > 1:
+        parameters |= {"plane": plan.reconstruction[0], "slice_step": plan.slice_step}
+    key = cache.key("other harmonizers", parents, parameters)
+
+    def work(missing):
+        sources = {
+            contrast: _given(plan, subject, contrast, orientation, resolution, resolved)
+            for contrast, orientation in orientations.items()
+        }
+        tool = protocol.load(plan.harmonizer)
+        if isinstance(plan.harmonizer, Program):
+            name = paths[missing[0]].name.removesuffix(".nii.gz").rpartition("_")[0]
+            log = folders.folder(plan) / "report" / "programs" / f"{name}.log"
+            tool = dataclasses.replace(tool, log=log)
+        made = tool.harmonize(sources, _given_targets(plan))
+        images = protocol.check_images(plan.harmonizer_name, made)
+        facts = {
+            "Experiment": experiment,
+            "SourceOrientations": orientations,
+            "Transform": plan.transform,
+            "Harmonization": {"harmonizer": identity, "slice_step": plan.slice_step},
+            **(_resolution(resolution) if resolution else {}),
+        }
+        for contrast in missing:
+            yield *visited(plan, images[contrast], grid.AFFINE), facts
+
+    cache.compute(paths, key, parents, work)
+
+
 def _geometry(orientations: dict[str, str], resolution: Resolution) -> dict:
     """How the slices of the sources were acquired, as an argument of the harmonizer."""
     from helpers.haca3 import Acquisition
@@ -396,6 +449,10 @@ def target_images(plan: Study) -> dict[str, Path]:
         return {contrast: participants.cohort(plan, phantom.TARGET_SEED)[contrast] for contrast in CONTRASTS}
     given = [contrast for contrast, each in plan.targets if isinstance(each, str)]
     return {contrast: participants.cohort(plan, TARGET)[contrast] for contrast in given}
+
+
+def _target_subject(plan: Study) -> int | str:
+    return TARGET if plan.targets else phantom.TARGET_SEED
 
 
 def visited(plan: Study, volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -511,6 +568,50 @@ def source_volume(
     if orientation == "3D":
         return cache.read_volume(participants.cohort(plan, subject)[contrast])[0]
     return registered_volume(plan, subject, contrast, orientation, resolution, resolved=resolved)
+
+
+def _given(
+    plan: Study,
+    subject: int | str,
+    contrast: str,
+    orientation: str,
+    resolution: Resolution | None,
+    resolved: bool,
+):
+    """A source as another harmonizer than HACA3 takes it: the brain, whole, or what the harmonizer's own
+    `encode` makes of it."""
+    if orientation == "3D":
+        resolution, resolved, path = None, False, participants.cohort(plan, subject)[contrast]
+    else:
+        path = registered(plan, subject, contrast, orientation, resolution, resolved=resolved)
+    mask = participants.cohort(plan, subject)["mask"]
+    versions = (cache.content_hash(path), cache.content_hash(mask))
+    return _given_version(plan, subject, contrast, orientation, resolution, resolved, versions)
+
+
+# 12: the three 3D images and the nine stacks of one resolution, 38 MB each.
+@functools.lru_cache(maxsize=12)
+def _given_version(plan: Study, subject, contrast, orientation, resolution, resolved, versions):
+    image = source_volume(plan, subject, contrast, orientation, resolution, versions[0], resolved=resolved)
+    image = _brain_of(image, participants.cohort(plan, subject)["mask"])
+    encode = getattr(protocol.load(plan.harmonizer), "encode", None)
+    return encode(image) if encode else image
+
+
+@functools.lru_cache(maxsize=1)
+def _given_targets(plan: Study) -> dict[str, np.ndarray]:
+    mask = participants.cohort(plan, _target_subject(plan))["mask"]
+    return {
+        contrast: _brain_of(cache.read_volume(path)[0], mask)
+        for contrast, path in target_images(plan).items()
+    }
+
+
+def _brain_of(volume: np.ndarray, mask: Path) -> np.ndarray:
+    """A volume that is 0 outside the brain, and cannot be changed by those who share it."""
+    brain = np.where(cache.read_volume(mask)[0] > 0, volume, np.float32(0))
+    brain.setflags(write=False)
+    return brain
 
 
 @functools.lru_cache(maxsize=21)
