@@ -2,12 +2,14 @@
 down."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
 import tomllib
 
 import pytest
+import yaml
 
 from helpers import layout
 
@@ -223,3 +225,32 @@ def test_the_python_of_the_readme_runs_as_it_stands(tmp_path):
     (code,) = re.findall(r"^```python\n(.*?)^```", (layout.ROOT / "README.md").read_text(), re.M | re.S)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout == "(192, 224, 29) (192, 224, 192)\n", done.stderr
+
+
+# ---------------------------------------------------------------- how it is cited
+
+
+def test_citation_zenodo_and_pyproject_say_the_same():
+    zenodo = json.loads((layout.ROOT / ".zenodo.json").read_text())
+    citation = yaml.safe_load((layout.ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0" and citation["message"]
+    assert citation["type"] == zenodo["upload_type"] == "software"
+    assert citation["version"] == zenodo["version"] == PROJECT["version"]
+    assert citation["title"] == zenodo["title"]
+    assert citation["license"] == zenodo["license"] == PROJECT["license"]
+    names = [author["name"] for author in citation["authors"]]
+    assert (
+        names
+        == [each["name"] for each in zenodo["creators"]]
+        == [each["name"] for each in PROJECT["authors"]]
+    )
+    assert citation["keywords"] == zenodo["keywords"] == PROJECT["keywords"]
+    assert citation["abstract"] == zenodo["description"] == PROJECT["description"]
+    # What this reproduces is named in both.
+    assert citation["preferred-citation"]["title"].rstrip(".") in zenodo["notes"]
+
+
+def test_the_changelog_has_the_version_and_only_one_section_that_is_not_released():
+    heads = re.findall(r"^## (.*)$", (layout.ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert sum(head.startswith("Unreleased") for head in heads) <= 1
+    assert PROJECT["version"] in [head.split()[0] for head in heads]
