@@ -1,13 +1,15 @@
 """One function per figure; each returns the figure and its axes and saves nothing."""
 
+import itertools
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
 from helpers import drawing
+from helpers.analysis import comparison
 from helpers.analysis.metrics import score_column
 from helpers.study import CONTRASTS, EXPERIMENTS, GROUND_TRUTH, RESOLUTIONS, TRANSFORMS
 
@@ -31,6 +33,9 @@ SCORE_FIGURES = {
 
 
 _OFFSETS = (-0.22, 0, 0.22)
+
+#: Colours of studies that are compared.
+_STUDIES = (drawing.BLUE, drawing.VERMILLION, "0.5", drawing.GREEN, drawing.ORANGE)
 
 
 def score_figures(experiments: Iterable[str]) -> list[int]:
@@ -451,6 +456,83 @@ def forest(verdicts: pd.DataFrame, comparisons: pd.DataFrame):
     ax.tick_params(axis="y", length=0)
     ax.set_xlabel("difference in margins; grey: does not matter")
     return fig, ax, comparisons
+
+
+@drawing.small_print()
+def comparison_figure(studies: Mapping[str, pd.DataFrame], verdicts: pd.DataFrame, region: str = "brain"):
+    """Several studies side by side: above, what each loses as slices get thicker; below, their verdicts.
+
+    Above: mean PSNR of experiments 1a to 1c less that at the smallest slice separation, by contrast, with a
+    95 % t interval over subjects. Below: a row per claim, a column per study.
+
+    Parameters
+    ----------
+    studies : mapping of str to DataFrame
+        Name -> score table.
+    verdicts : DataFrame
+        As `helpers.analysis.comparison.side_by_side` gives it.
+
+    Returns
+    -------
+    fig, axes, DataFrame
+        The axes are the three panels above and the one below; the last is what was drawn above.
+    """
+    names = list(studies)
+    fig = plt.figure(figsize=(7, 3.1 + 0.2 * len(verdicts)), layout="constrained")
+    above, below = fig.add_gridspec(2, 1, height_ratios=[2.4, 0.5 + 0.2 * len(verdicts)])
+    top, axes = above.subgridspec(1, 3), []
+    looks = {
+        name: {"color": colour, "marker": marker}
+        for name, colour, marker in zip(names, itertools.cycle(_STUDIES), itertools.cycle("osD^v"))
+    }
+    rows = []
+    for number, contrast in enumerate(CONTRASTS):
+        axes.append(fig.add_subplot(top[number], sharey=axes[0] if axes else None))
+        ax = axes[-1]
+        ax.axhline(0, color="0.6", lw=0.8, zorder=1)
+        for place, name in enumerate(names):
+            table = comparison.by_subject(studies[name], "psnr_db", region)
+            table = table[table.contrast == contrast]
+            wide = table.pivot(index="subject", columns="separation_mm", values="score")
+            change = wide.sub(wide[wide.columns.min()], axis=0)
+            ends = np.array([comparison.interval(change[x]) for x in change])
+            # One separation may belong to several resolutions, and studies must not hide each other.
+            x = np.array(change.columns, float) + 0.06 * (place - (len(names) - 1) / 2)
+            ax.vlines(x, ends[:, 1], ends[:, 2], color=looks[name]["color"], lw=1.4, alpha=0.6)
+            ax.plot(x, ends[:, 0], **looks[name], ms=3.5, lw=1.1, label=name)
+            rows += [
+                {"study": name, "contrast": contrast, "separation_mm": s, "change_db": m, "low": a, "high": b}
+                for s, (m, a, b) in zip(change.columns, ends, strict=True)
+            ]
+        ax.set_title(contrast)
+        ax.set_xlabel("slice separation (mm)")
+        ax.grid(axis="y", color="0.92", lw=0.7)
+        ax.label_outer()
+    axes[0].set_ylabel("change of PSNR (dB)")
+    axes[1].legend(loc="lower center", bbox_to_anchor=(0.5, 1.12), ncols=len(names), frameon=False, **_TIGHT)
+    axes.append(_verdict_grid(fig.add_subplot(below), verdicts, names))
+    return fig, axes, pd.DataFrame(rows)
+
+
+def _verdict_grid(ax, verdicts: pd.DataFrame, studies: list[str]):
+    """A row per claim, a column per study, a sign in the colour of its verdict in each."""
+    for y, row in enumerate(verdicts.to_dict("records")):
+        if y % 2:
+            ax.axhspan(y - 0.5, y + 0.5, color="0.96", zorder=0)
+        for x, study in enumerate(studies):
+            colour, sign = VERDICTS.get(row[study], ("0.75", "·"))
+            ax.text(x, y, sign, color=colour, ha="center", va="center", fontsize=9)
+        ax.text(len(studies) - 0.4, y, row["holds"], va="center", color="0.3")
+    statements = [f"{row.claim}  {textwrap.shorten(row.statement, 62)}" for row in verdicts.itertuples()]
+    ax.set_yticks(range(len(verdicts)), statements)
+    ax.set_xticks(range(len(studies)), studies, rotation=20, ha="left")
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0)
+    ax.set_xlim(-0.6, len(studies) + 1.9)
+    ax.set_ylim(len(verdicts) - 0.5, -0.5)
+    ax.spines[:].set_visible(False)
+    ax.set_xlabel("✓ supported   ✗ contradicted   ? undecided   · no verdict")
+    return ax
 
 
 def figure_2(panels: dict[str, np.ndarray]):

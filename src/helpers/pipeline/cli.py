@@ -63,13 +63,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     resolve.add_argument("--resolver", metavar="FILE.pt", help=taught)
     resolve.set_defaults(action=_super_resolve)
+    beside = commands.add_parser("compare", help="finished studies side by side, such as one per harmonizer")
+    several = "two or more that differ in their harmonizer alone: study files, names or folders of results"
+    beside.add_argument("studies", nargs="+", metavar="study", help=several)
+    beside.set_defaults(action=_compare)
     as_app = bids_app.is_call(arguments, list(commands.choices))
     options = (bids_app.parser() if as_app else parser).parse_args(arguments)
     try:
         if as_app:
             return _run_app(options, arguments)
-        if options.action is _super_resolve:
-            return _super_resolve(options)
+        if options.action in (_super_resolve, _compare):
+            return options.action(options)
         return options.action(options, Study.from_toml(options.study), Cluster.from_toml(options.study))
     except (ValueError, OSError, RuntimeError) as error:
         print(f"resolution-matters: {error}", file=sys.stderr)
@@ -197,6 +201,17 @@ def _clean(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
         return 0
     clean.clean(plan)
     print("Removed.")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from helpers.analysis import comparison
+    from helpers.pipeline import comparing, folders
+
+    losses, verdicts, _ = comparing.compare(options.studies)
+    print(comparison.in_words(losses, verdicts))
+    place = folders.figures_folder(comparing.study_of(options.studies[0]))
+    print(f"\nLook next: {place / 'figure_comparison.png'}, and the tables comparison_*.csv beside it")
     return 0
 
 

@@ -1,0 +1,75 @@
+"""Finished studies side by side: read, compared, drawn."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from helpers.analysis import comparison, figures
+from helpers.pipeline import folders
+from helpers.study import Study
+
+
+def study_of(given: str | Path | Study) -> Study:
+    """A finished study by its file, its name (in ``data/derivatives``) or its folder of results."""
+    if isinstance(given, Study):
+        return given
+    if str(given).endswith(".toml"):
+        return Study.from_toml(given)
+    folder = Path(given)
+    return Study(output_dir=str(folder)) if folder.is_dir() else Study(name=str(given))
+
+
+def compare(studies: Iterable[str | Path | Study]):
+    """What several finished studies lose, and their verdicts, beside each other.
+
+    Tables and figure are written into the folder of figures of the first: ``comparison_losses.csv``,
+    ``comparison_verdicts.csv`` and ``figure_comparison``.
+
+    Parameters
+    ----------
+    studies : iterable of str, Path or Study
+        As `study_of` takes them; two or more that differ in their harmonizer alone.
+
+    Returns
+    -------
+    losses, verdicts : DataFrame
+        As `helpers.analysis.comparison.losses` and `helpers.analysis.comparison.side_by_side` give them.
+    fig : Figure
+
+    Raises
+    ------
+    FileNotFoundError
+        If one of them was not analysed.
+    ValueError
+        If two have one name, or differ in what was scored.
+    """
+    plans = [study_of(each) for each in studies]
+    named = {}
+    for plan in plans:
+        name = Path(plan.output_dir).name if plan.output_dir else plan.name
+        if name in named:
+            raise ValueError(f"studies are two of the name {name}: accepted are studies of different names")
+        named[name] = plan
+    tables = {name: _tables(plan) for name, plan in named.items()}
+    scores, given, without = (
+        {name: each[part] for name, each in tables.items()}
+        for part in ("scores", "verdicts", "without_verdict")
+    )
+    losses = comparison.losses(scores)
+    harmonizers = {name: comparison.harmonizer_of(table) for name, table in scores.items()}
+    verdicts = comparison.side_by_side(harmonizers, given, without)
+    fig, axes, drawn = figures.comparison_figure(scores, verdicts)
+    folders.save_tables(plans[0], {"comparison_losses": losses, "comparison_verdicts": verdicts})
+    folders.save_figure(plans[0], "comparison", fig, drawn)
+    return losses, verdicts, fig
+
+
+def _tables(plan: Study) -> dict[str, pd.DataFrame]:
+    found = {}
+    for name in ("scores", "verdicts", "without_verdict"):
+        path = folders.figures_folder(plan) / f"{name}.csv"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such table: accepted are studies that were run to the end")
+        found[name] = pd.read_csv(path, dtype={"experiment": str, "resolution": str})
+    return found
