@@ -50,7 +50,7 @@ def call(bids, out, level="participant", *options):
 def test_a_call_becomes_a_study_file_that_says_the_same(bids, started, tmp_path):
     out = tmp_path / "out put"
     options = ["--participant-label", "sub-01", "02", "--resolution", "5||1.5", "3skip0"]
-    options += ["--orientation", "axial", "coronal", "--harmonizer", "haca3", "--n-procs", 2]
+    options += ["--orientation", "axial", "coronal", "--harmonizer", "histogram", "--n-procs", 2]
     assert call(bids, out, "participant", *options) == 0
     ((plan, where, only),) = started
     assert plan.name == "out-put"
@@ -58,6 +58,7 @@ def test_a_call_becomes_a_study_file_that_says_the_same(bids, started, tmp_path)
     assert plan.subjects == ("01", "02")
     assert plan.experiments == ("1a", "1c")
     assert [each.label for each in plan.resolutions] == ["5||1.5", "3||0"]
+    assert plan.harmonizer == "histogram"
     assert where == Cluster(cores=2)
     text = (out / bids_app.STUDY_FILE).read_text()
     assert f"#   resolution-matters '{bids}' '{out}' participant" in text
@@ -114,7 +115,7 @@ def test_subjects_and_sessions_are_chosen_by_their_labels(bids, started, tmp_pat
         (["--session-label", "z"], "--session-label is z: accepted are a, b"),
         (["--resolution", "5"], "resolution '5' is unknown: accepted is thickness||gap in mm"),
         (["--orientation", "oblique"], "--orientation is 'oblique': accepted are axial, sagittal, coronal"),
-        (["--harmonizer", "combat"], "--harmonizer is 'combat': accepted are haca3"),
+        (["--harmonizer", "combat"], "harmonizer is 'combat': accepted are haca3"),
         (["--n-procs", "0"], "--n-procs is 0: accepted are whole numbers from 1"),
         (["--mem-gb", "1"], "--mem-gb is 1: accepted is at least 3.2"),
     ],

@@ -22,9 +22,6 @@ LEVELS = {"participant": ("0[!5]*",), "group": ()}
 #: Where in the folder of the results the study file is; BIDS keeps this folder for such files.
 STUDY_FILE = Path("code", "study.toml")
 
-#: Harmonizers that a study can run.
-_HARMONIZERS = ("haca3",)
-
 _DESCRIPTION = """Slice the images of a BIDS data set as 2D acquisitions would, harmonize them, and score them
 against those harmonized from the 3D images. "participant" does so for each subject, "group" makes the figures
 and verdicts, after whatever is still missing."""
@@ -54,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     add("--resolution", nargs="+", metavar="MM", help=levels)
     rows = "all three contrasts sliced alike: experiments 1a, 1b, 1c (default: all eight experiments)"
     add("--orientation", nargs="+", metavar="NAME", help=f"{', '.join(ORIENTATIONS)}: {rows}")
-    add("--harmonizer", default="haca3", metavar="NAME", help=f"{', '.join(_HARMONIZERS)}")
+    add("--harmonizer", metavar="NAME", help="as in a study file: haca3, histogram, package.module:name, ...")
     add("--n-procs", type=int, metavar="N", help="cores to use (default: all)")
     add("--mem-gb", type=float, metavar="GB", help="memory to use (default: all)")
     add("--work-dir", metavar="DIR", help="folder for temporary files (default: the system's)")
@@ -84,7 +81,6 @@ def write_study(options: argparse.Namespace, arguments: list[str]) -> Path:
         then.
     """
     output_dir = expand_path(options.output_dir).resolve()
-    require("--harmonizer", options.harmonizer, _HARMONIZERS)
     values = {
         "name": re.sub("[^A-Za-z0-9]+", "-", output_dir.name).strip("-") or "study",
         "bids_dir": str(expand_path(options.bids_dir).resolve()),
@@ -96,6 +92,8 @@ def write_study(options: argparse.Namespace, arguments: list[str]) -> Path:
         values["experiments"] = [row for row in ONE_ORIENTATION if EXPERIMENTS[row]["T1w"] in asked]
     if options.resolution:
         values["resolutions"] = options.resolution
+    if options.harmonizer:
+        values["harmonizer"] = options.harmonizer
     where = _cluster(options.n_procs, options.mem_gb)
     from helpers.pipeline import participants
 
