@@ -25,8 +25,8 @@ demo: $(STAMP)  ## the study on ten simulated subjects, as a preview
 study: $(STAMP)  ## another study: make study STUDY=studies/mine.toml
 	$(BIN)/resolution-matters run $(STUDY)
 
-results: $(STAMP)  ## the study of figures/ten and its controls again, from nothing: hours; stop and go on as you like
-	for name in ten-coronal ten-sagittal ten ten-union ten-argmax ladder-rigid ladder-affine ladder whole; do \
+results: $(STAMP)  ## the study of figures/ten, its controls and remedies again, from nothing: hours; stop and go on as you like
+	for name in ten-coronal ten-sagittal ten ten-union ten-argmax ladder-rigid ladder-affine ladder whole remedies; do \
 	  $(BIN)/resolution-matters run studies/$$name.toml || exit 1; \
 	done
 	$(BIN)/python figures/ten/why.py

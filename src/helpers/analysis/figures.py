@@ -397,6 +397,82 @@ def ladder_figure(scores: pd.DataFrame, registrations: pd.DataFrame, region: str
     return fig, axes, drawn
 
 
+#: Arm -> colour and marker.
+_ARM_LOOKS = {
+    "harmonized": ("0.45", "o"),
+    "harmonized, super-resolved": (drawing.ORANGE, "s"),
+    "harmonized, resolution-aware": (drawing.BLUE, "^"),
+    "harmonized, both": (drawing.GREEN, "D"),
+}
+
+
+@drawing.small_print()
+def remedies_figure(scores: pd.DataFrame, recovered: pd.DataFrame, region: str = "brain"):
+    """What remedies bring back: PSNR against resolution with and without each, a panel for each experiment;
+    below, the share of the loss that comes back.
+
+    Above, means over contrasts and subjects; bars reach from the lowest to the highest subject. Below, means
+    over subjects with their 95 % intervals; "all" is over all experiments.
+
+    Parameters
+    ----------
+    scores : DataFrame
+        The score table, with arms of remedies.
+    recovered : DataFrame
+        As `helpers.analysis.remedies.recovered` gives it.
+
+    Returns
+    -------
+    fig, axes, DataFrame
+        The last is `recovered`.
+    """
+    rows = scores[(scores.region == region) & scores.arm.isin(_ARM_LOOKS)].replace(np.inf, np.nan)
+    experiments = [each for each in EXPERIMENTS if each in set(rows.experiment)]
+    labels, arms = _in_order(rows.resolution), [arm for arm in _ARM_LOOKS if arm in set(rows.arm)]
+    columns = min(4, len(experiments))
+    above = -(-len(experiments) // columns)
+    fig = plt.figure(figsize=(7, 2.1 * above + 2.3), layout="constrained")
+    grid = fig.add_gridspec(above + 1, columns)
+    axes = []
+    for number, experiment in enumerate(experiments):
+        place = grid[number // columns, number % columns]
+        ax = fig.add_subplot(place, sharey=axes[0] if axes else None)
+        axes.append(ax)
+        for offset, arm in zip(np.linspace(-0.21, 0.21, len(arms)), arms, strict=True):
+            colour, marker = _ARM_LOOKS[arm]
+            part = rows[(rows.arm == arm) & (rows.experiment == experiment)]
+            by_subject = part.groupby(["resolution", "subject"]).psnr_db.mean().unstack().reindex(labels)
+            x = np.arange(len(labels)) + offset
+            ax.vlines(x, by_subject.min(axis=1), by_subject.max(axis=1), color=colour, lw=1.6, alpha=0.4)
+            ax.plot(x, by_subject.mean(axis=1), color=colour, marker=marker, ms=3.6, lw=1, label=arm)
+        _resolution_axis(ax, labels)
+        ax.set_title(f"Experiment {experiment}")
+        ax.set_xlim(-0.5, len(labels) - 0.5)
+        first, last = number % columns == 0, number + columns >= len(experiments)
+        ax.set_ylabel("PSNR (dB)" if first else "")
+        ax.tick_params(labelleft=first, labelbottom=last)
+        if not last:
+            ax.set_xlabel("")
+    ax = fig.add_subplot(grid[above, :])
+    drawn = recovered[recovered.contrast == "all"]
+    for offset, arm in zip(np.linspace(-0.2, 0.2, len(arms) - 1), arms[1:], strict=True):
+        colour, marker = _ARM_LOOKS[arm]
+        part = drawn[drawn.arm == arm].set_index("experiment").reindex([*experiments, "all"])
+        x, ends = np.arange(len(part)) + offset, 100 * part[["share_low", "share_high"]].to_numpy().T
+        ax.vlines(x, *ends, color=colour, lw=1.2)
+        ax.plot(x, 100 * part.share, ls="", color=colour, marker=marker, ms=4)
+    ax.axhline(0, color="0.6", lw=0.8)
+    ax.axvline(len(experiments) - 0.5, color="0.8", lw=0.7)
+    ax.set_xticks(range(len(experiments) + 1), [*experiments, "all"])
+    ax.set_xlabel("experiment")
+    ax.set_ylabel("share of the loss\nrecovered (%)")
+    ax.grid(axis="y", color="0.92", lw=0.7)
+    ax.set_axisbelow(True)
+    handles, names = axes[0].get_legend_handles_labels()
+    _legend_below(fig, handles, names, 4)
+    return fig, [*axes, ax], recovered
+
+
 #: Verdict -> colour and sign.
 VERDICTS = {"supported": ("#0072B2", "✓"), "contradicted": ("#D55E00", "✗"), "undecided": ("0.45", "?")}
 

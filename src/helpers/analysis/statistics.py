@@ -99,7 +99,7 @@ class Comparison:
 # ---------------------------------------------------------------- tests: k comparisons of one kind at a time
 
 
-def _summary(d: np.ndarray, alpha: float):
+def summary(d: np.ndarray, alpha: float):
     """Mean, t interval at 1 - alpha and d_z of differences (k, n)."""
     n = d.shape[1]
     mean, sd = d.mean(axis=1), d.std(axis=1, ddof=1)
@@ -160,20 +160,20 @@ def _above_zero(d, margin, rules):
     p = wilcoxon_above_zero(d)
     against = np.where(p > rules.alpha, _t_p(d, margin, "less"), 1.0)
     power = _t_power(margin, d.std(axis=1, ddof=1), d.shape[1], rules.alpha)
-    return {**_summary(d, rules.alpha), "p": p, "p_against": against, "power": power}
+    return {**summary(d, rules.alpha), "p": p, "p_against": against, "power": power}
 
 
 def _similar(d, margin, rules):
     inside = np.maximum(_t_p(d, margin, "less"), _t_p(d, -margin, "greater"))
     outside = np.minimum(_t_p(d, margin, "greater"), _t_p(d, -margin, "less"))
     power = tost_power(d.std(axis=1, ddof=1), d.shape[1], margin, rules.alpha)
-    return {**_summary(d, rules.alpha), "p": inside, "p_against": np.minimum(2 * outside, 1), "power": power}
+    return {**summary(d, rules.alpha), "p": inside, "p_against": np.minimum(2 * outside, 1), "power": power}
 
 
 def _not_above_zero(d, margin, rules):
     power = _t_power(margin, d.std(axis=1, ddof=1), d.shape[1], rules.alpha)
     return {
-        **_summary(d, rules.alpha),
+        **summary(d, rules.alpha),
         "p": _t_p(d, margin, "less"),
         "p_against": _t_p(d, margin, "greater"),
         "power": power,
@@ -289,7 +289,7 @@ def test_comparison(comparisons: list[Comparison], rules: Rules) -> pd.DataFrame
         if n >= (rules.fewest_exact if each.kind == "above zero" else rules.fewest):
             groups.setdefault((each.kind, margin, n), []).append((number, values))
         elif n >= 2 and len(values) == 1:
-            rows[number] |= {name: float(value[0]) for name, value in _summary(values, rules.alpha).items()}
+            rows[number] |= {name: float(value[0]) for name, value in summary(values, rules.alpha).items()}
     for (kind, margin, _), members in groups.items():
         stacked = np.stack([values for _, values in members])
         found = TESTS[kind](stacked[:, 0] if stacked.shape[1] == 1 else stacked, margin, rules)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.analysis.metrics import score_column
-from helpers.study import CONTRASTS, EXPERIMENTS, GROUND_TRUTH, ORIENTATIONS, RESOLUTIONS
+from helpers.study import ARMS, CONTRASTS, EXPERIMENTS, GROUND_TRUTH, ORIENTATIONS, RESOLUTIONS
 
 #: Columns that say how a table was made. Rows that differ in one of them belong to different studies.
 VERSION = ("transform", "reconstruction", "anatomy", "mask", "slice_step", "seed")
@@ -53,6 +53,8 @@ class Data:
     cutoffs : dict of (arm, experiment, contrast) to ndarray, shape (n, 8), cycles/mm
     ladder : dict of (transform, measure, experiment, contrast) to ndarray, shape (n, 8)
         Scores of studies that differ in their transform alone.
+    remedies : dict of (arm, measure, experiment, contrast) to ndarray, shape (n, 8)
+        Scores in the other arms, ``input`` and those of the study's remedies.
     planes : frozenset of str
         Planes of reconstruction.
     dropped : frozenset of str
@@ -65,6 +67,7 @@ class Data:
     ladder: Mapping = field(default_factory=dict)
     planes: frozenset = frozenset(ORIENTATIONS)
     dropped: frozenset = frozenset()
+    remedies: Mapping = field(default_factory=dict)
 
     @property
     def labels(self) -> list[str]:
@@ -99,13 +102,17 @@ class Data:
         """
         held = getattr(self, table)
         if not held:
-            name = {"weights": "attention", "cutoffs": "frequencies"}.get(table, table)
+            names = {"weights": "attention", "cutoffs": "frequencies", "remedies": "other arms"}
+            name = names.get(table, table)
             plain = {"frequencies": "frequencies were not measured", "attention": "there is no attention"}
             raise NotRun(f"no table of {name}", plain.get(name, ""))
         if key not in held:
             dropped = f", with {' and '.join(sorted(self.dropped))} dropped" if self.dropped else ""
             experiment = next(part for part in key if part in EXPERIMENTS)
-            plain = {"cutoffs": f"through-plane frequencies of experiment {experiment} were not measured"}
+            plain = {
+                "cutoffs": f"through-plane frequencies of experiment {experiment} were not measured",
+                "remedies": f"experiment {experiment} was not run with arm {key[0]}",
+            }
             plain = plain.get(table, f"experiment {experiment} was not run") + dropped
             raise NotRun(f"{table} without {', '.join(key)}{dropped}", plain)
         labels = self.labels if labels is None else list(labels)
@@ -157,6 +164,11 @@ def to_arrays(scores, attention=None, cutoffs=None, ladder=None, region: str = "
             steps |= {
                 (transform, *key): values for key, values in _score_arrays(table, region, subjects).items()
             }
+    arms = {
+        (arm, *key): values
+        for arm in sorted(set(scores.arm) - {"harmonized", "ceiling"})
+        for key, values in _score_arrays(scores, region, subjects, arm).items()
+    }
     planes = frozenset(version["reconstruction"].split("+"))
     mean_weights = {key: np.mean(values, axis=0) for key, values in weights.items()}
     return Data(
@@ -166,6 +178,7 @@ def to_arrays(scores, attention=None, cutoffs=None, ladder=None, region: str = "
         steps,
         planes,
         _dropped(scores),
+        arms,
     )
 
 
@@ -211,12 +224,12 @@ def check_scores(scores: pd.DataFrame, what: str = "scores") -> None:
     values = ["psnr_db", *(column for column in similarity if scores[column].notna().any())]
     _check(scores, what, keys, values, whole=False)
     given = [contrast for contrast in CONTRASTS if contrast not in _dropped(scores)]
-    # What was dropped has no arm input, so the harmonized arm is looked at alone as well.
+    # What was dropped has no arm input, so the harmonized arms are looked at alone as well.
     together = (scores.arm != "ceiling") & scores.contrast.isin(given)
     # The ceiling has no resolution: it is a study of its own.
     for rows, contrasts in (
         (together, given),
-        (scores.arm == "harmonized", CONTRASTS),
+        (scores.arm.isin(ARMS), CONTRASTS),
         (scores.arm == "ceiling", CONTRASTS),
     ):
         if len(part := scores[rows]):
@@ -314,9 +327,9 @@ def _as_in_table_1(dropped: frozenset[str]) -> list[str]:
     ]
 
 
-def _score_arrays(scores, region, subjects) -> dict:
+def _score_arrays(scores, region, subjects, arm="harmonized") -> dict:
     rows = scores[
-        (scores.arm == "harmonized")
+        (scores.arm == arm)
         & (scores.region == region)
         & scores.experiment.isin(_as_in_table_1(_dropped(scores)))
     ]

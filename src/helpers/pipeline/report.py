@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers.analysis import figures
+from helpers.analysis import figures, remedies
 from helpers.cohort import origins
 from helpers.pipeline import folders
 from helpers.study import CONTRASTS, ONE_ORIENTATION, Resolution, Study
@@ -38,6 +38,7 @@ _CAPTIONS = {
     "attention": "What each source weighs",
     "frequencies": "What is left of each frequency",
     "ladder": "What registration costs",
+    "remedies": "What the remedies bring back",
     "advisor": "What the next scan should acquire",
 }
 
@@ -186,7 +187,7 @@ def page(plan: Study, states: pd.DataFrame, folder: Path, remarks: Mapping[str, 
         parts.append(f"<p>{told_left}, and the result comes with the last.</p>")
     parts.append(f'<p class="note">{origins.describe(plan.subjects[0])}. {html.escape(_settings(plan))}</p>')
     if told:
-        parts += _verdicts(plan)
+        parts += [*_verdicts(plan), *_remedies(plan)]
     parts += [*_figures(plan, folder, done), *_remarks(remarks), *_notebooks(states, folder)]
     head = f'<meta charset="utf-8"><title>{html.escape(plan.name)}</title><style>{_STYLE}</style>'
     body = "\n".join(parts)
@@ -247,20 +248,34 @@ def _first_figure(plan: Study, folder: Path) -> list[str]:
     return [f"{_image(path, folder, 'class=first')}" for path in first]
 
 
-def _verdicts(plan: Study) -> list[str]:
-    verdicts, untested = (
-        _table(plan, "verdicts"),
-        html.escape(claims_without_verdict(plan)).replace("||", "‖"),
+def _remedies(plan: Study) -> list[str]:
+    """What the study's remedies bring back, where they hurt first, and the verdicts on them."""
+    if not plan.remedies:
+        return []
+    told, untested = (
+        html.escape(each).replace("||", "‖")
+        for each in (
+            remedies.paragraph(_table(plan, "remedies")),
+            no_verdict(_table(plan, "remedies_without_verdict")),
+        )
     )
+    table = _verdict_table(_table(plan, "remedies_verdicts"))
+    return ["<h2>The remedies</h2>", f"<p>{told}</p>", table, f"<p>{untested}</p>"]
+
+
+def _verdicts(plan: Study) -> list[str]:
+    untested = html.escape(claims_without_verdict(plan)).replace("||", "‖")
+    return ["<h2>The verdicts</h2>", _verdict_table(_table(plan, "verdicts")), f"<p>{untested}</p>"]
+
+
+def _verdict_table(verdicts: pd.DataFrame) -> str:
     rows = "\n".join(
         f'<tr><td>{row.claim}</td><td class="{row.verdict}">{row.verdict}</td>'
         f"<td>{html.escape(row.sentence).replace('||', '‖')}</td></tr>"
         for row in verdicts.itertuples()
     )
-    table = (
-        f"<table><tr><th>claim</th><th>verdict</th><th>why</th></tr>\n{rows}</table>" if len(verdicts) else ""
-    )
-    return ["<h2>The verdicts</h2>", table, f"<p>{untested}</p>"]
+    head = "<tr><th>claim</th><th>verdict</th><th>why</th></tr>"
+    return f"<table>{head}\n{rows}</table>" if len(verdicts) else ""
 
 
 def _figures(plan: Study, folder: Path, current: bool) -> list[str]:
