@@ -30,6 +30,7 @@ results: $(STAMP)  ## the study of figures/ten, its controls and remedies again,
 	  $(BIN)/resolution-matters run studies/$$name.toml || exit 1; \
 	done
 	$(BIN)/python figures/ten/why.py
+	$(BIN)/python figures/super_resolution/gains.py
 	$(MAKE) figures
 
 figures:  ## for maintainers: copy what the README shows, of results that are computed, into figures/

@@ -406,12 +406,6 @@ def panels():
         yield f"{type(owner).__name__} after a move of {control} / {allowed_s} s", measured, 1
 
 
-def tikhonov(n, resolution, weight=0.01):
-    """The matrix that brings a line of slices back by least squares, with first differences held small."""
-    slicing, first = degradation.matrix(n, 1.0, resolution), np.diff(np.eye(n), axis=0)
-    return np.linalg.solve(slicing.T @ slicing + weight * first.T @ first, slicing.T)
-
-
 def super_resolved():
     """Super-resolution of nine stacks: seconds allowed / taken, and mean squared error in the brain of others
     / its own."""
@@ -437,7 +431,7 @@ def super_resolved():
             volume, _ = super_resolution.super_resolve(stack, affine, resolution, resolver, n)
             applied.append(time.perf_counter() - start)
             ours = np.mean((volume - image)[subject.brain] ** 2)
-            matrices = degradation.back_matrix(n, resolution), tikhonov(n, resolution)
+            matrices = degradation.back_matrix(n, resolution), super_resolution.tikhonov_matrix(n, resolution)
             for name, matrix in zip(errors, matrices):
                 others = linear.along_axis(matrix, stack, axis)
                 errors[name].append(np.mean((others - image)[subject.brain] ** 2) / ours)

@@ -263,6 +263,27 @@ def estimate_matrix(n: int, resolution: Resolution, pulse: Pulse = Pulse()) -> n
     return estimate
 
 
+def tikhonov_matrix(n: int, resolution: Resolution, weight: float = 0.01) -> np.ndarray:
+    """The matrix that brings a line of slices back by least squares, with first differences held small: what
+    super-resolution is compared with.
+
+    Parameters
+    ----------
+    n : int
+        Voxels of 1 mm along the slice normal.
+    resolution : Resolution
+    weight : float
+        Of the squares of first differences, against those of the slices' errors.
+
+    Returns
+    -------
+    ndarray, shape (n, n_lr), float64
+    """
+    slicing, first = degradation.matrix(n, GRID_MM, resolution), np.diff(np.eye(n), axis=0)
+    with linear.one_thread():
+        return np.linalg.solve(slicing.T @ slicing + weight * first.T @ first, slicing.T)
+
+
 def train(
     stacks: Sequence[tuple[np.ndarray, np.ndarray]],
     resolution: Resolution,

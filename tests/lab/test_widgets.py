@@ -119,7 +119,7 @@ def test_the_explorer_switches_remedies_on_where_they_can_be_had(room):
     explorer = widgets.Explorer([1], lambda subject: scene, model, targets, Resolution(5, 1.5), resolver)
     resolve, fuse = (explorer.controls[name] for name in ("super_resolution", "fusion"))
     assert fuse.disabled and not resolve.disabled
-    assert "fusion changes nothing: all are sliced alike" in explorer.scores.value
+    assert "fusion: all are sliced alike" in explorer.scores.value
     seen = [bytes(explorer.picture.widget.value)]
     for control, value in ((resolve, True), (explorer.controls["experiment"], "3"), (fuse, True)):
         control.value = value
@@ -129,7 +129,7 @@ def test_the_explorer_switches_remedies_on_where_they_can_be_had(room):
     explorer.controls["contrast"].value = "T2w"
     assert "super-resolved <b>" in explorer.scores.value
     explorer.controls["gap"].value = 1.0
-    assert resolve.disabled and "no super-resolution: its network is for 5||1.5" in explorer.scores.value
+    assert resolve.disabled and "super-resolution: for 5||1.5 mm only" in explorer.scores.value
     assert "as acquired <b>" in explorer.scores.value
 
 

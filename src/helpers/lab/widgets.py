@@ -362,7 +362,8 @@ body[data-voila] .jp-MarkdownCell {display: none}
 .rm-app .rm-big {font-size: 19px; line-height: 1.4}
 .rm-app .rm-big small {font-size: 15px} .rm-app .rm-big b {font-size: 23px}
 .rm-app .lm-TabBar-tab, .rm-app .p-TabBar-tab {font-size: 19px; padding: 4px 18px; flex: 0 1 230px !important}
-.rm-app button {height: 44px} .rm-app .widget-dropdown, .rm-app .widget-hslider {height: 36px}
+.rm-app .widget-checkbox * {font-size: 16px !important}
+.rm-app button {height: 44px} .rm-app .widget-dropdown, .rm-app .widget-hslider {height: 32px}
 </style>"""
 
 
@@ -521,12 +522,12 @@ class Explorer:
         """Switch remedies off that cannot be had here: name of the control -> why, or nothing."""
         reasons = {"super_resolution": "", "fusion": ""}
         if self.resolver is None:
-            reasons["super_resolution"] = "no super-resolution: no network was given"
+            reasons["super_resolution"] = "super-resolution: no network is given"
         elif resolution != self.resolver.resolution:
             known = self.resolver.resolution.label
-            reasons["super_resolution"] = f"no super-resolution: its network is for {known}"
+            reasons["super_resolution"] = f"super-resolution: for {known} mm only"
         if experiment in ONE_ORIENTATION:
-            reasons["fusion"] = "fusion changes nothing: all are sliced alike"
+            reasons["fusion"] = "fusion: all are sliced alike"
         for name, reason in reasons.items():
             self.controls[name].disabled = bool(reason)
         return reasons
