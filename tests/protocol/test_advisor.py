@@ -377,3 +377,42 @@ def test_the_notebook_says_that_a_study_is_missing(tmp_path):
     )
     assert "No advice, since study" in str([cell.get("outputs") for cell in executed.cells])
     assert not (tmp_path / "results" / "figures" / "figure_advisor.png").exists()
+
+
+def remedied(gain_db, subjects=3):
+    """A study of three resolutions, too few for a surface, in which super-resolution gains so much."""
+    plain = study(subjects, between=0.5, resolutions=[Resolution(3, 0), Resolution(4, 0), Resolution(5, 1.5)])
+    plain = plain[plain.arm == "harmonized"]
+    better = plain.assign(psnr_db=plain.psnr_db + gain_db, arm="harmonized, super-resolved")
+    return pd.concat([plain, better])
+
+
+@pytest.mark.parametrize("gain_db", [0.5, 20.0])
+def test_thick_slices_with_a_remedy_are_weighed_against_the_best_thin_ones_that_fit(gain_db):
+    few = advisor.with_remedy(remedied(gain_db), minutes=1e3)
+    assert few.fits.all() and len(few) == 3 * 3 * 2
+    for _, rows in few.groupby("orientation"):
+        plain, better = (rows[rows.arm == arm] for arm in ("harmonized", "harmonized, super-resolved"))
+        # With all the time of the world the finest slices are the best, and nothing lies ahead of them.
+        assert plain.iloc[0][["thickness_mm", "ahead"]].tolist() == [3, 0]
+        coarsest = better[better.thickness_mm == 5].iloc[0]
+        assert coarsest.ahead == pytest.approx(coarsest.score - plain.score.max())
+        assert coarsest.ahead_low <= coarsest.ahead <= coarsest.ahead_high
+        assert (coarsest.ahead > 0) == (gain_db > 10)
+        assert rows.score.is_monotonic_decreasing
+
+
+def test_what_does_not_fit_is_no_yardstick_and_where_nothing_fits_there_is_none():
+    table = remedied(0.5)
+    everything = advisor.with_remedy(table, minutes=1e3)
+    least = everything.minutes.min()
+    tight = advisor.with_remedy(table, minutes=least)
+    (fitting,) = set(tight[tight.fits].thickness_mm)
+    yardstick = tight[tight.fits & (tight.arm == "harmonized")]
+    assert fitting == 5 and (yardstick.ahead == 0).all()
+    assert advisor.with_remedy(table, minutes=least / 2).ahead.isna().all()
+
+
+def test_a_study_without_the_remedy_is_refused_by_name():
+    with pytest.raises(ValueError, match="super-resolved.*accepted is a study with remedies"):
+        advisor.with_remedy(study(2), minutes=10)

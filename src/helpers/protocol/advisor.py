@@ -23,8 +23,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from helpers.study import CONTRASTS, ORIENTATIONS, Resolution, require
+from helpers.study import ARMS, CONTRASTS, ORIENTATIONS, Resolution, require
 
 #: Experiments in which all contrasts are acquired alike: orientation and resolution are those of the whole
 #: protocol.
@@ -113,8 +114,8 @@ def fit(
     contrast : str
         One of the study's contrasts, or ``"mean"``: the average of the three within each subject, resolution
         and orientation.
-    arm : {"harmonized", "input"}
-        With the harmonizer, or without any.
+    arm : str
+        ``input``: without any harmonizer; or one of `helpers.study.ARMS` that the study has.
     region : {"brain", "full"}
 
     Raises
@@ -127,42 +128,10 @@ def fit(
 
     require("measure", measure, MEASURES)
     require("contrast", contrast, (MEAN, *CONTRASTS))
-    require("arm", arm, ("harmonized", "input"))
+    require("arm", arm, (*ARMS, "input"))
     require("region", region, ("brain", "full"))
-    needed = (
-        "subject",
-        "experiment",
-        "thickness_mm",
-        "gap_mm",
-        "contrast",
-        "orientation",
-        "arm",
-        "region",
-        measure,
-    )
-    missing = [name for name in needed if name not in table]
-    if missing:
-        raise ValueError(f"score table has no column {', '.join(missing)}: accepted is the table of a study")
-    for name in ("reconstruction", "transform", "anatomy", "mask", "slice_step", "seed"):
-        if name in table and table[name].nunique() > 1:
-            raise ValueError(
-                f"score table has {name} {', '.join(map(str, table[name].unique()))}: accepted is the table "
-                "of one study"
-            )
-    rows = table[
-        table["experiment"].isin(ALIKE)
-        & (table["arm"] == arm)
-        & (table["region"] == region)
-        & np.isfinite(table[measure])
-    ]
-    if contrast != MEAN:
-        rows = rows[rows["contrast"] == contrast]
+    cells = _cells(table, measure, contrast, arm, region)
     point = ["subject", "orientation", "thickness_mm", "gap_mm"]
-    cells = rows.groupby(point)[measure].agg(["mean", "size"]).reset_index()
-    # A mean over fewer contrasts would be another quantity.
-    cells = cells[cells["size"] == (len(CONTRASTS) if contrast == MEAN else 1)].rename(
-        columns={"mean": "score"}
-    )
     if cells.empty:
         wanted = (
             f"{measure} of experiments {', '.join(ALIKE)}, arm {arm}, region {region}, contrast {contrast}"
@@ -203,6 +172,43 @@ def fit(
         float(np.sqrt(np.mean(left**2))),
         not in_one_plane,
     )
+
+
+def _cells(table: pd.DataFrame, measure: str, contrast: str, arm: str, region: str) -> pd.DataFrame:
+    """The score of each subject at each orientation and resolution that was run, all contrasts alike."""
+    needed = (
+        "subject",
+        "experiment",
+        "thickness_mm",
+        "gap_mm",
+        "contrast",
+        "orientation",
+        "arm",
+        "region",
+        measure,
+    )
+    missing = [name for name in needed if name not in table]
+    if missing:
+        raise ValueError(f"score table has no column {', '.join(missing)}: accepted is the table of a study")
+    for name in ("reconstruction", "transform", "anatomy", "mask", "slice_step", "seed"):
+        if name in table and table[name].nunique() > 1:
+            raise ValueError(
+                f"score table has {name} {', '.join(map(str, table[name].unique()))}: accepted is the table "
+                "of one study"
+            )
+    rows = table[
+        table["experiment"].isin(ALIKE)
+        & (table["arm"] == arm)
+        & (table["region"] == region)
+        & np.isfinite(table[measure])
+    ]
+    if contrast != MEAN:
+        rows = rows[rows["contrast"] == contrast]
+    point = ["subject", "orientation", "thickness_mm", "gap_mm"]
+    cells = rows.groupby(point)[measure].agg(["mean", "size"]).reset_index()
+    # A mean over fewer contrasts would be another quantity.
+    whole = cells["size"] == (len(CONTRASTS) if contrast == MEAN else 1)
+    return cells[whole].rename(columns={"mean": "score"})
 
 
 def inside(surface: Surface, protocols: pd.DataFrame) -> np.ndarray:
@@ -485,6 +491,94 @@ def advise(surface: Surface, protocols: pd.DataFrame, minutes: float, level: flo
     )
     ranked = [_behind(surface, rows, level) for rows in groups if len(rows)]
     return pd.concat(ranked, ignore_index=True) if ranked else _behind(surface, scored, level)
+
+
+def with_remedy(
+    table: pd.DataFrame,
+    minutes: float,
+    measure: str = "psnr_db",
+    *,
+    contrast: str = MEAN,
+    region: str = "brain",
+    inplane_mm: float = 1.0,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Thinner slices, or thicker ones that are super-resolved? At the resolutions that were run, which may be
+    too few for a surface.
+
+    Where all contrasts are acquired alike super-resolution is the one remedy: fusion by resolution changes
+    nothing there.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Score table of a study with that remedy.
+    minutes : float
+        For all contrasts together.
+    measure, contrast, region
+        As in `fit`.
+    inplane_mm : float
+        Resolution along the phase encoding.
+    level : float
+        Of the intervals.
+
+    Returns
+    -------
+    DataFrame
+        A row per orientation, resolution and arm, the highest score first within an orientation: ``minutes``,
+        ``fits``, ``score`` (mean over subjects) and ``ahead``, ``ahead_low``, ``ahead_high``: its difference
+        to the best without a remedy that fits, paired within subjects (t interval; NaN with one subject, or
+        where nothing fits).
+
+    Raises
+    ------
+    ValueError
+        As `fit`, and if the study has no such remedy.
+    """
+    require("measure", measure, MEASURES)
+    require("contrast", contrast, (MEAN, *CONTRASTS))
+    _number("minutes", minutes, 0, above=True)
+    plain, remedied = "harmonized", "harmonized, super-resolved"
+    protocol = ["orientation", "thickness_mm", "gap_mm"]
+    cells = pd.concat(
+        [_cells(table, measure, contrast, arm, region).assign(arm=arm) for arm in (plain, remedied)]
+    )
+    if remedied not in set(cells["arm"]):
+        raise ValueError(
+            f"score table has no arm {remedied!r} of experiments {', '.join(ALIKE)}: accepted is a study "
+            "with remedies = ['super-resolution'], such as studies/remedies.toml"
+        )
+    times = scan_times(cells[protocol].drop_duplicates().reset_index(drop=True), inplane_mm=inplane_mm)
+    scores = cells.pivot(index="subject", columns=[*protocol, "arm"], values="score")
+    rows = []
+    for _, group in times.groupby("orientation", sort=False):
+        keys = [
+            (tuple(each), arm, time)
+            for *each, time in group[[*protocol, "minutes"]].itertuples(index=False)
+            for arm in (plain, remedied)
+        ]
+        fitting = [scores[*key, arm] for key, arm, time in keys if arm == plain and time <= minutes]
+        best = max(fitting, key=lambda each: each.mean(), default=np.nan)
+        for key, arm, time in keys:
+            ahead = (scores[*key, arm] - best).dropna()
+            n, half = len(ahead), np.nan
+            if n > 1:
+                half = stats.t.ppf((1 + level) / 2, n - 1) * ahead.std(ddof=1) / math.sqrt(n)
+            rows.append(
+                {
+                    **dict(zip(protocol, key, strict=True)),
+                    "arm": arm,
+                    "minutes": time,
+                    "fits": time <= minutes,
+                    "score": scores[*key, arm].mean(),
+                    "ahead": ahead.mean(),
+                    "ahead_low": ahead.mean() - half,
+                    "ahead_high": ahead.mean() + half,
+                }
+            )
+    return pd.DataFrame(rows).sort_values(
+        ["orientation", "score"], ascending=[True, False], ignore_index=True
+    )
 
 
 def _behind(surface: Surface, rows: pd.DataFrame, level: float) -> pd.DataFrame:
