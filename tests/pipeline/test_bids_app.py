@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from helpers.pipeline import bids_app, cli, models, run
+from helpers.pipeline import bids_app, cli, graph, models, run
 from helpers.pipeline.cluster import Cluster
 from helpers.study import CONTRASTS, Study
 
@@ -65,6 +65,21 @@ def test_a_call_becomes_a_study_file_that_says_the_same(bids, started, tmp_path)
     assert version("resolution-matters") in text
     # Whoever runs the file instead does the same.
     assert Study.from_toml(out / bids_app.STUDY_FILE) == plan
+
+
+def test_another_harmonizer_is_in_the_study_file_and_its_notebook_among_those_of_the_participants(
+    bids, started, tmp_path
+):
+    assert (
+        call(bids, tmp_path / "out", "participant", "--participant-label", "01", "--harmonizer", "histogram")
+        == 0
+    )
+    ((plan, _, only),) = started
+    assert plan.harmonizer == "histogram"
+    assert Study.from_toml(tmp_path / "out" / bids_app.STUDY_FILE) == plan
+    names = {task.notebook.stem for task in graph.choose(graph.tasks(plan), only)}
+    assert "a2_other_harmonizer" in names
+    assert "05_analysis" not in names
 
 
 def test_what_is_not_said_is_what_a_study_has_by_default(bids, started, tmp_path):

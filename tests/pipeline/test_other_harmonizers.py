@@ -3,13 +3,14 @@
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from helpers import grid, layout, volumes
 from helpers.analysis import claims
 from helpers.harmonizers import protocol
 from helpers.pipeline import folders, graph, models, participants, scoring, status, steps
-from helpers.study import CONTRASTS, GROUND_TRUTH, ORIENTATIONS, Resolution, Study
+from helpers.study import CONTRASTS, EXPERIMENTS, GROUND_TRUTH, ORIENTATIONS, Resolution, Study
 
 COARSE = Resolution(5, 1.5)
 
@@ -206,3 +207,12 @@ def test_another_harmonizer_has_a_notebook_of_its_own_and_haca3_does_not_know_of
 
 def test_tables_of_haca3_know_nothing_of_other_harmonizers(study):
     assert "harmonizer" not in scoring._how(study("haca3"))
+
+
+def test_advice_on_the_next_scan_does_not_rest_on_another_harmonizer(study, tmp_path):
+    rows = pd.DataFrame({"experiment": list(EXPERIMENTS), "resolution": "3||0", "psnr_db": 30.0})
+    for name, table in (("own", rows), ("other", rows.assign(harmonizer="none"))):
+        path = tmp_path / name / "tables" / "scores.csv"
+        path.parent.mkdir(parents=True)
+        table.to_csv(path, index=False)
+    assert scoring.last_scores(study("haca3"))[0] == "own"

@@ -17,7 +17,7 @@ from helpers.pipeline.cluster import WORKER_MEMORY_GIB, Cluster
 from helpers.study import EXPERIMENTS, ONE_ORIENTATION, ORIENTATIONS, Study, expand_path, require
 
 #: Level -> patterns of the tasks that it stands for: all but the analysis, or everything that is missing.
-LEVELS = {"participant": ("0[!5]*",), "group": ()}
+LEVELS = {"participant": ("[0a][!5]*",), "group": ()}
 
 #: Where in the folder of the results the study file is; BIDS keeps this folder for such files.
 STUDY_FILE = Path("code", "study.toml")

@@ -378,15 +378,15 @@ def all_scores(plan: Study) -> pd.DataFrame:
 
 
 def last_scores(plan: Study) -> tuple[str, pd.DataFrame]:
-    """Name and score table of the study beside this one that was the last to run all of Table 1; if none did,
-    of ``figures/ten``."""
+    """Name and score table of HACA3's study beside this one that was the last to run all of Table 1; if there
+    is none, of ``figures/ten``."""
     for path in sorted(
         folders.root(plan).parent.glob("*/tables/scores.csv"),
         key=lambda path: path.stat().st_mtime,
         reverse=True,
     ):
         table = cache.read_table(path)
-        if set(EXPERIMENTS) <= set(table.experiment):
+        if set(EXPERIMENTS) <= set(table.experiment) and "harmonizer" not in table:
             return path.parent.parent.name, table
     return "ten", cache.read_table(layout.FIGURES / "ten" / "scores.csv")
 
