@@ -50,6 +50,17 @@ def through_plane_axis(affine: np.ndarray, orientation: str) -> int:
     return next(axis for axis, code in enumerate(codes) if code in THROUGH_PLANE[orientation])
 
 
+def volume_ml(mask: np.ndarray, affine: np.ndarray) -> float:
+    """Volume of the voxels of a mask, ml; of slices that lie apart, with the space up to the next.
+
+    Examples
+    --------
+    >>> volume_ml(np.ones((10, 10, 10), bool), np.diag([1, 1, 11, 1]))
+    11.0
+    """
+    return float(np.count_nonzero(mask) * abs(np.linalg.det(np.asarray(affine, float)[:3, :3])) / 1e3)
+
+
 def upright(volume: np.ndarray, orientation: str, index: int) -> np.ndarray:
     """One slice of an LPS volume as radiologists hang it: anterior or superior up, the patient's right on the
     left.

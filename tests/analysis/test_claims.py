@@ -729,3 +729,80 @@ def test_another_margin_is_another_verdict():
     wide = by_claim(claims.decide(data, Rules(psnr_db=5, ssim=0.1))[0])
     narrow = by_claim(claims.decide(data, Rules(psnr_db=0.01, ssim=0.0002))[0])
     assert (wide["C9"], narrow["C9"]) == (SUPPORTED, UNDECIDED)
+
+
+# ---------------------------------------------------------------- downstream measures
+
+
+def downstream_table(rise, gain=0.0, n=10, measures=tuple(tables.DOWNSTREAM), arms=("harmonized",)):
+    """Errors in percent that grow by `rise` from 3 to 6.5 mm, and that a remedy lowers by `gain`."""
+    rng, rows = np.random.default_rng(3), []
+    for subject in range(1, n + 1):
+        for experiment in ("1a", "1b", "1c", "3"):
+            for resolution, x in zip(RESOLUTIONS, X):
+                for arm in arms:
+                    for measure in measures:
+                        error = 20 + rise * x + rng.normal(0, 0.5) - gain * (arm != "harmonized")
+                        # An error's sign is not its size: slices add to one volume, take from another.
+                        sign = -1 if measure == "lesion_ml" and subject % 2 else 1
+                        rows.append(
+                            {
+                                "subject": subject,
+                                "experiment": experiment,
+                                "resolution": resolution.label,
+                                "arm": arm,
+                                "reference": "3D",
+                                "measure": measure,
+                                "value": 1.0,
+                                "error_pct": sign * error,
+                            }
+                        )
+    version = dict.fromkeys(tables.VERSION, 0) | {"reconstruction": "axial", "slice_step": 1}
+    return pd.DataFrame(rows).assign(**version)
+
+
+def downstream_verdicts(table):
+    arrays = tables.downstream_to_arrays(table)
+    verdicts, comparisons = claims.decide(arrays, family=claims.DOWNSTREAM)
+    return verdicts.set_index("claim"), comparisons
+
+
+def test_errors_that_grow_are_seen_and_without_a_remedy_there_is_no_verdict_on_one():
+    verdicts, comparisons = downstream_verdicts(downstream_table(rise=15))
+    assert verdicts.verdict.to_dict() == {**dict.fromkeys(("D1", "D2", "D3"), SUPPORTED), "D4": UNDECIDED}
+    assert verdicts.reason["D4"] == "no remedy was tried"
+    assert len(comparisons) == 9
+    assert verdicts.estimate["D1"] == pytest.approx(15, abs=1)
+    # Holm over four claims: three p of 1/1024, and one that was not tested.
+    assert verdicts.p_holm["D1"] == pytest.approx(4 / 1024)
+
+
+def test_errors_that_do_not_grow_contradict():
+    verdicts, _ = downstream_verdicts(downstream_table(rise=-15))
+    assert set(verdicts.verdict[["D1", "D2", "D3"]]) == {CONTRADICTED}
+
+
+def test_a_remedy_helps_if_it_lowers_all_three_errors():
+    arms = ("harmonized", "harmonized, both")
+    verdicts, comparisons = downstream_verdicts(downstream_table(rise=15, gain=6, arms=arms))
+    assert verdicts.verdict["D4"] == SUPPORTED and "harmonized, both" in verdicts.sentence["D4"]
+    verdicts, _ = downstream_verdicts(downstream_table(rise=15, gain=-6, arms=arms))
+    assert verdicts.verdict["D4"] == CONTRADICTED
+
+
+def test_a_preview_gives_no_verdict_on_missed_lesions():
+    verdicts, _ = downstream_verdicts(downstream_table(rise=15, measures=("lesion_ml", "grey_ml")))
+    assert "slices of a preview lie apart" in verdicts.reason["D3"]
+    assert verdicts.verdict["D2"] == SUPPORTED
+
+
+def test_who_has_no_small_lesion_is_left_out_of_their_share():
+    table = downstream_table(rise=15)
+    table.loc[(table.subject == 1) & (table.measure == "missed_small"), "error_pct"] = np.nan
+    verdicts, _ = downstream_verdicts(table)
+    assert (verdicts.n["D2"], verdicts.n["D3"]) == (10, 9)
+
+
+def test_a_downstream_table_that_is_not_whole_is_refused():
+    with pytest.raises(ValueError, match="downstream lacks 1 rows: subject 1 1a"):
+        downstream_verdicts(downstream_table(rise=1).iloc[1:])

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from helpers import grid, layout, registration, study, super_resolution
 from helpers.acquisition import degradation
-from helpers.analysis import claims, metrics
+from helpers.analysis import claims, downstream, metrics
 from helpers.cohort import examination, phantom, preparation
 from helpers.haca3 import checkpoint, harmonizer
 from helpers.haca3.fast.fusion import BoxedFusion
@@ -169,6 +169,21 @@ def scores():
     return [*np.array(rows, float).T, *np.array(preview, float).T, *curve, metrics.cutoff(*curve)]
 
 
+def segmented():
+    """Tissues and lesions of an object whose intensities are those of four tissues."""
+    shape = (40, 44, 38)
+    axes = np.ogrid[tuple(slice(n) for n in shape)]
+    depth = sum(((axis - n / 2) / (0.4 * n)) ** 2 for axis, n in zip(axes, shape))
+    truth = np.select([depth > 1, depth > 0.7, depth > 0.1], [0, 2, 3], 1)
+    truth[(axes[0] - 12) ** 2 + (axes[1] - 22) ** 2 + (axes[2] - 19) ** 2 < 7] = 4
+    noise = np.random.default_rng(7).normal(0, 4, (2, *shape))
+    t1w, flair = np.array([[0, 30, 80, 120, 85], [0, 20, 100, 90, 160]])[:, truth] + noise
+    tissue = downstream.segment_tissue(t1w, grid.AFFINE, truth > 0)
+    lesions = downstream.segment_lesions(flair, tissue, grid.AFFINE)
+    known = truth == 4
+    return [tissue, lesions, *downstream.detect_lesions(known, lesions, grid.AFFINE).values()]
+
+
 def verdicts():
     """Numbers behind the verdicts of the ten subjects."""
     given, comparisons = claims.verdicts(cache.read_table(layout.FIGURES / "ten" / "scores.csv"))
@@ -188,6 +203,7 @@ COMPUTE = {
     "harmonization": harmonized,
     "other harmonizers": harmonized_otherwise,
     "scores": scores,
+    "downstream": segmented,
     "analysis": verdicts,
 }
 

@@ -44,6 +44,7 @@ SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 
 #: Unit -> decimals worth showing.
 _DECIMALS = {"dB": 2, "SSIM": 3, "weight": 3, "cycles/mm": 3, "variance ratio": 2, "SD / fall": 2}
+_DECIMALS |= {"% of lesion volume": 1, "% of grey matter": 2, "% of small lesions": 1}
 
 
 @dataclass(frozen=True)
@@ -512,6 +513,65 @@ REMEDY_CLAIMS = (
         True,
     ),
     Claim("R6", "both remedies together recover more than either", "all", _both_recover_more),
+)
+
+
+# ---------------------------------------------------------------- claims about downstream measures
+
+
+def _run_of(data: tables.Data, measure: str, experiments: Iterable[str]) -> list[str]:
+    """Those of some experiments that the table of a downstream measure has."""
+    if not any(key[0] == measure for key in data.scores):
+        plain = "lesions were not counted: the slices of a preview lie apart"
+        raise tables.NotRun(f"no {measure} in the table of downstream measures", plain)
+    found = [each for each in experiments if any(key[:2] == (measure, each) for key in data.scores)]
+    if not found:
+        raise tables.NotRun(f"none of the experiments {', '.join(experiments)}")
+    return found
+
+
+def _error_grows(measure: str):
+    def compare(data):
+        name, unit = tables.DOWNSTREAM[measure]
+        experiments, x = _run_of(data, measure, ONE_ORIENTATION), data.separations_mm()
+        rises = {each: -_fall(data.get("scores", measure, each, "harmonized"), x) for each in experiments}
+        return [
+            statistics.Comparison(_name(f"rise of {name} {_span(x)}", each), "above zero", unit, rise)
+            for each, rise in rises.items()
+        ]
+
+    return compare
+
+
+def _remedies_help(data):
+    arms = sorted({arm for _, _, arm in data.scores} - {"harmonized"})
+    if not arms:
+        raise tables.NotRun("no arm with a remedy", "no remedy was tried")
+    made = []
+    for measure, (name, unit) in tables.DOWNSTREAM.items():
+        for arm in arms:
+            gains = [
+                data.get("scores", measure, each, "harmonized") - data.get("scores", measure, each, arm)
+                for each in _run_of(data, measure, EXPERIMENTS)
+            ]
+            gain = np.mean(gains, axis=(0, 2))
+            made.append(statistics.Comparison(_name(f"less {name}", arm), "above zero", unit, gain))
+    return made
+
+
+#: What thick slices do to downstream measures, against those in the harmonized 3D images: another family.
+DOWNSTREAM = (
+    Claim("D1", "the error of lesion volume grows with slice separation", "1a-c", _error_grows("lesion_ml")),
+    Claim(
+        "D2", "the error of grey matter volume grows with slice separation", "1a-c", _error_grows("grey_ml")
+    ),
+    Claim(
+        "D3",
+        "the share of missed small lesions grows with slice separation",
+        "1a-c",
+        _error_grows("missed_small"),
+    ),
+    Claim("D4", "each remedy brings some of all three back", "all", _remedies_help),
 )
 
 

@@ -25,6 +25,9 @@ class Rules:
         Difference in attention weight that does not matter.
     cutoff_per_mm : float
         Difference in cut-off frequency that does not matter, cycles/mm.
+    lesion_pct, grey_pct, missed_pct : float
+        Errors that do not matter: of lesion volume and of grey matter volume, and the share of small lesions
+        that are missed, percent.
     variance_ratio : float
         Ratio of variances that does not matter.
     sd_of_fall : float
@@ -43,6 +46,9 @@ class Rules:
     ssim: float = 0.01
     weight: float = 0.05
     cutoff_per_mm: float = 0.02
+    lesion_pct: float = 5.0
+    grey_pct: float = 1.0
+    missed_pct: float = 5.0
     variance_ratio: float = 1.5
     sd_of_fall: float = 1.0
     alpha: float = 0.05
@@ -72,6 +78,9 @@ class Rules:
             "SSIM": self.ssim,
             "weight": self.weight,
             "cycles/mm": self.cutoff_per_mm,
+            "% of lesion volume": self.lesion_pct,
+            "% of grey matter": self.grey_pct,
+            "% of small lesions": self.missed_pct,
         }
         return {**margins, "variance ratio": self.variance_ratio, "SD / fall": self.sd_of_fall}[unit]
 

@@ -23,6 +23,13 @@ LABELS = tuple(each.label for each in RESOLUTIONS)
 SEPARATIONS_MM = np.array([each.separation_mm for each in RESOLUTIONS])
 UNITS = {"psnr_db": "dB", "ssim": "SSIM"}
 
+#: Downstream measure that a claim is about -> its error in words, and the unit of that.
+DOWNSTREAM = {
+    "lesion_ml": ("the error of lesion volume", "% of lesion volume"),
+    "grey_ml": ("the error of grey matter volume", "% of grey matter"),
+    "missed_small": ("missed small lesions", "% of small lesions"),
+}
+
 
 class NotRun(LookupError):
     """What a claim needs and the tables do not hold.
@@ -180,6 +187,43 @@ def to_arrays(scores, attention=None, cutoffs=None, ladder=None, region: str = "
         _dropped(scores),
         arms,
     )
+
+
+def downstream_to_arrays(table: pd.DataFrame, reference: str = "3D") -> Data:
+    """Errors of downstream measures as arrays, without their sign.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `helpers.pipeline.scoring.all_downstream` gives it.
+    reference : {"3D", "exact"}
+        What they are compared with.
+
+    Returns
+    -------
+    Data
+        Its ``scores`` are keyed by (measure, experiment, arm), for the measures in `DOWNSTREAM` and the
+        harmonized arms, in percent. Infinite where the reference has nothing to be wrong about: tests leave
+        such subjects out.
+
+    Raises
+    ------
+    ValueError
+        As `to_arrays`.
+    """
+    keys = ("subject", "experiment", "resolution", "arm", "measure")
+    rows = table[
+        (table.reference == reference)
+        & table.arm.str.startswith("harmonized")
+        & table.measure.isin(DOWNSTREAM)
+        & (table.experiment != GROUND_TRUTH)
+    ]
+    _check(rows, "downstream", keys, ["value"])
+    rows = rows.assign(error=rows.error_pct.abs().fillna(np.inf))
+    subjects = sorted(rows.subject.unique().tolist())
+    planes = frozenset(_version(rows)["reconstruction"].split("+"))
+    errors = _arrays(rows, "error", ("measure", "experiment", "arm"), subjects)
+    return Data(scores=errors, planes=planes, dropped=_dropped(rows))
 
 
 def over_planes(table: pd.DataFrame) -> pd.DataFrame:

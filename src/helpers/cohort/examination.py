@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from helpers import volumes
+from helpers import grid, volumes
 
 #: The paper's images have voxels of 1 mm. Protocols of up to 1.2 mm are common; twice that is not a 3D
 #: acquisition of this kind.
@@ -257,11 +257,7 @@ def _scale(volume: np.ndarray) -> float:
 def shows_brain_only(volume: np.ndarray, affine: np.ndarray) -> bool:
     """Whether the background of an image was removed and what is left is no larger than a brain: some
     scanners blank the air around a head."""
-    return is_stripped(volume) and volume_ml(foreground(volume), affine) <= BRAIN_ML[1]
-
-
-def volume_ml(mask: np.ndarray, affine: np.ndarray) -> float:
-    return float(np.count_nonzero(mask) * abs(np.linalg.det(np.asarray(affine, float)[:3, :3])) / 1e3)
+    return is_stripped(volume) and grid.volume_ml(foreground(volume), affine) <= BRAIN_ML[1]
 
 
 def largest_piece(mask):
@@ -404,7 +400,7 @@ def _implausible(volume, some, affine):
             f"{what}, as in a mask or an image that is overexposed: accepted are up to "
             f"{100 * MOSTLY_CLIPPED:.0f} %"
         )
-    if (ml := volume_ml(inside, affine)) < BRAIN_ML[0]:
+    if (ml := grid.volume_ml(inside, affine)) < BRAIN_ML[0]:
         return f"a head or brain of {ml:.0f} ml: accepted are {BRAIN_ML[0]} ml or more"
     return None
 

@@ -324,7 +324,7 @@ def prepare(
             if (
                 brain == "extract"
                 and not examination.BRAIN_ML[0]
-                <= (ml := examination.volume_ml(known, grid.AFFINE))
+                <= (ml := grid.volume_ml(known, grid.AFFINE))
                 <= examination.BRAIN_ML[1]
             ):
                 raise ValueError(

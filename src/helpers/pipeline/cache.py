@@ -44,6 +44,7 @@ STAGES = {
     "harmonization": Stage(2, ("torch", "numpy", "scipy")),
     "other harmonizers": Stage(1, ("numpy", "scikit-image", "antspyx")),
     "scores": Stage(1, ("numpy", "scipy", "scikit-image")),
+    "downstream": Stage(1, ("antspyx", "numpy", "scipy", "scikit-image", "edt")),
     "analysis": Stage(1, ("numpy", "scipy", "statsmodels", "pandas", "matplotlib")),
 }
 

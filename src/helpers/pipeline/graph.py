@@ -20,9 +20,9 @@ STAGES = {
     "01": ("degradation",),
     "02": ("degradation",),
     "03": ("super-resolution", "registration"),
-    "04": ("harmonization", "scores"),
-    "a2": ("other harmonizers", "scores"),
-    "05": ("scores", "analysis"),
+    "04": ("harmonization", "scores", "downstream"),
+    "a2": ("other harmonizers", "scores", "downstream"),
+    "05": ("scores", "downstream", "analysis"),
     "08": ("super-resolution",),
 }
 
@@ -40,6 +40,7 @@ _PLANE_S = {False: 40, True: 16}  # of a whole plane of three targets; compiled 
 #: Of three targets by another harmonizer than HACA3, and by a program: guesses.
 _OTHER_S, _PROGRAM_S = 2, 300
 _FUSED_S = 22  # by the network; the median takes a second
+_SEGMENTED_S = 25  # tissues and lesions of a T1w and a FLAIR, two arms a resolution
 _PREPARATION_S = 110  # of one's own images of a subject: examined, registered to MNI, skull-stripped
 
 #: Megabytes of an image, as measured; fused and registered volumes hold noise and hardly shrink.
@@ -160,6 +161,8 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
     if other:
         harmonized_s = _PROGRAM_S if isinstance(plan.harmonizer, Program) else _OTHER_S
         encoding_s = 0
+    if plan.downstream:
+        harmonized_s += 2 * _SEGMENTED_S / plan.slice_step
     target = []
     if not plan.targets:
         target = [

@@ -9,7 +9,7 @@ import pandas as pd
 
 from helpers import grid, layout, volumes
 from helpers.grid import AXIS
-from helpers.pipeline import cache, folders, participants, steps
+from helpers.pipeline import cache, folders, participants, segmentations, steps
 from helpers.study import (
     CONTRASTS,
     EXPERIMENTS,
@@ -287,6 +287,70 @@ def all_registrations(plan: Study) -> pd.DataFrame:
         "seed",
     ]
     return _gather(plan, "registrations", [pd.DataFrame(rows, columns=columns)])
+
+
+def downstream(plan: Study, subject: int | str, experiment: str) -> pd.DataFrame:
+    """Lesions and volumes in the images of one experiment at every resolution, against a reference; one CSV
+    per resolution is kept.
+
+    The reference ``3D`` is what the same rules find where all sources are 3D: in the harmonized images, for
+    the arm ``input`` in the 3D images themselves. For simulated subjects there is also ``exact``, what is
+    really there. Of the ground truth (`experiment` "3D") ``harmonized`` and ``input`` are compared with that
+    alone.
+
+    Returns
+    -------
+    DataFrame
+        One row per resolution, arm, reference and measure: `helpers.pipeline.segmentations.measures`.
+    """
+    resolutions = [None] if experiment == GROUND_TRUTH else plan.resolutions
+    return pd.concat(
+        [_downstream(plan, subject, experiment, each) for each in resolutions], ignore_index=True
+    )
+
+
+def _downstream(
+    plan: Study, subject: int | str, experiment: str, resolution: Resolution | None
+) -> pd.DataFrame:
+    slug = f"_res-{resolution.slug}" if resolution else ""
+    path = folders.root(plan) / "tables" / f"{layout.name(subject)}_exp-{experiment}{slug}_downstream.csv"
+    exact = {"exact": segmentations.exact(plan, subject)} if isinstance(subject, int) else {}
+    known = {
+        arm: segmentations.segmented(plan, subject, GROUND_TRUTH, None, arm, images)
+        for arm, images in segmentations.arms(plan, subject, GROUND_TRUTH, None).items()
+    }
+    made = known
+    if resolution:
+        made = {
+            arm: segmentations.segmented(plan, subject, experiment, resolution, arm, images)
+            for arm, images in segmentations.arms(plan, subject, experiment, resolution).items()
+        }
+    pairs = {}
+    for arm, labels in made.items():
+        reference = known.get("input" if "input" in arm else "harmonized")
+        references = {"3D": reference} if reference and reference != labels else {}
+        pairs |= {(arm, name): (then, labels) for name, then in (references | exact).items()}
+    images = [image for pair in pairs.values() for image in pair]
+    key = cache.key("downstream", images, {**_how(plan), "pairs": [list(pair) for pair in pairs]})
+    if not cache.is_done(path, key):
+        rows = [
+            {**_about(subject, experiment, resolution, row["contrast"]), "arm": arm, "reference": name, **row}
+            for (arm, name), pair in pairs.items()
+            for row in segmentations.measures(plan, *pair)
+        ]
+        cache.write_table(path, pd.DataFrame([{**row, **_how(plan)} for row in rows]), key)
+    return cache.read_table(path)
+
+
+def all_downstream(plan: Study) -> pd.DataFrame:
+    """`downstream` of every subject, in the ground truth and in every experiment; written as
+    ``tables/downstream.csv``."""
+    parts = [
+        downstream(plan, subject, experiment)
+        for subject in plan.subjects
+        for experiment in (GROUND_TRUTH, *plan.experiments)
+    ]
+    return _gather(plan, "downstream", parts)
 
 
 def other_studies(folders: Iterable[str | Path], table: str = "scores") -> pd.DataFrame:
