@@ -13,6 +13,7 @@ import math
 import tempfile
 
 import numpy as np
+import pandas as pd
 from scipy import ndimage
 
 from helpers import grid, registration
@@ -351,3 +352,36 @@ def bland_altman(reference: np.ndarray, values: np.ndarray) -> tuple[float, floa
     difference = np.asarray(values, float) - np.asarray(reference, float)
     half = 1.96 * difference.std(ddof=1) if len(difference) > 1 else math.nan
     return float(difference.mean()), float(difference.mean() - half), float(difference.mean() + half)
+
+
+def agreement(table: pd.DataFrame) -> pd.DataFrame:
+    """How well volumes agree with those of their reference over subjects.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `helpers.pipeline.scoring.all_downstream` gives it.
+
+    Returns
+    -------
+    DataFrame
+        A row per reference, arm, experiment, resolution and volume: number of subjects ``n``, ``error_pct``
+        (mean size of the error), ``bias_ml``, ``low_ml``, ``high_ml`` (Bland and Altman's limits), and
+        ``icc``, NaN for a single subject.
+    """
+    keys, rows = ["reference", "arm", "experiment", "resolution", "measure"], []
+    for names, part in table[table.measure.str.endswith("_ml")].groupby(keys, sort=False):
+        pair = part[["expected", "value"]].to_numpy(float)
+        bias, low, high = bland_altman(*pair.T)
+        rows.append(
+            {
+                **dict(zip(keys, names, strict=True)),
+                "n": len(pair),
+                "error_pct": part.error_pct.abs().mean(),
+                "bias_ml": bias,
+                "low_ml": low,
+                "high_ml": high,
+                "icc": intraclass_correlation(pair) if len(pair) > 1 else math.nan,
+            }
+        )
+    return pd.DataFrame(rows)

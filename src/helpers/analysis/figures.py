@@ -680,3 +680,90 @@ def scaling(table: pd.DataFrame):
     ax.legend(frameon=False, fontsize=9, loc="upper left")
     ax.spines[["top", "right"]].set_visible(False)
     return fig, ax
+
+
+#: Volumes of the table of downstream measures that are drawn -> what they are called.
+VOLUMES = {"lesion_ml": "lesions", "grey_ml": "grey matter", "ventricles_ml": "lateral ventricles"}
+
+
+@drawing.small_print()
+def agreement_figure(table: pd.DataFrame, reference: str = "3D", arm: str = "harmonized"):
+    """Bland and Altman's plot of lesion, grey matter and ventricle volume, one colour per resolution.
+
+    Points are subjects in experiments; lines are the mean differences, and bands reach to the limits of
+    agreement, bias and 1.96 standard deviations.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `helpers.pipeline.scoring.all_downstream` gives it.
+    reference : {"3D", "exact"}
+    arm : str
+
+    Returns
+    -------
+    fig, axes, DataFrame
+        The last is what was drawn.
+    """
+    from helpers.analysis import downstream
+
+    chosen = (table.reference == reference) & (table.arm == arm) & (table.experiment != GROUND_TRUTH)
+    drawn = table[chosen & table.measure.isin(VOLUMES)]
+    labels = _in_order(drawn.resolution)
+    colours = dict(zip(labels, plt.colormaps["plasma"](np.linspace(0.1, 0.75, len(labels))), strict=True))
+    fig, axes = _panels(1, len(VOLUMES), height=2.7)
+    for ax, (measure, name) in zip(axes.flat, VOLUMES.items(), strict=True):
+        ax.axhline(0, color="0.6", lw=0.8, zorder=1)
+        for label in labels:
+            rows = drawn[(drawn.measure == measure) & (drawn.resolution == label)]
+            pair = rows[["expected", "value"]].to_numpy(float)
+            bias, low, high = downstream.bland_altman(*pair.T)
+            ax.scatter(pair.mean(axis=1), pair[:, 1] - pair[:, 0], s=9, color=colours[label], label=label)
+            ax.axhline(bias, color=colours[label], lw=1.2)
+            if np.isfinite(low):
+                ax.axhspan(low, high, color=colours[label], alpha=0.12, lw=0)
+        ax.set_title(name)
+        ax.set_xlabel("mean of both (ml)")
+    axes.flat[0].set_ylabel("thick slices - 3D (ml)" if reference == "3D" else "found - exact (ml)")
+    _legend_below(fig, *axes.flat[0].get_legend_handles_labels(), len(labels))
+    return fig, axes, drawn
+
+
+def lesion_figure(panels: list[dict]):
+    """The same slice of harmonized FLAIR images from 3D scans and from thicker and thicker slices, with the
+    outlines of lesions: green what was found, orange and with an arrow what was missed.
+
+    Parameters
+    ----------
+    panels : list of dict
+        As `helpers.pipeline.segmentations.lesion_panels` gives them.
+
+    Returns
+    -------
+    fig, axes, DataFrame
+        The last is what the titles say.
+    """
+    fig, axes = plt.subplots(
+        1, len(panels), figsize=(3.1 * len(panels), 4.3), squeeze=False, layout="constrained"
+    )
+    for ax, panel in zip(axes.flat, panels, strict=True):
+        ax.imshow(panel["image"], cmap="gray", vmin=0, vmax=panel["white"], interpolation="nearest")
+        for name, colour in (("found", drawing.LIGHT_GREEN), ("missed", drawing.ORANGE)):
+            if panel[name].any():
+                ax.contour(panel[name], [0.5], colors=[colour], linewidths=1.1)
+        if panel["missed"].any():
+            y, x = (float(part.mean()) for part in np.nonzero(panel["missed"]))
+            side = 1 if x < panel["image"].shape[1] / 2 else -1
+            ax.annotate(
+                "missed",
+                (x - 3 * side, y),
+                (x - 30 * side, y - 25),
+                color=drawing.ORANGE,
+                fontsize=11,
+                ha="center",
+                arrowprops={"arrowstyle": "->", "color": drawing.ORANGE},
+            )
+        ax.set_title(panel["title"], fontsize=12)
+        ax.text(0.5, -0.02, panel["says"], transform=ax.transAxes, ha="center", va="top", fontsize=11)
+        ax.axis("off")
+    return fig, axes, pd.DataFrame([{name: panel[name] for name in ("title", "says")} for panel in panels])
