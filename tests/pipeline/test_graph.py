@@ -33,6 +33,7 @@ DEPENDS_ON = {
     "variant": ("haca3plus", "04 05"),
     "precision": ("bfloat16", "04 05"),
     "compiled": (False, "04 05"),
+    "downstream": (True, "04 05"),
     "targets": (NUMBERS, "target 04 05"),
     "planes": (["x"], "05"),
     "ladder": (["x"], "05"),

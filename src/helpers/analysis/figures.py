@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from scipy import ndimage
 
 from helpers import drawing
 from helpers.analysis import comparison
@@ -752,15 +753,18 @@ def lesion_figure(panels: list[dict]):
             if panel[name].any():
                 ax.contour(panel[name], [0.5], colors=[colour], linewidths=1.1)
         if panel["missed"].any():
-            y, x = (float(part.mean()) for part in np.nonzero(panel["missed"]))
+            pieces, _ = ndimage.label(panel["missed"])
+            largest = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
+            y, x = (float(part.mean()) for part in np.nonzero(largest))
             side = 1 if x < panel["image"].shape[1] / 2 else -1
             ax.annotate(
                 "missed",
-                (x - 3 * side, y),
-                (x - 30 * side, y - 25),
+                (x + 5 * side, y - 4),
+                (x + 38 * side, y - 30),
                 color=drawing.ORANGE,
                 fontsize=11,
                 ha="center",
+                bbox={"facecolor": "black", "alpha": 0.6, "pad": 1.5, "lw": 0},
                 arrowprops={"arrowstyle": "->", "color": drawing.ORANGE},
             )
         ax.set_title(panel["title"], fontsize=12)
