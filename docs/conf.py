@@ -57,7 +57,7 @@ html_static_path = ["_static"]
 html_css_files = ["book.css"]
 html_copy_source = False
 html_show_sourcelink = False
-html_sidebars = {"*": []}  # pages without pages below them
+html_sidebars = {"*": [], "notebooks/*": []}  # lines of code need the width
 html_theme_options = {
     "header_links_before_dropdown": 4,
     "navbar_align": "left",
@@ -82,5 +82,11 @@ mathjax2_config = {
         "ignoreClass": "document",
         "processClass": "math|output_area",
     },
-    "HTML-CSS": {"availableFonts": [], "webFont": "STIX-Web", "linebreaks": {"automatic": True}},
+    "HTML-CSS": {
+        "availableFonts": [],
+        "preferredFont": None,
+        "imageFont": None,
+        "webFont": "STIX-Web",
+        "linebreaks": {"automatic": True},
+    },
 }

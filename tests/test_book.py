@@ -9,7 +9,9 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
 from helpers import layout
 from helpers.study import Study
@@ -27,9 +29,9 @@ def missing():
     return ""
 
 
-def load(name):
-    """One of the programs beside the pages."""
-    spec = importlib.util.spec_from_file_location(f"book_{name}", DOCS / f"{name}.py")
+def load(name, folder=DOCS):
+    """One of the programs beside the pages or the figures."""
+    spec = importlib.util.spec_from_file_location(f"book_{name}", folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -66,6 +68,18 @@ def test_every_diagram_is_drawn():
         texts += [cell.source for cell in nbformat.read(path, as_version=4).cells]
     wanted = {extension.diagram(source) for text in texts for source in fence.findall(text)}
     assert wanted and wanted == set(extension.DIAGRAMS.glob("*.svg"))
+
+
+def test_the_film_has_a_picture_for_each_resolution(tmp_path):
+    rng = np.random.default_rng(0)
+    images = [rng.random((30, 40)) for _ in range(3)]
+    shown = [
+        ("3D images", {"acquired": images[0], "harmonized": images[1]}),
+        ("slices of 5 mm", {"acquired": images[0], "harmonized": images[1], "with remedy": images[2]}),
+    ]
+    load("film", layout.FIGURES).film(shown, tmp_path / "film.gif")
+    with Image.open(tmp_path / "film.gif") as film:
+        assert (film.format, film.n_frames) == ("GIF", 2)
 
 
 @pytest.mark.slow
