@@ -33,8 +33,9 @@ import numpy as np
 import pandas as pd
 
 from helpers import volumes
+from helpers.cohort import examination
 from helpers.protocol import survey
-from helpers.study import expand_path
+from helpers.study import CONTRASTS, Resolution, expand_path
 
 #: Larger than any sidecar, smaller than what would fill the memory, bytes.
 _SIDECAR_BYTES = 4 * 2**20
@@ -94,6 +95,51 @@ def from_bids(folder: str | Path) -> pd.DataFrame:
                 )
         rows.append(survey.acquisition({**said, "file": os.path.relpath(path, top)}, seen, faults))
     return survey.as_table(rows)
+
+
+def slices_of(path: str | Path) -> tuple[str, Resolution] | None:
+    """How the slices of one image were acquired: by its sidecar and its header, else by its spectrum.
+
+    What `helpers.haca3.Acquisition` takes, for a fusion that knows resolution, of an image of one's own.
+
+    Parameters
+    ----------
+    path : str or Path
+        A NIfTI image, before registration; a sidecar beside it is read.
+
+    Returns
+    -------
+    (str, Resolution) or None
+        Orientation, thickness and gap; None for a 3D image. A thickness that nobody states is the separation
+        of the slices, and so is that of an image that was interpolated from thick slices.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        In one line that names the file, if the geometry is missing or contradicts itself.
+    """
+    sidecar = volumes.read_sidecar(path) or {}
+    said = {name: sidecar.get(term) for term, name in survey.TERMS.items() if name}
+    seen = survey.slice_geometry(_three_dimensional(volumes.read_header(path)), None, survey.lengths(said))
+    # Which contrast it is does not matter here, but those of no interest are not examined.
+    row = survey.acquisition({**said, "contrast": CONTRASTS[0]}, seen)
+    if row["dimension"] == "3D" and row["dimension_from"] == "geometry":
+        # It may have been interpolated from thick slices.
+        volume, affine = volumes.read(path)
+        found = examination.sharpness(volume, affine)
+        if examination.is_thick(found):
+            axis = int(found.thickness_mm.argmax())
+            plane, _ = survey.orientation(affine[:3, axis])
+            return plane, Resolution(round(float(found.thickness_mm[axis]), 1), 0)
+    if row["dimension"] == "3D":
+        return None
+    if row["unfit"]:
+        accepted = "accepted is an image with SliceThickness and SpacingBetweenSlices in its sidecar"
+        raise ValueError(f"{path}: of its slices the geometry is missing: {row['unfit']}: {accepted}")
+    gap_mm = round(max(row["spacing_mm"] - row["thickness_mm"], 0), 6)
+    return row["orientation"], Resolution(row["thickness_mm"], gap_mm)
 
 
 def from_csv(path: str | Path) -> pd.DataFrame:
