@@ -3,6 +3,7 @@
 import hashlib
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import ndimage
@@ -433,3 +434,13 @@ def test_the_shipped_network_is_small_and_of_its_protocol():
     volume, _ = super_resolution.super_resolve(stack, affine, resolver.resolution, resolver)
     spline = linear.along_axis(degradation.back_matrix(78, resolver.resolution), stack, 2)
     assert decibels(truth, volume) > decibels(truth, spline)
+
+
+def test_what_is_said_of_its_gains_is_what_was_measured():
+    table = pd.read_csv(layout.FIGURES / "super_resolution" / "gains.csv")
+    assert (table.gain_db > 0).all() and (table.consistency_db > 60).all()
+    assert (table.super_resolved_db > table[["cubic_db", "tikhonov_db", "linear_db"]].max(axis=1)).all()
+    card = (layout.MODELS / "README.md").read_text()
+    simulated = table[table.image.str.startswith("sim")]
+    for resolution, gain_db in simulated.groupby("resolution").gain_db.mean().items():
+        assert f"{resolution} | +{gain_db:.2f} dB" in card
