@@ -83,7 +83,7 @@ def test_where_a_remedy_hurts_is_said_first_the_worst_before_the_others():
     )
     assert told.index("fusion by resolution in experiment 2") < told.index("come back")
     assert (remedies.harms(back).gain_db.diff().dropna() >= 0).all()
-    assert remedies.paragraph(remedies.recovered(table(helpful, noise=0))).startswith("Neither remedy lowers")
+    assert remedies.paragraph(remedies.recovered(table(helpful, noise=0))).startswith("No remedy lowers")
 
 
 def test_claims_about_remedies_are_supported_where_they_are_true():

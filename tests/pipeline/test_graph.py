@@ -95,6 +95,13 @@ def test_stacks_wait_for_the_network_of_their_resolution_and_it_for_the_stacks_t
     assert lesson == "['02']"
 
 
+def test_nobody_else_teaches():
+    with pytest.raises(ValueError, match="taught_on has 9: accepted are the study's subjects, 1, 2"):
+        graph.check_subjects(Study(subjects=[1, 2], taught_on=[2, 9]))
+    graph.check_subjects(Study(subjects=[1, 2], taught_on=[2]))
+    graph.check_subjects(Study(bids_dir="/data/mine", taught_on=["01"]))
+
+
 def test_every_field_of_a_study_is_tested():
     assert set(DEPENDS_ON) == set(Study().literals())
 

@@ -89,7 +89,7 @@ def paragraph(table: pd.DataFrame) -> str:
     shown = worse[worse.gain_high_db < 0]
     cells = len(table[(table.experiment != ALL) & (table.contrast != ALL)])
     if worse.empty:
-        told = f"Neither remedy lowers a mean score, in {cells} of experiment, contrast and arm."
+        told = f"No remedy lowers a mean score, in {cells} combinations of experiment, contrast and arm."
     else:
         listed = "; ".join(map(_harm, (shown if len(shown) else worse).head(3).itertuples()))
         beyond = f", with a 95 % interval below zero in {len(shown)}" if worse.n.max() > 1 else ""

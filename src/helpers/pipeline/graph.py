@@ -31,8 +31,8 @@ STAGES = {
 #: transform.
 COST_S = {"00": (9, 3), "01": (6, 0), "02": (7, 0.25), "03": (20, 0.2), "04": (7, 0.5), "05": (20, 0)}
 COST_S |= {"08": (60, 0), "a2": (7, 0.5)}
-_TEACHING_STEP_S = 0.12  # of a network that super-resolves
-_RESOLVED_S = 30  # more for a registered volume that is super-resolved before
+_TEACHING_STEP_S = 0.07  # of a network that super-resolves
+_RESOLVED_S = 4  # more for a registered volume that is super-resolved before
 _WHOLE_VOLUME_S = 0.5  # more for a registered volume that is written whole
 _ESTIMATED_TRANSFORM_S = 6.5
 _ENCODING_S = 0.9  # of a source in a preview
@@ -307,13 +307,17 @@ def choose(wanted: list[Task], patterns: Iterable[str]) -> list[Task]:
 
 def check_subjects(plan: Study) -> None:
     """Keep the splits: what the network was trained on, and the subject that defines the target, are not
-    scored.
+    scored; and networks that super-resolve learn from the study's subjects.
 
     Raises
     ------
     ValueError
         Naming the subject and those that are accepted.
     """
+    strangers = [subject for subject in plan.taught_on if subject not in plan.subjects]
+    if strangers and plan.subjects != ("all",):
+        accepted = f"accepted are the study's subjects, {', '.join(map(str, plan.subjects))}"
+        raise ValueError(f"taught_on has {strangers[0]!r}: {accepted}")
     for subject in plan.subjects:
         if isinstance(subject, str):
             if not plan.bids_dir:
