@@ -398,6 +398,12 @@ WHOLE = {
 LADDER = {**TEN, "resolutions": ("5||1.5",)}
 SHIPPED_STUDIES = {
     "demo": {**TEN, "resolutions": ("3||0", "4||0", "5||1.5")},
+    "book": {**TEN, "subjects": (1, 2), "resolutions": ("3||0", "4||0", "5||1.5")},
+    "remedies": {
+        **TEN,
+        "resolutions": ("3||0", "4||0", "5||1.5"),
+        "remedies": ("super-resolution", "fusion"),
+    },
     "demo-none": {**TEN, "resolutions": ("3||0", "4||0", "5||1.5"), "harmonizer": "none"},
     "demo-histogram": {**TEN, "resolutions": ("3||0", "4||0", "5||1.5"), "harmonizer": "histogram"},
     "haca3-container": {
