@@ -124,6 +124,7 @@ def test_the_page_opens_with_the_result_and_ends_with_the_notebooks(analysed):
         "Study “one”",
         "instead of 3‖0",
         'class=first src="../figures/figure_3.png"',
+        'class=first src="../figures/figure_claims.png"',
         "The verdicts",
         "C1",
         "The figures",

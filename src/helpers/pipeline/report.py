@@ -180,7 +180,7 @@ def page(plan: Study, states: pd.DataFrame, folder: Path, remarks: Mapping[str, 
     told = headline(plan) if done else ""
     parts = [f"<h1>Study “{html.escape(plan.name)}”</h1>", *_failures(states)]
     if told:
-        parts += [f"<p>{html.escape(told).replace('||', '‖')}</p>", *_first_figure(plan, folder)]
+        parts += [f"<p>{html.escape(told).replace('||', '‖')}</p>", *_first_figures(plan, folder)]
     elif not done and not (states.state == "failed").any():
         left = int((states.state != "done").sum())
         told_left = f"Not at its end yet: {left} of {len(states)} notebooks are to be executed"
@@ -242,10 +242,12 @@ def _drawn(plan: Study) -> list[Path]:
     return sorted(folders.figures_folder(plan).glob("figure_*.png"), key=order)
 
 
-def _first_figure(plan: Study, folder: Path) -> list[str]:
-    numbers = [f"figure_{number}" for number in figures.score_figures(plan.experiments)]
-    first = [path for path in _drawn(plan) if path.stem in numbers][:1]
-    return [f"{_image(path, folder, 'class=first')}" for path in first]
+def _first_figures(plan: Study, folder: Path) -> list[str]:
+    """The three that the book begins with: scores, attention, verdicts, as far as they are drawn."""
+    drawn = {path.stem: path for path in _drawn(plan)}
+    scores = [f"figure_{number}" for number in figures.score_figures(plan.experiments)]
+    first = [*[stem for stem in drawn if stem in scores][:1], "figure_attention", "figure_claims"]
+    return [_image(drawn[stem], folder, "class=first") for stem in first if stem in drawn]
 
 
 def _remedies(plan: Study) -> list[str]:
