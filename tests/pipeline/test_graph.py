@@ -34,6 +34,7 @@ DEPENDS_ON = {
     "precision": ("bfloat16", "04 05"),
     "compiled": (False, "04 05"),
     "downstream": (True, "04 05"),
+    "harmonizer": ("nyul", "04 a2 05"),
     "targets": (NUMBERS, "target 04 05"),
     "planes": (["x"], "05"),
     "ladder": (["x"], "05"),
