@@ -309,8 +309,7 @@ for subject in plan.subjects:
         for how in ("known", "rigid"):
             steps.registered(plan, subject, "T1w", "axial", resolution, how)
     for resolution in plan.resolutions:  # as notebook 04, so that sources are encoded once
-        for experiment in plan.experiments:
-            steps.harmonized(plan, subject, experiment, resolution)
+        steps.harmonized_together(plan, subject, plan.experiments, resolution)
     for experiment in ("3D", *plan.experiments):
         scoring.scores(plan, subject, experiment)
         if experiment in ONE_ORIENTATION:

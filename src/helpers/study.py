@@ -41,6 +41,7 @@ PRECISIONS = ("float32", "bfloat16")
 BRAINS = ("extract", "keep")
 #: Harmonizers that come with the repository. All but the first are simple: each contrast by itself.
 HARMONIZERS = ("haca3", "none", "histogram", "zscore", "nyul")
+KEEP = ("all", "tables")
 
 #: The subject that stands for images given as targets.
 TARGET = "target"
@@ -575,6 +576,9 @@ class Study:
         each pair of T1w and FLAIR images, seconds in a preview.
     output_dir : str
         Folder of the results (relative: to the working folder), or empty for ``data/derivatives/<name>``.
+    keep : str
+        ``tables``: stacks, registered and harmonized volumes are removed as soon as nothing of the study
+        needs them any more. Their sidecars stay, and they count as done; what is read again is made again.
 
     Raises
     ------
@@ -610,6 +614,7 @@ class Study:
     targets: tuple[tuple[str, str | tuple[float, ...]], ...] = ()
     downstream: bool = False
     output_dir: str = ""
+    keep: str = "all"
 
     def __post_init__(self):
         def settle(field, value):  # The class is frozen: values are normalised once, here.
@@ -712,6 +717,7 @@ class Study:
         settle("mask", require("mask", self.mask or VARIANTS[self.variant], MASKS))
         require("precision", self.precision, PRECISIONS)
         require("brain", self.brain, BRAINS)
+        require("keep", self.keep, KEEP)
         settle("select", _per_contrast("select", self.select, _entities))
         settle("targets", _per_contrast("targets", self.targets, _target))
         if self.targets and len(self.targets) < len(CONTRASTS):

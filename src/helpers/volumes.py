@@ -17,7 +17,7 @@ import math
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +26,9 @@ import numpy as np
 
 #: Environment variable with the path of the file in which `record_use` keeps its list.
 TRACE = "RESOLUTION_MATTERS_TRACE"
+
+#: Volume that was removed to save space -> what makes it again.
+_REMOVED: dict[Path, Callable[[], None]] = {}
 
 #: Names of temporary files: that of the file to be, between dots, and what makes them unique.
 _LEFTOVER = ".*.*.????????.tmp"
@@ -100,6 +103,11 @@ def as_volume(volume: np.ndarray, what: str = "volume") -> np.ndarray:
     return volume
 
 
+def make_when_read(path: Path, make: Callable[[], None]) -> None:
+    """Let `read` make a file that was removed to save space."""
+    _REMOVED[path] = make
+
+
 def read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Read a NIfTI volume: the whole file, to its last byte.
 
@@ -124,6 +132,9 @@ def read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         that its header asks for, is not 3D, is empty, holds anything but one real number a voxel, values that
         are not finite or that float32 cannot hold, or does not say where its voxels lie.
     """
+    make = _REMOVED.pop(Path(path), None)
+    if make and not Path(path).exists():
+        make()
     header, content = _open(path, whole=True)
     shape, affine = _shape(header, path), _affine(header, path)
     data = nib.arrayproxy.ArrayProxy(io.BytesIO(content), header)

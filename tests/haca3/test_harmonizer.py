@@ -684,6 +684,36 @@ def test_the_same_seed_gives_the_same_bytes_whatever_threads_steps_and_encodings
     np.testing.assert_array_equal(coarse[:, :, 90], one[:, :, 90])
 
 
+def test_what_is_harmonized_together_has_the_bytes_of_what_is_harmonized_alone_and_is_encoded_once(
+    small, sources, target, monkeypatch
+):
+    encoded = []
+    encode = type(small)._encode
+
+    def counting(self, images, nets):
+        encoded.extend(hashlib.sha256(image.tobytes()).hexdigest() for image in images)
+        return encode(self, images, nets)
+
+    cases = {
+        "all": sources,
+        "two": {name: sources[name] for name in ("FLAIR", "T1w")},
+        "one": {"T2w": sources["T2w"]},
+    }
+    how = {"mask": "union", "slice_step": 36, "details": True}
+    alone = {case: small.harmonize(some, target, **how) for case, some in cases.items()}
+    monkeypatch.setattr(type(small), "_encode", counting)
+    together = dict(small.harmonize_all(cases, target, **how))
+    assert list(together) == list(cases)
+    for case, result in together.items():
+        np.testing.assert_array_equal(result.images["T1w"], alone[case].images["T1w"])
+        weights, expected = (each.attention["T1w"]["axial"] for each in (result, alone[case]))
+        np.testing.assert_array_equal(weights, expected)
+        assert result.sources == tuple(cases[case])
+    empty = hashlib.sha256(np.zeros((224, 224), np.float32).tobytes()).hexdigest()
+    slices = [each for each in encoded if each != empty]
+    assert len(slices) == len(set(slices)) > 3
+
+
 def test_an_encoding_comes_back_from_its_arrays_and_serves_only_the_slices_that_it_has(
     small, heads, target, tmp_path
 ):

@@ -16,6 +16,7 @@ ALL = "00 target 01 02 03 04 05"
 DEPENDS_ON = {
     "name": ("x", ALL),
     "output_dir": ("/data/x", ALL),
+    "keep": ("tables", ALL),
     "dropped": (["FLAIR"], ALL),
     "experiments": (["1a", "2"], "02 03 04 05"),
     "resolutions": (["3||0"], "02 03 04 05"),

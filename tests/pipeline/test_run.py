@@ -17,7 +17,7 @@ from helpers import volumes
 from helpers.pipeline import cache, clean, cli, execution, folders, graph, log, report, run, status
 from helpers.pipeline.cluster import Cluster
 from helpers.pipeline.graph import Task
-from helpers.study import EXPERIMENTS, Study
+from helpers.study import EXPERIMENTS, RESOLUTIONS, Study
 
 
 def test_the_demo_executes_every_notebook_of_the_method_after_what_it_needs():
@@ -27,9 +27,10 @@ def test_the_demo_executes_every_notebook_of_the_method_after_what_it_needs():
     for number, task in enumerate(wanted):
         assert task.notebook.is_file()
         assert set(task.needs) <= set(names[:number])
-    for experiment in EXPERIMENTS:
-        for subject in (1, 2):
-            assert f"04_harmonization_sub-sim{subject:02d}_exp-{experiment}" in names
+    for subject in (1, 2):
+        assert f"04_harmonization_sub-sim{subject:02d}_exp-3D" in names
+        for resolution in RESOLUTIONS:
+            assert f"04_harmonization_sub-sim{subject:02d}_res-{resolution.slug}" in names
     assert {task.notebook.stem[:2] for task in wanted} == {"00", "01", "02", "03", "04", "05"}
     graph.check_parameters(wanted)
 
@@ -297,12 +298,15 @@ def test_status_and_dry_run_count_what_is_done_and_estimate_the_rest_and_change_
     (volume,) = [
         path
         for path in everything
-        if path.parent.name == "04_harmonization_sub-sim02_exp-6" and path.name.endswith("_0.nii.gz")
+        if path.parent.name == "04_harmonization_sub-sim02_res-5skip1p5" and path.name.endswith("_0.nii.gz")
     ]
     volume.unlink()
     before = sorted(volume.parents[1].rglob("*"))
     states = status.status(plan).set_index("task")
-    assert set(states[states.state == "missing"].index) == {"04_harmonization_sub-sim02_exp-6", "05_analysis"}
+    assert set(states[states.state == "missing"].index) == {
+        "04_harmonization_sub-sim02_res-5skip1p5",
+        "05_analysis",
+    }
     # The log says that each took a minute; without it, it would be the rough costs.
     assert states.expected_s["05_analysis"] == pytest.approx(60)
     assert states.expected_s["00_cohort_target"] == 0
@@ -356,14 +360,14 @@ def test_what_runs_now_is_running_as_long_as_its_run_lives(finished):
 
 def test_only_takes_what_it_needs_along():
     wanted = graph.tasks(Study(subjects=[1, 2], slice_step=1))
-    names = [task.name for task in graph.choose(wanted, ["04*sub-sim02*exp-3"])]
+    names = [task.name for task in graph.choose(wanted, ["04*sub-sim02*res-3skip0"])]
     made = [
         "00_cohort_sub-sim02",
         "02_degradation_sub-sim02",
         "03_registration_sub-sim02",
         "04_harmonization_sub-sim02_exp-3D",
     ]
-    assert names == ["00_cohort_target", *made, "04_harmonization_sub-sim02_exp-3"]
+    assert names == ["00_cohort_target", *made, "04_harmonization_sub-sim02_res-3skip0"]
     assert [task.name for task in graph.choose(wanted, ["01*", "00*sub-sim01"])] == [
         "00_cohort_sub-sim01",
         "01_slice_profiles",
@@ -384,7 +388,14 @@ def test_where_notebooks_are_short_several_things_go_through_one_execution():
         Study(subjects=TEN, slice_step=1, reconstruction=["axial", "coronal", "sagittal"], transform="rigid")
     )
     assert sum(task.notebook.stem == "04_harmonization" for task in whole) == 10 * 9
-    assert not any({"other_subjects", "other_experiments"} & set(task.parameters) for task in whole)
+    assert not any("other_subjects" in task.parameters for task in whole)
+    # All experiments of a resolution, which share their sources; the ground truth alone.
+    together = [
+        {task.parameters["experiment"], *task.parameters.get("other_experiments", [])}
+        for task in whole
+        if task.notebook.stem == "04_harmonization"
+    ]
+    assert together == 10 * [{"3D"}, *8 * [set(EXPERIMENTS)]]
     for number, task in enumerate(wanted):
         assert set(task.needs) <= {each.name for each in wanted[:number]}
     for stage in ("00_cohort", "02_degradation", "03_registration"):

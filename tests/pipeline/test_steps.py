@@ -49,6 +49,11 @@ class Identity:
             images=dict(images), sources=tuple(images), attention=attention, unfused=unfused
         )
 
+    def harmonize_all(self, cases, targets, geometries, **settings):
+        for name, images in cases.items():
+            settings |= {"geometry": geometries[name]} if name in geometries else {}
+            yield name, self.harmonize(images, targets, **settings)
+
 
 class Imputing(Identity):
     """The same, and for the target of a missing contrast the T1w."""
@@ -563,6 +568,30 @@ def test_experiments_that_share_a_source_encode_it_once(plan, monkeypatch):
     # Three axial stacks, two of other orientations in experiment 2, two 3D images.
     assert len(encoded) == len(set(encoded)) == 3 + 2 + 2
     steps._encoded_slices.cache_clear()
+
+
+def test_experiments_that_are_harmonized_together_get_the_same_source_and_the_files_that_each_gets_alone(
+    plan, identity, monkeypatch
+):
+    rows, taken = ("1a", "2", "5"), []
+
+    class Watching(Identity):
+        def harmonize_all(self, cases, targets, geometries, **settings):
+            taken.append(cases)
+            return super().harmonize_all(cases, targets, geometries, **settings)
+
+    monkeypatch.setattr(models, "harmonizer", lambda plan: Watching())
+    alone = {row: steps.harmonized(plan, 1, row, COARSE) for row in rows}
+    before = {path: digest(path) for paths in alone.values() for path in paths.values()}
+    alone["2"]["T2w"].unlink()
+    for path in alone["5"].values():
+        path.unlink()
+    taken.clear()
+    steps.harmonized_together(plan, 1, rows, COARSE)
+    assert {path: digest(path) for path in before} == before
+    second, fifth = taken[0].values()  # what was missing
+    assert len(taken) == 1
+    assert second["T1w"] is fifth["T1w"]
 
 
 def test_a_stack_says_what_it_is(plan):

@@ -46,7 +46,7 @@ Each of its quirks, and what is done about it here:
 import copy
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -272,6 +272,20 @@ class Harmonizer:
         theta, eta = keys.mean(dim=0).cpu().numpy().reshape(2, 2)
         return Target(theta, eta, norm)
 
+    def prepare(self, volume: np.ndarray) -> Encoding:
+        """Preprocess a source, of which `harmonize` encodes slices when it needs them.
+
+        Parameters
+        ----------
+        volume : ndarray, shape (192, 224, 192)
+
+        Raises
+        ------
+        ValueError
+            If the volume is on another grid, not finite, or all zero.
+        """
+        return Encoding(volume=slicing.preprocess(_checked(volume, "source"))[0])
+
     @_exact
     def encode(
         self, volume: np.ndarray, orientations: Sequence[str] = ("axial",), slice_step: int = 1
@@ -288,7 +302,7 @@ class Harmonizer:
         slice_step : int
             As in `harmonize`.
         """
-        whole = Encoding(volume=slicing.preprocess(_checked(volume, "source"))[0])
+        whole = self.prepare(volume)
         slices = {}
         with side_by_side(self.device) as run:
             for o in _orientations(orientations, slice_step):
@@ -297,7 +311,6 @@ class Harmonizer:
                     slices.update({(o, k): code for k, code in zip(some, codes)})
         return Encoding(slices, _digest(whole))
 
-    @_exact
     def harmonize(
         self,
         sources: Mapping[str, np.ndarray | Encoding],
@@ -349,6 +362,48 @@ class Harmonizer:
         ValueError
             If an argument is not one of those, or an image is on another grid, not finite, or all zero.
         """
+        options = {"anatomy": anatomy, "mask": mask, "seed": seed, "slice_step": slice_step}
+        options |= {"geometries": {"": geometry}, "details": details}
+        results = self.harmonize_all({"": sources}, targets, orientations=orientations, **options)
+        return dict(results)[""]
+
+    def harmonize_all(
+        self,
+        cases: Mapping[str, Mapping[str, np.ndarray | Encoding]],
+        targets: Mapping[str, np.ndarray | Target],
+        *,
+        orientations: Sequence[str] = ("axial",),
+        anatomy: str = "shared",
+        mask: str | None = None,
+        seed: int = 0,
+        slice_step: int = 1,
+        geometries: Mapping[str, Mapping[str, resolution.Acquisition | None] | None] | None = None,
+        details: bool = False,
+    ) -> Iterator[tuple[str, Harmonized]]:
+        """Harmonize several sets of sources, each as `harmonize` does, with the same bytes.
+
+        A source that several of them have (the same object) is encoded once, slice by slice: no more than the
+        encodings of a slice are in memory.
+
+        Parameters
+        ----------
+        cases : dict of str to dict
+            Any name -> sources, as in `harmonize`.
+        geometries : dict of str to dict, optional
+            Name -> geometry, as in `harmonize`.
+        targets, orientations, anatomy, mask, seed, slice_step, details
+            As in `harmonize`, the same for all.
+
+        Returns
+        -------
+        iterator of (str, Harmonized)
+            In the order of the cases; a volume is put together and fused when it is asked for.
+
+        Raises
+        ------
+        ValueError
+            As `harmonize`, at once.
+        """
         study.require("anatomy", anatomy, study.ANATOMIES)
         mask = study.require("mask", mask or study.VARIANTS[self.variant], study.MASKS)
         if seed < 0:
@@ -359,15 +414,19 @@ class Harmonizer:
                 f"orientations are {', '.join(orientations)}: accepted for the fusion net are one or all "
                 "three"
             )
-        if not sources or not targets:
-            raise ValueError(
-                f"{'sources' if not sources else 'targets'} are empty: accepted is at least one contrast"
-            )
-        for name in (*sources, *targets):
-            study.require("contrast", name, study.CONTRASTS)
+        for sources in cases.values():
+            if not sources or not targets:
+                raise ValueError(
+                    f"{'sources' if not sources else 'targets'} are empty: accepted is at least one contrast"
+                )
+            for name in (*sources, *targets):
+                study.require("contrast", name, study.CONTRASTS)
         # All arguments are checked before the first slice is computed: a late error would cost minutes.
-        acquisitions = _acquisitions(sources, geometry)
-        for name, image in sources.items():
+        acquisitions = {
+            case: _acquisitions(sources, (geometries or {}).get(case)) for case, sources in cases.items()
+        }
+        given = {id(image): (name, image) for sources in cases.values() for name, image in sources.items()}
+        for name, image in given.values():
             if not isinstance(image, Encoding):
                 _checked(image, f"source {name}")
             elif image.volume is None:
@@ -380,32 +439,53 @@ class Harmonizer:
         for name, image in targets.items():
             if not isinstance(image, Target):
                 _checked(image, f"target {name}")
-        targets = {name: t if isinstance(t, Target) else self.target(t) for name, t in targets.items()}
-        sources = {
-            name: s if isinstance(s, Encoding) else Encoding(volume=slicing.preprocess(s)[0])
-            for name, s in sources.items()
+        described = {name: t if isinstance(t, Target) else self.target(t) for name, t in targets.items()}
+        prepared = {
+            key: image if isinstance(image, Encoding) else self.prepare(image)
+            for key, (_, image) in given.items()
         }
+        encodings = {
+            case: {name: prepared[id(image)] for name, image in sources.items()}
+            for case, sources in cases.items()
+        }
+        settings = (anatomy, mask, seed, slice_step)
+        return self._all(encodings, described, orientations, settings, acquisitions, details)
 
-        runs = _runs(sources, targets, anatomy)
-        ks = {o: slicing.visited(o, slice_step) for o in orientations}
+    def _all(self, cases, targets, orientations, settings, acquisitions, details):
+        """What `harmonize_all` returns, of arguments that were checked."""
+        anatomy, mask, seed, slice_step = settings
+        runs = {case: _runs(sources, targets, anatomy) for case, sources in cases.items()}
         elsewhere = np.nan if slice_step > 1 else 0
-        parts = {
-            o: self._reconstruct(o, sources, targets, mask, runs, seed, ks[o], elsewhere, acquisitions)
-            for o in orientations
-        }
-        unfused = {name: {o: parts[o][0][name] for o in orientations} for name in targets}
-        images = {name: self._fuse(unfused[name], target.norm) for name, target in targets.items()}
-        if not details:
-            return Harmonized(images)
-        return Harmonized(
-            images,
-            sources=tuple(sources),
-            targets=targets,
-            unfused=unfused,
-            attention={name: {o: parts[o][1][name] for o in orientations} for name in targets},
-            theta={name: {o: parts[o][2][name][:, :2] for o in orientations} for name in sources},
-            eta={name: {o: parts[o][2][name][:, 2:] for o in orientations} for name in sources},
-        )
+        ks = {o: slicing.visited(o, slice_step) for o in orientations}
+        parts = {o: self._reconstruct(o, cases, targets, mask, runs, seed, ks[o], acquisitions) for o in ks}
+        contrasts = {case: tuple(sources) for case, sources in cases.items()}
+        del cases  # what is fused needs no sources
+        for case, names in contrasts.items():
+            stacks, attention, keys = {}, {}, {}
+            for o, part in parts.items():
+                stacks[o], attention[o], keys[o] = part.pop(case)
+            unfused, images = {name: {} for name in targets}, {}
+            for name, target in targets.items():
+                for o in orientations:
+                    unfused[name][o] = slicing.volume_of(stacks[o].pop(name), o, ks[o], elsewhere)
+                images[name] = self._fuse(unfused[name], target.norm)
+                if not details:
+                    del unfused[name]
+            if not details:
+                yield case, Harmonized(images)
+                continue
+            yield (
+                case,
+                Harmonized(
+                    images,
+                    sources=names,
+                    targets=targets,
+                    unfused=unfused,
+                    attention={name: {o: attention[o][name] for o in orientations} for name in targets},
+                    theta={name: {o: keys[o][name][:, :2] for o in orientations} for name in names},
+                    eta={name: {o: keys[o][name][:, 2:] for o in orientations} for name in names},
+                ),
+            )
 
     @_exact
     def harmonize_slice(
@@ -516,9 +596,10 @@ class Harmonizer:
             if not given.any():
                 return np.zeros_like(given, np.float32)
             k = numbers[orientation]
-            _, made = self._through(
-                orientation, encodings, target, {k: given}, {name: ()}, seed, acquisitions, [k]
-            )
+            shared = [self._codes(source, orientation, [k]) for source in encodings.values()]
+            draw = functools.partial(slicing.gumbel_noise, seed, orientation)
+            how = ({name: ()}, draw, acquisitions)
+            _, made = self._through(orientation, shared, target, {k: given}, *how, [k])
             return made[name][1][0]
 
         with side_by_side(self.device) as run:
@@ -600,41 +681,64 @@ class Harmonizer:
             ]
         )
 
-    def _reconstruct(self, orientation, sources, targets, mask, runs, seed, ks, elsewhere, acquisitions=None):
-        """Harmonize the slices `ks` of one orientation: volumes and attention by target, keys by source."""
+    @_exact
+    def _reconstruct(self, orientation, cases, targets, mask, runs, seed, ks, acquisitions):
+        """Harmonize the slices `ks` of one orientation.
+
+        Returns
+        -------
+        dict of str to tuple
+            Case -> by target the slices (`slicing.volume_of`) and the attention, by source the keys.
+        """
         axis = AXIS[orientation]
-        results = {name: np.full(SHAPE, elsewhere, np.float32) for name in targets}
-        attention = {name: np.full((SLICE, len(sources)), np.nan, np.float32) for name in targets}
-        keys = {name: np.full((SLICE, 4), np.nan, np.float32) for name in sources}
-        inside, shown = {}, []
-        for k in ks:
-            inside[k] = _COMBINE[mask](self._foregrounds(sources, orientation, k))
-            if inside[k].any():
-                shown.append(k)
-            else:
-                for result in results.values():
-                    slicing.put_slice(result, orientation, k, inside[k].astype(np.float32))
+        inside, shown, results = {}, {}, {}
+        for case, sources in cases.items():
+            masks = {k: _COMBINE[mask](self._foregrounds(sources, orientation, k)) for k in ks}
+            inside[case] = {k: each for k, each in masks.items() if each.any()}
+            shown |= dict.fromkeys(inside[case])
+            results[case] = (
+                {name: {} for name in targets},
+                {name: np.full((SLICE, len(sources)), np.nan, np.float32) for name in targets},
+                {name: np.full((SLICE, 4), np.nan, np.float32) for name in sources},
+            )
 
         def work(some):
-            key, made = self._through(orientation, sources, targets, inside, runs, seed, acquisitions, some)
-            for number, name in enumerate(sources):
-                keys[name][list(some)] = key[:, number]
-            for name, (weights, images) in made.items():
-                attention[name][list(some)] = weights
-                for k, image in zip(some, images):
-                    slicing.put_slice(results[name], orientation, k, image)
+            codes = {}  # of each source once, whoever has it, and so is the noise
+            draw = functools.cache(functools.partial(slicing.gumbel_noise, seed, orientation))
+            for case, sources in cases.items():
+                visible = [k for k in some if k in inside[case]]
+                for source in sources.values():
+                    known = codes.setdefault(id(source), {})
+                    unknown = [k for k in visible if k not in known]
+                    known |= zip(unknown, self._codes(source, orientation, unknown))
+                if not visible:
+                    continue
+                images, attention, keys = results[case]
+                shared = [[codes[id(source)][k] for k in visible] for source in sources.values()]
+                how = (runs[case], draw, acquisitions[case])
+                key, made = self._through(orientation, shared, targets, inside[case], *how, visible)
+                for number, name in enumerate(sources):
+                    keys[name][visible] = key[:, number]
+                for name, (weights, harmonized) in made.items():
+                    attention[name][visible] = weights
+                    images[name] |= {
+                        k: slicing.trimmed(image, inside[case][k]) for k, image in zip(visible, harmonized)
+                    }
 
         with side_by_side(self.device) as run:
-            list(run(work, self._batches(shown)))
+            list(run(work, self._batches(sorted(shown))))
         crop = slice(slicing.PAD[axis], slicing.PAD[axis] + SHAPE[axis])
-        return (
-            results,
-            {name: table[crop] for name, table in attention.items()},
-            {name: table[crop] for name, table in keys.items()},
-        )
+        return {
+            case: (
+                images,
+                {name: table[crop] for name, table in attention.items()},
+                {name: table[crop] for name, table in keys.items()},
+            )
+            for case, (images, attention, keys) in results.items()
+        }
 
-    def _through(self, orientation, sources, targets, inside, runs, seed, acquisitions, some):
-        """The slices `some` of one orientation through all networks.
+    def _through(self, orientation, codes, targets, inside, runs, draw, acquisitions, some):
+        """The slices `some` of one orientation through all networks, from the codes of each source.
 
         Returns
         -------
@@ -643,7 +747,6 @@ class Harmonizer:
         results : dict of str to (ndarray of shape (B, n), list of B ndarrays of shape (224, 224))
             Target contrast -> attention, and images in the units of the target.
         """
-        codes = [self._codes(source, orientation, some) for source in sources.values()]  # n lists of B
         if self._empty is None and any(logits is None for each in codes for _, logits, _ in each):
             # What an instance norm makes of nothing is rounding: the layers as published have the published
             # one.
@@ -652,7 +755,7 @@ class Harmonizer:
         logits = [torch.stack([logits for logits, _ in each]) for each in filled]  # n of (B, 5, 224, 224)
         key = torch.stack([torch.stack([key for _, key in each]) for each in filled], dim=1)  # (B, n, 4)
         noise = {
-            run: torch.stack([slicing.gumbel_noise(seed, orientation, k, run) for k in some]).to(self.device)
+            run: torch.stack([draw(k, run) for k in some]).to(self.device)
             for run in set((runs or {}).values())
         }
         results = {}
@@ -666,9 +769,8 @@ class Harmonizer:
             attention = weights.cpu().numpy()
             weights = weights[:, :, None, None]  # (B, n, 1, 1)
             if self.variant == "haca3plus":
-                known = torch.from_numpy(
-                    np.stack([self._foregrounds(sources, orientation, k) for k in some])
-                ).to(self.device)
+                shown = [np.stack([shown for shown, _, _ in each]) for each in codes]  # n of (B, 224, 224)
+                known = torch.from_numpy(np.stack(shown, axis=1)).to(self.device)
                 weights = attention_map(weights * known)  # (B, n, 224, 224)
             if acquisitions:
                 fused = self._mixed(logits, weights, attention, acquisitions, orientation, some)
@@ -702,6 +804,7 @@ class Harmonizer:
             )
         return torch.stack(mixed)
 
+    @_exact
     def _fuse(self, unfused: dict[str, np.ndarray], norm: float) -> np.ndarray:
         """One volume of one to three orientations."""
         if len(unfused) == 1:

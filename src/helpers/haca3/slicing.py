@@ -1,6 +1,6 @@
 """From volumes to slices as HACA3 sees them, and back: intensity scale, foreground, padding, noise."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -123,6 +123,45 @@ def put_slice(volume: np.ndarray, orientation: str, k: int, image: np.ndarray) -
     224)."""
     axis = AXIS[orientation]
     np.moveaxis(volume, axis, 0)[k - PAD[axis]] = lying(image, orientation)
+
+
+def trimmed(image: np.ndarray, mask: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray]:
+    """The smallest rectangle of a slice outside of which a mask, not empty, is false: where it lies, and what
+    is in it."""
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    where = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    return where, image[where].copy()
+
+
+def volume_of(
+    parts: Mapping[int, tuple[tuple[slice, slice], np.ndarray]],
+    orientation: str,
+    ks: Sequence[int],
+    elsewhere: float = 0.0,
+) -> np.ndarray:
+    """A volume from the `trimmed` slices of one orientation.
+
+    Parameters
+    ----------
+    parts : dict of int to tuple
+        Slice of the padded stack -> what `trimmed` gave of it.
+    ks : sequence of int
+        The slices that are known: zero where `parts` has none.
+    elsewhere : float
+        In the other slices.
+
+    Returns
+    -------
+    ndarray, shape (192, 224, 192), float32
+    """
+    volume = np.full(SHAPE, elsewhere, np.float32)
+    for k in ks:
+        image = np.zeros((SLICE, SLICE), np.float32)
+        if k in parts:
+            where, part = parts[k]
+            image[where] = part
+        put_slice(volume, orientation, k, image)
+    return volume
 
 
 def visited(orientation: str, slice_step: int = 1) -> range:

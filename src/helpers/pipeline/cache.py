@@ -120,15 +120,33 @@ def is_done(path: Path, key: str) -> bool:
     return sidecar.get("Key") == key and path.is_file() and path.stat().st_size == sidecar.get("ContentBytes")
 
 
+def missing_of(outputs: Mapping[str, Path], key: str, make: Callable[[], None] | None = None) -> list[str]:
+    """The names of those of `outputs` that are not there under this key.
+
+    With `make`, what makes them, volumes that were removed (`helpers.study.Study.keep`) are not among them:
+    their sidecar stands for them until they are read.
+    """
+    missing = []
+    for name, path in outputs.items():
+        if make and not path.exists() and (volumes.read_sidecar(path) or {}).get("Key") == key:
+            volumes.make_when_read(path, make)
+        elif not is_done(path, key):
+            missing.append(name)
+    return missing
+
+
 def compute(
     outputs: Mapping[str, Path],
     key: str,
     inputs: Sequence[Path],
     work: Callable[[list[str]], Iterable[Output]],
+    removable: bool = False,
 ) -> None:
     """Write those of `outputs` that are not there already under this key: `work` gets their names, and yields
-    one after the other."""
-    missing = [name for name, path in outputs.items() if not is_done(path, key)]
+    one after the other. Those that are `removable` are done without their volume, which is made when it is
+    read."""
+    make = functools.partial(compute, outputs, key, inputs, work) if removable else None
+    missing = missing_of(outputs, key, make)
     if not missing:
         return
     for name, (volume, affine, facts) in zip(missing, work(missing), strict=True):
@@ -210,7 +228,9 @@ def _sha256(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def notebook_is_done(folder: Path, name: str, key: str, repair: bool = False) -> bool:
+def notebook_is_done(
+    folder: Path, name: str, key: str, repair: bool = False, removable: bool = False
+) -> bool:
     """Whether a task is done: it has a record under this key, and its files are what they were.
 
     Parameters
@@ -225,6 +245,8 @@ def notebook_is_done(folder: Path, name: str, key: str, repair: bool = False) ->
         Remove the sidecar of a file of the study whose content is no longer the one that the sidecar vouches
         for, so that the notebook makes it again, and keep the new times of a file that was written again with
         the same content.
+    removable : bool
+        Volumes of the study may be missing, if their sidecars are there.
     """
     try:
         written = json.loads(_path(folder, name).read_text())
@@ -240,7 +262,8 @@ def notebook_is_done(folder: Path, name: str, key: str, repair: bool = False) ->
         except OSError:
             facts = None
         if facts is None or known is None:
-            same &= facts is known is None
+            removed = removable and path.endswith(".nii.gz") and is_ours(folder, path)
+            same &= facts is known is None or (removed and volumes.sidecar_path(path).exists())
         elif [facts.st_size, facts.st_mtime_ns] != known[:2]:
             content = _sha256(path)
             if content == known[2]:

@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         "far as memory allows)"
     )
     run.add_argument("--workers", type=int, help=workers)
-    only = "only tasks of such names and what they need, e.g. '04*sub-sim01*exp-3'; may be repeated"
+    only = "only tasks of such names and what they need, e.g. '04*sub-sim01*res-3skip0'; may be repeated"
     run.add_argument("--only", action="append", default=[], metavar="PATTERN", help=only)
     run.add_argument(
         "--dry-run",

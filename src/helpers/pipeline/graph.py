@@ -36,20 +36,20 @@ _RESOLVED_S = 4  # more for a registered volume that is super-resolved before
 _WHOLE_VOLUME_S = 0.5  # more for a registered volume that is written whole
 _ESTIMATED_TRANSFORM_S = 6.5
 _ENCODING_S = 0.9  # of a source in a preview
-_PLANE_S = {False: 40, True: 16}  # of a whole plane of three targets; compiled or not
+_ENCODED_PLANE_S = {False: 10.4, True: 6.4}  # of a whole plane of a source; compiled or not
+_PLANE_S = {False: 40, True: 16}  # of a whole plane of three targets
+_FUSED_S = {False: 9, True: 3.5}  # by the network; the median takes a second
 #: Of three targets by another harmonizer than HACA3, and by a program: guesses.
 _OTHER_S, _PROGRAM_S = 2, 300
-_FUSED_S = 22  # by the network; the median takes a second
 _SEGMENTED_S = 25  # tissues and lesions of a T1w and a FLAIR, two arms a resolution
 _PREPARATION_S = 110  # of one's own images of a subject: examined, registered to MNI, skull-stripped
 
 #: Megabytes of an image, as measured; fused and registered volumes hold noise and hardly shrink.
-_COHORT_MB, _STACK_MB, _REGISTERED_MB, _HARMONIZED_MB, _REPORT_MB = 3.5, 2.75, 13, 5.3, 1.2
+_COHORT_MB, _STACK_MB, _REGISTERED_MB, _HARMONIZED_MB, REPORT_MB = 3.5, 2.75, 13, 5.3, 1.2
 
 #: Where a notebook takes little longer than its start, it does more than one thing. So many seconds at most
-#: are put together: of subjects in the first notebooks, and of experiments of one subject in a preview, which
-#: then encodes each source once.
-_TOGETHER_S, _EXPERIMENTS_TOGETHER_S = 60, 300
+#: are put together: of subjects in the first notebooks, and of resolutions of one subject in a preview.
+_TOGETHER_S, _RESOLUTIONS_TOGETHER_S = 60, 300
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,12 @@ class Task:
     needs: tuple[str, ...] = ()
     images: int = 0
     cost_s: float = 10
-    size_mb: float = _REPORT_MB
+    size_mb: float = REPORT_MB
+
+    @property
+    def removable(self) -> bool:
+        """Whether its volumes may be removed when nothing needs them any more."""
+        return self.parameters.get("changes", {}).get("keep") == "tables"
 
     @property
     def key(self) -> str:
@@ -104,9 +109,7 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
         name = "_".join((notebook, *who))
         path = layout.NOTEBOOKS / f"{notebook}.ipynb"
         made.append(
-            Task(
-                name, path, parameters, tuple(needs), images, fixed + each * images + more_s, _REPORT_MB + mb
-            )
+            Task(name, path, parameters, tuple(needs), images, fixed + each * images + more_s, REPORT_MB + mb)
         )
         return name
 
@@ -120,9 +123,11 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
 
     remedied = "super-resolution" in plan.remedies
     learnt = ("remedies", "taught_on", "teaching_steps", "seed") if remedied else ()
-    learning = ("name", "output_dir", "dropped", "transform", "reconstruction", "slice_step", *learnt)
     literals["taught_on"] = [each for each in plan.taught_on if each in fit] or fit[:3] if remedied else []
-    common = ("name", "output_dir", "dropped")
+    # Only where a study has it, so that the keys of others stay what they were.
+    kept = ("keep",) if plan.keep != "all" else ()
+    common = ("name", "output_dir", "dropped", *kept)
+    learning = (*common, "transform", "reconstruction", "slice_step", *learnt)
     # What becomes of one's own images is the business of the first notebook,
     prepared = (*common, "bids_dir", "select", "brain", "seed") if plan.bids_dir else common
     acquired = (*common, "experiments", "resolutions")
@@ -130,11 +135,11 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
         dict.fromkeys((*acquired, *learnt, "transform", "reconstruction", "slice_step", "seed"))
     )
     # what other studies have to do with it, that of the last.
-    untold = ("bids_dir", "select", "brain", *(() if remedied else ("taught_on", "teaching_steps")))
+    untold = ("bids_dir", "select", "brain", "keep", *(() if remedied else ("taught_on", "teaching_steps")))
     other = plan.harmonizer != "haca3"
     # A study of HACA3 need not say so: its notebooks stay done.
     untold += () if other else ("harmonizer",)
-    analysed = tuple(field for field in literals if field not in untold)
+    analysed = (*(field for field in literals if field not in untold), *kept)
     harmonized = tuple(
         field for field in analysed if field not in ("subjects", "experiments", "planes", "ladder")
     )
@@ -154,10 +159,10 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
     back_s, back_mb = kinds * back_s + remedied * _RESOLVED_S, kinds * back_mb + remedied * _REGISTERED_MB
     # Per resolution, or ground truth: three images harmonized.
     harmonized_s = len(plan.reconstruction) * _PLANE_S[plan.compiled] / plan.slice_step + (
-        3 * _FUSED_S if plan.fusion and whole else 0
+        3 * _FUSED_S[plan.compiled] if plan.fusion and whole else 0
     )
     harmonized_mb = 3 * _HARMONIZED_MB / plan.slice_step
-    encoding_s = 0 if whole else _ENCODING_S
+    encoding_s = len(plan.reconstruction) * _ENCODED_PLANE_S[plan.compiled] if whole else _ENCODING_S
     if other:
         harmonized_s = _PROGRAM_S if isinstance(plan.harmonizer, Program) else _OTHER_S
         encoding_s = 0
@@ -187,11 +192,17 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
             )
         ]
 
-    def harmonize(subject, experiment, rows, encodings, needs, others=()):
-        who = [layout.name(subject), *([] if others else [f"exp-{experiment}"])]
-        settings = parameters(harmonized, subject=subject, experiment=experiment)
-        settings |= {"other_experiments": list(others)} if others else {}
-        number = sum(rows.values())
+    def harmonize(subject, rows, number, encodings, needs, resolution=None):
+        """Rows of Table 1 at all resolutions or at one: whoever harmonizes them together encodes each source
+        once."""
+        who = [layout.name(subject)]
+        settings = parameters(harmonized, subject=subject, experiment=rows[0])
+        settings |= {"other_experiments": rows[1:]} if rows[1:] else {}
+        if resolution:
+            who.append(f"res-{resolution.slug}")
+            settings["changes"] |= {"resolutions": [resolution.label]}
+        elif rows == [GROUND_TRUTH]:
+            who.append(f"exp-{GROUND_TRUTH}")
         more_s = number * harmonized_s + encodings * encoding_s
         notebook = "a2_other_harmonizer" if other else "04_harmonization"
         return add(notebook, who, settings, needs, number, number * harmonized_mb, more_s)
@@ -244,21 +255,19 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
             more_s=number * back_s,
         )
         for subject in group:
-            # Two ground truths; each resolution of each experiment.
-            rows = {GROUND_TRUTH: 2, **{row: levels * arms[row] for row in plan.experiments}}
-            sources = given + images * kinds
-            in_one_s = sum(rows.values()) * (COST_S["04"][1] + harmonized_s) + sources * encoding_s
-            if not whole and in_one_s <= _EXPERIMENTS_TOGETHER_S:
-                first, *others = plan.experiments
-                last.append(
-                    harmonize(subject, first, rows, sources, [back, *target], [GROUND_TRUTH, *others])
-                )
+            # Two ground truths; each resolution of each experiment, in its arms.
+            rows, number = list(plan.experiments), sum(arms.values())
+            all_sources, all_images = given + images * kinds, 2 + levels * number
+            in_one_s = all_images * (COST_S["04"][1] + harmonized_s) + all_sources * encoding_s
+            if not whole and in_one_s <= _RESOLUTIONS_TOGETHER_S:
+                rows, needs = [rows[0], GROUND_TRUTH, *rows[1:]], [back, *target]
+                last.append(harmonize(subject, rows, all_images, all_sources, needs))
                 continue
-            truth = harmonize(subject, GROUND_TRUTH, {GROUND_TRUTH: 2}, given, [back, *target])
-            for row in plan.experiments:
-                cut = [orientation != "3D" for orientation in plan.sources(row).values()]
-                encodings = levels * sum(cut) * kinds + len(cut) - sum(cut)
-                last.append(harmonize(subject, row, {row: rows[row]}, encodings, [truth]))
+            truth = harmonize(subject, [GROUND_TRUTH], 2, given, [back, *target])
+            sharp = {source for row in rows for source in plan.sources(row).items() if source[1] == "3D"}
+            encodings = len(plan.acquisitions()) * kinds + len(sharp)
+            for resolution in plan.resolutions:
+                last.append(harmonize(subject, rows, number, encodings, [truth], resolution))
     if fit:
         add("05_analysis", [], parameters(analysed), last)
     return made
@@ -277,8 +286,8 @@ def _range(subjects: Sequence[int | str]) -> str:
 
 
 def choose(wanted: list[Task], patterns: Iterable[str]) -> list[Task]:
-    """The tasks whose names match one of some shell patterns, such as ``04*sub-sim01*exp-3*``, and what they
-    need.
+    """The tasks whose names match one of some shell patterns, such as ``04*sub-sim01*res-3skip0``, and what
+    they need.
 
     Raises
     ------

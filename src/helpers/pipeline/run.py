@@ -9,7 +9,7 @@ import errno
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +24,7 @@ from helpers.pipeline import (
     execution,
     folders,
     graph,
+    keep,
     log,
     models,
     participants,
@@ -118,7 +119,14 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
                 warnings = participants.findings(plan, unfit)
                 for warning in warnings:
                     print(warning, file=sys.stderr)
-            results = execute_all(wanted, folder, where, before)
+            finished = set(states.task[states.state == "done"])
+
+            def remove(results):
+                ended = {name for name, each in results.items() if not _failed(each)}
+                keep.remove_unneeded(plan, everything, finished | ended)
+
+            remove({})
+            results = execute_all(wanted, folder, where, before, remove)
         if any(results.values()) or len(results) < len(wanted) or plan.bids_dir or not page.exists():
             remarks = {
                 "Left out": list(left_out.values()),
@@ -163,6 +171,11 @@ def check_space(plan: Study, states: pd.DataFrame) -> None:
     """
     folder = folders.folder(plan)
     free, wanted = free_mb(folder), states.expected_mb.sum()
+    if plan.keep == "tables":
+        tasks = {task.name: task for task in graph.tasks(plan)}
+        seconds = {name: task.cost_s for name, task in tasks.items()}
+        order = graph.urgent_first(graph.needs_of(list(tasks.values())), seconds)
+        wanted = min(wanted, keep.largest_mb(plan, [tasks[name] for name in order]))
     if free < _PLAINLY * wanted:
         raise OSError(
             f"{folder}: the study needs about {wanted / 1000:.1f} GB more, and {free / 1000:.1f} GB are "
@@ -182,6 +195,7 @@ def execute_all(
     folder: Path,
     where: Cluster,
     before: Mapping[str, execution.Execution | None] = MappingProxyType({}),
+    after: Callable[[Mapping], None] = lambda results: None,
 ) -> dict[str, execution.Execution | None]:
     """Execute the notebooks that are not done, each after those it needs. One that fails does not stop those
     that do not need it.
@@ -196,6 +210,8 @@ def execute_all(
         What executes them.
     before : mapping of str to (Execution or None)
         What an earlier call returned: these are not executed again.
+    after : callable
+        Is called with what is in the result so far, whenever tasks have ended.
 
     Returns
     -------
@@ -215,7 +231,7 @@ def execute_all(
     log.log(folder, event="run", kind=where.kind, workers=where.size(), threads=where.threads())
     with cluster.start(where, folder / "jobs") as (client, again):
         print(f"dashboard: {client.dashboard_link}", file=sys.stderr)
-        return _gather(client, again, wanted, folder, where, before)
+        return _gather(client, again, wanted, folder, where, before, after)
 
 
 def _failed(result: execution.Execution | None) -> bool:
@@ -243,7 +259,13 @@ def _log(folder: Path, **event) -> bool:
 
 
 def _gather(
-    client, again, wanted: list[graph.Task], folder: Path, where: Cluster, before: Mapping
+    client,
+    again,
+    wanted: list[graph.Task],
+    folder: Path,
+    where: Cluster,
+    before: Mapping,
+    after: Callable[[Mapping], None],
 ) -> dict[str, execution.Execution | None]:
     """Submit tasks as soon as their needs are met, until none is left that can start."""
     from dask.distributed import wait
@@ -314,5 +336,6 @@ def _gather(
                 }
                 room = _log(folder, event="failed" if result.error else "done", task=task.name, **facts)
                 shown.end(task, result)
+                after(results)
                 if not room or _full({task.name: result}):
                     waiting = []

@@ -119,7 +119,7 @@ def expected_hours(plan: Study, states: pd.DataFrame, workers: int) -> float:
 
 
 def is_done(task: graph.Task, folder: Path, repair: bool = False) -> bool:
-    return cache.notebook_is_done(folder, task.name, task.key, repair)
+    return cache.notebook_is_done(folder, task.name, task.key, repair, task.removable)
 
 
 def scaling(plan: Study, seconds: dict[str, float], workers: Iterable[int]) -> pd.DataFrame:

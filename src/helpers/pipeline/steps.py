@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,6 @@ from helpers.study import (
     Program,
     Resolution,
     Study,
-    sources,
     subject_seed,
     visited_slices,
 )
@@ -68,8 +68,13 @@ def degraded(
             {**_acquisition(orientation, resolution), "SliceProfile": dataclasses.asdict(pulse)},
         )
 
-    cache.compute({contrast: path}, key, [source], work)
+    cache.compute({contrast: path}, key, [source], work, _removable(plan))
     return path
+
+
+def _removable(plan: Study) -> bool:
+    """Whether volumes that were removed count as done (`helpers.pipeline.keep`)."""
+    return plan.keep == "tables"
 
 
 def check_remedies(plan: Study) -> None:
@@ -145,7 +150,7 @@ def super_resolved(
         resolved = super_resolution.super_resolve(*volumes.read(stack), resolution, network, length)
         yield *resolved, {**_acquisition(orientation, resolution), "SuperResolved": True}
 
-    cache.compute({contrast: path}, key, [stack], work)
+    cache.compute({contrast: path}, key, [stack], work, _removable(plan))
     return path
 
 
@@ -216,7 +221,7 @@ def registered(
         else:
             yield whole, affine, facts
 
-    cache.compute({contrast: path}, key, inputs, work)
+    cache.compute({contrast: path}, key, inputs, work, _removable(plan))
     return path
 
 
@@ -299,19 +304,48 @@ def harmonized(
     dict
         Target contrast -> path. A preview holds the visited slices only, with the affine that says so.
     """
-    remedies = plan.remedies_in(arm, experiment)
-    resolved = "super-resolution" in remedies and resolution is not None
-    inputs = source_images(plan, subject, experiment, resolution, resolved)
-    aims = target_images(plan)
-    desc, res = "harmonizedAgain" if again else _HARMONIZED[remedies], resolution.slug if resolution else None
-    paths = {
-        contrast: layout.image(folders.root(plan), subject, contrast, desc=desc, rec=experiment, res=res)
-        for contrast in CONTRASTS
-    }
     if plan.harmonizer != "haca3":
-        source = (plan, subject, experiment, resolution, resolved)
-        _harmonize_otherwise(*source, again, inputs, aims, paths)
-        return paths
+        return _harmonized_otherwise(plan, subject, experiment, resolution, again, arm)
+    one = _harmonization(plan, subject, experiment, resolution, arm, again)
+    _harmonize(plan, subject, [one], resolution, _removable(plan))
+    return one.paths
+
+
+def harmonized_together(
+    plan: Study, subject: int | str, experiments: Iterable[str], resolution: Resolution
+) -> None:
+    """Compute what is missing of `harmonized`, in all arms of several experiments of Table 1 at one
+    resolution: a source that they share is encoded once."""
+    together = {}
+    for experiment in experiments:
+        for arm in plan.arms:
+            one = _harmonization(plan, subject, experiment, resolution, arm)
+            together[experiment, one.remedies] = one
+    # What has the same stacks: all at once would take twice the memory.
+    for resolved in (False, True):
+        some = [one for one in together.values() if _resolved(one.remedies, resolution) == resolved]
+        _harmonize(plan, subject, some, resolution, _removable(plan))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Harmonization:
+    """The images of one experiment at one resolution in one arm: where they are, what they depend on, how
+    they are made."""
+
+    experiment: str
+    remedies: tuple
+    orientations: dict
+    paths: dict
+    parents: list
+    key: str
+    settings: dict
+    weights: list
+
+
+def _harmonization(plan, subject, experiment, resolution, arm="harmonized", again=False) -> _Harmonization:
+    remedies = plan.remedies_in(arm, experiment)
+    inputs = source_images(plan, subject, experiment, resolution, _resolved(remedies, resolution))
+    paths = _harmonized_paths(plan, subject, experiment, resolution, remedies, again)
     settings = {
         "orientations": list(plan.reconstruction),
         "anatomy": plan.anatomy,
@@ -323,83 +357,142 @@ def harmonized(
         "slice_step": plan.slice_step,
     }
     weights = [models.checkpoint_hash(path) for path in models.checkpoints(plan)]
-    parents = [*inputs.values(), *aims.values()]
-    numbers = {contrast: list(each) for contrast, each in plan.targets if not isinstance(each, str)}
+    parents = [*inputs.values(), *target_images(plan).values()]
+    numbers = _numbers(plan)
     orientations = plan.sources(experiment)
     aware = "fusion" in remedies
     parameters = {"settings": settings, "models": weights, "how": models.network_options(plan)}
     parameters |= {"geometry": {**orientations, "resolution": resolution.label}} if aware else {}
     key = cache.key("harmonization", parents, {**parameters, **({"targets": numbers} if numbers else {})})
+    return _Harmonization(experiment, remedies, orientations, paths, parents, key, settings, weights)
 
-    def work(missing):
-        shared = [
-            contrast
-            for contrast, orientation in sources(experiment).items()
-            if orientation == "3D" and resolution
-        ]
-        images = {
-            contrast: _encoding(
-                plan, subject, contrast, orientation, resolution, contrast in shared, resolved
+
+def _harmonized_paths(plan, subject, experiment, resolution, remedies, again: bool) -> dict[str, Path]:
+    desc, res = "harmonizedAgain" if again else _HARMONIZED[remedies], resolution.slug if resolution else None
+    return {
+        contrast: layout.image(folders.root(plan), subject, contrast, desc=desc, rec=experiment, res=res)
+        for contrast in CONTRASTS
+    }
+
+
+def _resolved(remedies: Sequence[str], resolution: Resolution | None) -> bool:
+    """Whether stacks are super-resolved: the ground truth has none."""
+    return "super-resolution" in remedies and resolution is not None
+
+
+def _numbers(plan: Study) -> dict[str, list]:
+    """The target contrasts that are given by theta, eta and norm."""
+    return {contrast: list(each) for contrast, each in plan.targets if not isinstance(each, str)}
+
+
+def _harmonize(
+    plan: Study,
+    subject: int | str,
+    together: Sequence[_Harmonization],
+    resolution: Resolution | None,
+    removable: bool,
+) -> None:
+    """Compute what is missing of harmonizations of one subject at one resolution."""
+    left = {}
+    for number, one in enumerate(together):
+        again = functools.partial(_harmonize, plan, subject, [one], resolution, removable=False)
+        left[str(number)] = cache.missing_of(one.paths, one.key, again if removable else None)
+    cases = {str(number): one for number, one in enumerate(together) if left[str(number)]}
+    if not cases:
+        return
+    wanted = {contrast for case in cases for contrast in left[case]}
+    aims = {contrast: aim for contrast, aim in targets(plan).items() if contrast in wanted}
+    geometries = {
+        case: _geometry(one.orientations, resolution)
+        for case, one in cases.items()
+        if "fusion" in one.remedies
+    }
+    results = models.harmonizer(plan).harmonize_all(
+        _sources(plan, subject, cases, resolution),
+        aims,
+        **together[0].settings,
+        geometries=geometries,
+        details=True,
+    )
+    for case, result in results:
+        one = cases[case]
+        work = functools.partial(_images, plan, one, resolution, result)
+        missing = {contrast: one.paths[contrast] for contrast in left[case]}
+        cache.compute(missing, one.key, one.parents, work)
+
+
+def _sources(plan, subject, together: Mapping[str, _Harmonization], resolution) -> dict[str, dict]:
+    """Case -> contrast -> source, as the harmonizer takes it: the same one in all cases that share it."""
+
+    @functools.cache
+    def source(contrast, orientation, resolved):
+        return _encoding(plan, subject, contrast, orientation, resolution, resolved)
+
+    return {
+        case: {
+            contrast: source(
+                contrast, orientation, orientation != "3D" and _resolved(one.remedies, resolution)
             )
-            for contrast, orientation in orientations.items()
+            for contrast, orientation in one.orientations.items()
         }
-        aims = {contrast: targets(plan)[contrast] for contrast in missing}
-        geometry = _geometry(orientations, resolution) if aware else {}
-        result = models.harmonizer(plan).harmonize(images, aims, **settings, **geometry, details=True)
-
-        def attention(target: str) -> dict:
-            # Mean and spread over the slices, each with the weight of the brain that it shows: nearly empty
-            # ones say little.
-            summary = {}
-            for plane, weights in result.attention[target].items():
-                known = np.isfinite(weights).all(axis=1)
-                stack = np.moveaxis(result.unfused[target][plane], AXIS[plane], 0)
-                shown = np.count_nonzero(stack[known], axis=(1, 2))
-                mean = np.average(weights[known], axis=0, weights=shown)
-                sd = np.sqrt(np.average((weights[known] - mean) ** 2, axis=0, weights=shown))
-                found = zip(
-                    result.sources, mean.astype(float).round(6), sd.astype(float).round(6), strict=True
-                )
-                summary[plane] = {source: {"Mean": m, "SD": d} for source, m, d in found}
-            return summary
-
-        device, options = models.harmonizer(plan).device, models.network_options(plan)
-        facts = {
-            "Experiment": experiment,
-            "SourceOrientations": orientations,
-            **({"Remedies": list(remedies)} if remedies else {}),
-            "Transform": plan.transform,
-            **({"Targets": numbers} if numbers else {}),
-            "Harmonization": {
-                **settings,
-                **options,
-                "compiled": options["compiled"] and device == "cpu",
-                "device": device,
-                "weights": weights,
-                "weights_file": Path(plan.weights).name,
-            },
-            **(_resolution(resolution) if resolution else {}),
-        }
-        for contrast in missing:
-            volume, affine = visited(plan, result.images[contrast], grid.AFFINE)
-            yield volume, affine, {**facts, "Attention": attention(contrast)}
-
-    cache.compute(paths, key, parents, work)
-    return paths
+        for case, one in together.items()
+    }
 
 
-def _harmonize_otherwise(
+def _images(plan: Study, one: _Harmonization, resolution, result, missing: list[str]) -> Iterator:
+    """The images of a harmonization for their files."""
+    device, options = models.harmonizer(plan).device, models.network_options(plan)
+    numbers = _numbers(plan)
+    facts = {
+        "Experiment": one.experiment,
+        "SourceOrientations": one.orientations,
+        **({"Remedies": list(one.remedies)} if one.remedies else {}),
+        "Transform": plan.transform,
+        **({"Targets": numbers} if numbers else {}),
+        "Harmonization": {
+            **one.settings,
+            **options,
+            "compiled": options["compiled"] and device == "cpu",
+            "device": device,
+            "weights": one.weights,
+            "weights_file": Path(plan.weights).name,
+        },
+        **(_resolution(resolution) if resolution else {}),
+    }
+    for contrast in missing:
+        volume, affine = visited(plan, result.images[contrast], grid.AFFINE)
+        yield volume, affine, {**facts, "Attention": _attention(result, contrast)}
+
+
+def _attention(result, target: str) -> dict:
+    """Mean and spread of the weights over the slices, each with the weight of the brain that it shows: nearly
+    empty ones say little."""
+    summary = {}
+    for plane, weights in result.attention[target].items():
+        known = np.isfinite(weights).all(axis=1)
+        stack = np.moveaxis(result.unfused[target][plane], AXIS[plane], 0)
+        shown = np.count_nonzero(stack[known], axis=(1, 2))
+        mean = np.average(weights[known], axis=0, weights=shown)
+        sd = np.sqrt(np.average((weights[known] - mean) ** 2, axis=0, weights=shown))
+        rows = zip(result.sources, mean.astype(float).round(6), sd.astype(float).round(6), strict=True)
+        summary[plane] = {source: {"Mean": m, "SD": d} for source, m, d in rows}
+    return summary
+
+
+def _harmonized_otherwise(
     plan: Study,
     subject: int | str,
     experiment: str,
     resolution: Resolution | None,
-    resolved: bool,
     again: bool,
-    inputs: dict[str, Path],
-    aims: dict[str, Path],
-    paths: dict[str, Path],
-) -> None:
+    arm: str,
+) -> dict[str, Path]:
     """`harmonized` with another harmonizer than HACA3, which sees whole volumes."""
+    remedies = plan.remedies_in(arm, experiment)
+    resolved = _resolved(remedies, resolution)
+    inputs = source_images(plan, subject, experiment, resolution, resolved)
+    aims = target_images(plan)
+    paths = _harmonized_paths(plan, subject, experiment, resolution, remedies, again)
     masks = [participants.cohort(plan, each)["mask"] for each in (subject, _target_subject(plan))]
     parents = [*inputs.values(), *aims.values(), *masks]
     identity = protocol.identity(plan.harmonizer)
@@ -431,15 +524,16 @@ def _harmonize_otherwise(
         for contrast in missing:
             yield *visited(plan, images[contrast], grid.AFFINE), facts
 
-    cache.compute(paths, key, parents, work)
+    cache.compute(paths, key, parents, work, _removable(plan))
+    return paths
 
 
 def _geometry(orientations: dict[str, str], resolution: Resolution) -> dict:
-    """How the slices of the sources were acquired, as an argument of the harmonizer."""
+    """Contrast -> how the slices of the source were acquired."""
     from helpers.haca3 import Acquisition
 
     known = {o: Acquisition(o, resolution) for o in orientations.values() if o != "3D"}
-    return {"geometry": {contrast: known.get(orientation) for contrast, orientation in orientations.items()}}
+    return {contrast: known.get(orientation) for contrast, orientation in orientations.items()}
 
 
 def target_images(plan: Study) -> dict[str, Path]:
@@ -536,13 +630,11 @@ def _encoding(
     contrast: str,
     orientation: str,
     resolution: Resolution | None,
-    shared: bool,
-    resolved: bool = False,
+    resolved: bool,
 ):
     """A source as HACA3 takes it: of a preview encoded once, as long as this process remembers it.
 
-    A whole volume in three planes takes 0.5 GB of memory: there only a 3D image that is `shared` by the
-    resolutions of an experiment stays encoded.
+    Of a whole volume in three planes that would take 0.5 GB of memory: it is encoded slice by slice.
     """
     if orientation == "3D":
         resolution, resolved, path = None, False, participants.cohort(plan, subject)[contrast]
@@ -551,7 +643,7 @@ def _encoding(
     source = (plan, subject, contrast, orientation, resolution, cache.content_hash(path), resolved)
     if plan.slice_step > 1:
         return _encoded_slices(*source)
-    return _encoded(*source) if shared else source_volume(*source)
+    return models.harmonizer(plan).prepare(source_volume(*source))
 
 
 def source_volume(
@@ -619,8 +711,3 @@ def _encoded_slices(plan: Study, *source):
     # 21: the three 3D images and the nine stacks of each of two resolutions, or of one and super-resolved as
     # well, 1 MB a slice. Who goes through Table 1 resolution by resolution encodes each source once.
     return models.harmonizer(plan).encode(source_volume(plan, *source), plan.reconstruction, plan.slice_step)
-
-
-@functools.lru_cache(maxsize=1)
-def _encoded(plan: Study, *source):
-    return models.harmonizer(plan).encode(source_volume(plan, *source), plan.reconstruction)

@@ -1,0 +1,91 @@
+"""The volumes that a study removes once nothing needs them any more, where it keeps its tables only."""
+
+from collections.abc import Collection, Iterator, Sequence
+
+from helpers import layout
+from helpers.pipeline import folders, graph
+from helpers.pipeline.graph import Task
+from helpers.study import Study
+
+#: What volumes of a step are called (``desc-``), and the notebooks that read them.
+_READ_BY = {
+    "degradation": (("degraded", "superResolved_"), ("02", "03", "08")),
+    "registration": (("registered", "superResolvedKnown", "superResolvedRigid", "superResolvedAffine"), ()),
+    "harmonization": (("harmonized",), ()),
+}
+_HARMONIZE, _ANALYSES = ("04", "a2"), "05"
+
+
+def remove_unneeded(plan: Study, everything: Sequence[Task], done: Collection[str]) -> None:
+    """Remove the volumes that no notebook will read any more; their sidecars stay.
+
+    Parameters
+    ----------
+    plan : Study
+        Whose `keep` is ``"tables"``; of others nothing is removed.
+    everything : sequence of Task
+        All tasks of the study.
+    done : collection of str
+        The names of those that are done.
+    """
+    if plan.keep != "tables":
+        return
+    for subject, step in unneeded(plan, everything, done):
+        names, _ = _READ_BY[step]
+        for folder in folders.folder(plan).glob(f"{layout.name(subject).split('_')[0]}*"):
+            for name in names:
+                for path in folder.rglob(f"{layout.name(subject)}_*desc-{name}*.nii.gz"):
+                    path.unlink(missing_ok=True)
+
+
+def unneeded(
+    plan: Study, everything: Sequence[Task], done: Collection[str]
+) -> Iterator[tuple[int | str, str]]:
+    """The subjects and steps of which no volume is needed by what is not done yet."""
+    waiting = [task for task in everything if task.name not in done]
+    left = {}  # subject -> notebooks that are yet to be executed for it
+    for task in waiting:
+        for subject in _subjects(plan, task):
+            left.setdefault(subject, set()).add(task.notebook.name[:2])
+    for subject in plan.subjects:
+        for step, (_, readers) in _READ_BY.items():
+            # A preview makes a registered volume anew from its stack.
+            others = () if step == "degradation" and plan.slice_step == 1 else (*_HARMONIZE, _ANALYSES)
+            own = ("03",) if step == "registration" else ()
+            if not left.get(subject, set()) & {*readers, *others, *own}:
+                yield subject, step
+
+
+def _subjects(plan: Study, task: Task) -> list[int | str]:
+    """Of whom a task reads volumes: the analysis shows those of the first subject."""
+    notebook, given = task.notebook.name[:2], task.parameters
+    if notebook == _ANALYSES:
+        return [given["changes"]["subjects"][0]]
+    if notebook == "08":  # what super-resolves was taught on several
+        return list(plan.subjects)
+    return [given["subject"], *given.get("other_subjects", [])]
+
+
+def largest_mb(plan: Study, order: Sequence[Task]) -> float:
+    """What a study takes on disk at most, if its tasks are executed one after the other.
+
+    Parameters
+    ----------
+    plan : Study
+    order : sequence of Task
+        All tasks of the study, in an order in which each comes after its needs.
+    """
+    steps = {"02": "degradation", "03": "registration", **dict.fromkeys(_HARMONIZE, "harmonization")}
+    size, done, alive, largest = 0.0, set(), {}, 0.0
+    for task in order:
+        done.add(task.name)
+        who, step = _subjects(plan, task), steps.get(task.notebook.name[:2])
+        size += task.size_mb if step is None else graph.REPORT_MB
+        for subject in who if step else ():
+            volumes_mb = (task.size_mb - graph.REPORT_MB) / len(who)
+            alive[subject, step] = alive.get((subject, step), 0.0) + volumes_mb
+        largest = max(largest, size + sum(alive.values()))
+        if plan.keep == "tables":
+            for one in unneeded(plan, order, done):
+                alive.pop(one, None)
+    return largest
