@@ -380,7 +380,9 @@ def scaling():
 
 def panels():
     """How much faster the panels redraw than they have to: 200 ms after a slider's move, 1 s with a live
-    harmonization."""
+    harmonization, 2 s with super-resolution too."""
+    from helpers import super_resolution
+
     subject = phantom.subject(1)
     images = {
         contrast: phantom.render(subject, phantom.scanner("study-1"), contrast, 1)
@@ -392,10 +394,14 @@ def panels():
     targets = {contrast: model.target(image) for contrast, image in images.items()}
     looked_at = live.scene(images, subject.brain)
     explorer = widgets.Explorer([1], lambda _: looked_at, model, targets, study.Resolution(5, 1.5))
+    resolver = super_resolution.load(layout.MODELS / "super-resolver.pt")
+    resolving = widgets.Explorer([1], lambda _: looked_at, model, targets, resolver.resolution, resolver)
+    resolving.controls["super_resolution"].value = True
     for owner, control, values, allowed_s in (
         (panel, "gap", np.arange(0.5, 1.4, 0.1), 0.2),
         (panel, "tb", np.arange(6, 15), 0.2),
         (explorer, "thickness", np.arange(3, 4.5, 0.5), 1.0),
+        (resolving, "up", (84, 92, 80), 2.0),
     ):
         measured = []
         for value in values:

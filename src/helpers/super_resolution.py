@@ -675,7 +675,7 @@ def _added_parallel(slices, weights, resolver):
         )
 
     for axis in (1, 2):
-        _answers(network, inside, axis, functools.partial(add, axis), wanted=(first, last))
+        _answers(network, inside, axis, functools.partial(add, axis), together=8, wanted=(first, last))
     return plane
 
 
