@@ -9,6 +9,7 @@ import pytest
 
 from helpers import grid
 from helpers.analysis import downstream
+from helpers.study import Resolution
 
 SHAPE = (40, 44, 36)
 
@@ -152,3 +153,27 @@ def test_limits_of_agreement_by_hand():
     bias, low, high = downstream.bland_altman(np.array([1.0, 2, 3]), np.array([2.0, 4, 6]))
     assert (bias, low, high) == pytest.approx((2, 2 - 1.96, 2 + 1.96))
     assert math.isnan(downstream.bland_altman(np.ones(1), np.ones(1))[1])
+
+
+def test_panels_say_what_is_missed_and_show_the_slice_where_most_is():
+    flair = np.where(ball((20, 22, 18), 16), 100.0, 0)
+    small, large = ball((12, 22, 20), 2), ball((28, 22, 16), 3)
+    thick = Resolution(5, 1.5)
+    first, last = downstream.lesion_panels(
+        [flair, flair], [small | large, large], grid.AFFINE, [None, thick], "axial"
+    )
+    assert (first["title"], last["title"]) == ("3D scans", "a slice every 6.5 mm")
+    assert first["says"].startswith("2 lesions of 0.2 ml")
+    share = 100 * (np.count_nonzero(large) / np.count_nonzero(small | large) - 1)
+    assert last["says"] == f"1 of 2 missed, lesion volume {share:+.0f} %"
+    assert np.count_nonzero(last["missed"]) == small[..., 20].sum() and not first["missed"].any()
+    some = (slice(None), slice(None), slice(4, 36, 12))
+    preview = downstream.lesion_panels(
+        [flair[some]] * 2, [(small | large)[some]] * 2, np.diag([1, 1, 12, 1]), [None, thick], "axial"
+    )
+    assert preview[1]["says"] == "lesion volume +0 %"
+    alone = (slice(None), slice(None), slice(16, 17))
+    (single,) = downstream.lesion_panels(
+        [flair[alone]], [large[alone]], np.diag([1, 1, 10, 1]), [None], "axial"
+    )
+    assert single["says"] == "1 lesions in this slice"

@@ -217,3 +217,21 @@ def test_a_question_has_two_answers_and_is_asked_again_by_its_number():
     assert sorted(scan.fusion for scan in remedies[0]) == [False, True]
     assert {scan.resolution for scan in remedies[1] if scan.super_resolution} == {RESOLUTIONS[-1]}
     assert live.duel(3, RESOLUTIONS, seed=1) != live.duel(3, RESOLUTIONS, seed=0)
+
+
+def test_lesions_are_outlined_in_one_slice_of_each_scan(head, monkeypatch):
+    images, brain = head
+    middle = (96, 112, 94)
+    x, y, z = np.ogrid[:192, :224, :192]
+    rim = brain & ((x - 96) ** 2 + (y - 112) ** 2 + (z - 96) ** 2 > 50**2)
+    fluid = (x - 96) ** 2 + (y - 112) ** 2 + (z - 96) ** 2 < 20**2
+    lesion = ((x - 130) ** 2 + (y - 112) ** 2 < 4**2) & (z == 94)  # thinner than a slice
+    noise = np.random.default_rng(2).normal(0, 3, brain.shape).astype(np.float32)
+    t1w = np.select([fluid, rim, brain], [80, 200, 300], 0) + noise * brain
+    flair = np.select([lesion, fluid, rim, brain], [330, 40, 250, 220], 0) + noise * brain
+    looked_at = live.scene({"T1w": t1w, "T2w": images["T2w"], "FLAIR": flair}, brain)
+    monkeypatch.setattr(live, "harmonized", lambda model, targets, looked_at, given, *_: given)
+    scans = [live.Scan("1a", Resolution(5, 1.5))]
+    first, thick = live.lesion_panels(None, dict.fromkeys(CONTRASTS), looked_at, scans, middle)
+    assert first["says"] == "1 lesions in this slice" and first["found"].any()
+    assert thick["says"].startswith("1 of 1 missed") and thick["missed"].any()

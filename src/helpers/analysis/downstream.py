@@ -386,3 +386,60 @@ def agreement(table: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+# ---------------------------------------------------------------- to be drawn
+
+
+def lesion_panels(flairs, lesions, affine: np.ndarray, resolutions, plane: str) -> list[dict]:
+    """The slice of some FLAIR images that shows most of what is missed in the last of them.
+
+    Parameters
+    ----------
+    flairs, lesions : list of ndarray, shape (X, Y, Z)
+        Images, and masks of their lesions; the reference first.
+    affine : ndarray, shape (4, 4)
+    resolutions : list of Resolution or None
+        Of their sources; None: 3D.
+    plane : {"axial", "sagittal", "coronal"}
+
+    Returns
+    -------
+    list of dict
+        ``title``; ``image``, ``found`` and ``missed``, 2D, upright; ``white``, the value to show as white;
+        ``says``, the numbers of the whole brain, of the slices of a preview, or of a single slice.
+    """
+    pieces, number = label_lesions(lesions[0], affine)
+    shown = [np.bincount(pieces[mask], minlength=number + 1)[1:] > 0 for mask in lesions]
+    missed = [np.r_[False, ~each][pieces] for each in shown]
+    axis, counted = (
+        grid.AXIS[plane],
+        gap_axis(affine) is None or 1 in flairs[0].shape,
+    )  # a slice is looked at alone
+    shows = missed[-1] if missed[-1].any() else lesions[0]
+    index = int(np.argmax(shows.sum(axis=tuple(other for other in range(3) if other != axis))))
+    inside = np.nonzero(grid.upright(flairs[0], plane, index))
+    crop = tuple(slice(max(part.min() - 4, 0), part.max() + 5) for part in inside)
+    single, panels = 1 in flairs[0].shape, []
+    sizes = [grid.volume_ml(mask, affine) for mask in lesions]
+    for place, resolution in enumerate(resolutions):
+        if resolution is None:
+            title = "3D scans"
+            says = f"{number} lesions" if counted else "lesions"
+            says += " in this slice" if single else f" of {sizes[0]:.1f} ml"
+        else:
+            title = f"a slice every {resolution.separation_mm:g} mm"
+            says = [f"{int(np.sum(~shown[place]))} of {number} missed"] if counted else []
+            if sizes[0]:
+                name = "area" if single else "volume"
+                says += [f"lesion {name} {100 * (sizes[place] / sizes[0] - 1):+.0f} %"]
+            says = ", ".join(says)
+        image, found, lost = (
+            grid.upright(volume, plane, index)[crop]
+            for volume in (flairs[place], lesions[place], missed[place])
+        )
+        white = float(np.percentile(flairs[0][flairs[0] > 0], 99.8))
+        panels.append(
+            {"title": title, "says": says, "image": image, "found": found, "missed": lost, "white": white}
+        )
+    return panels

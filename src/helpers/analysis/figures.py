@@ -737,7 +737,7 @@ def lesion_figure(panels: list[dict]):
     Parameters
     ----------
     panels : list of dict
-        As `helpers.pipeline.segmentations.lesion_panels` gives them.
+        As `helpers.analysis.downstream.lesion_panels` gives them.
 
     Returns
     -------

@@ -14,7 +14,7 @@ import numpy as np
 
 from helpers.acquisition import degradation, slice_profile
 from helpers.acquisition.rf_pulse import Pulse
-from helpers.analysis import metrics
+from helpers.analysis import downstream, metrics
 from helpers.grid import AFFINE, AXIS
 from helpers.study import EXPERIMENTS, ONE_ORIENTATION, Resolution
 
@@ -359,3 +359,38 @@ def super_resolved(
                 stack, affine, resolver.resolution, resolver, AXIS[plane], index, length
             )
     return {plane: known[plane, position[axis]] for plane, axis in AXIS.items()}
+
+
+def lesion_panels(model, targets: Mapping, looked_at: Scene, scans, position) -> list[dict]:
+    """Lesions in the axial slice through a voxel: of the harmonized 3D images, and those of them that are
+    found and missed where scans are harmonized.
+
+    Tissues and lesions are told apart in this slice alone, by the rules of the study.
+
+    Parameters
+    ----------
+    model, targets, looked_at
+        As for `harmonized`.
+    scans : list of Scan
+        Without super-resolution.
+    position : tuple of three int
+
+    Returns
+    -------
+    list of dict
+        As `helpers.analysis.downstream.lesion_panels`.
+    """
+    aims = {contrast: targets[contrast] for contrast in ("T1w", "FLAIR")}
+    alone = AFFINE @ np.diag([1, 1, 10, 1])  # no neighbours above and below
+    brain = plane_of(looked_at.brain, "axial", position)[..., None]
+    flairs, lesions = [], []
+    for scan in (None, *scans):
+        given = whole(looked_at, position) if scan is None else sources(looked_at, scan, position)
+        geometry = None if scan is None else scan.geometry()
+        made = harmonized(model, aims, looked_at, given, position, geometry)
+        t1w, flair = (made[contrast]["axial"][..., None] for contrast in aims)
+        tissue = downstream.segment_tissue(t1w, alone, brain)
+        flairs.append(flair)
+        lesions.append(downstream.segment_lesions(flair, tissue, alone))
+    resolutions = [None, *(scan.resolution for scan in scans)]
+    return downstream.lesion_panels(flairs, lesions, alone, resolutions, "axial")

@@ -166,9 +166,8 @@ def lesion_panels(plan: Study, subject: int | str, experiment: str) -> list[dict
     Returns
     -------
     list of dict
-        Of the 3D images, the finest and the coarsest resolution: ``title``; ``image``, ``found`` and
-        ``missed``, 2D, upright; ``white``, the value to show as white; ``says``, the numbers of the whole
-        brain, or of the slices of a preview.
+        Of the 3D images, the finest and the coarsest resolution, as
+        `helpers.analysis.downstream.lesion_panels`.
     """
     ends = sorted(plan.resolutions, key=lambda resolution: resolution.separation_mm)
     ends = list(dict.fromkeys((ends[0], ends[-1])))
@@ -180,35 +179,4 @@ def lesion_panels(plan: Study, subject: int | str, experiment: str) -> list[dict
         path = segmented(plan, subject, *row, "harmonized", images)
         labels.append(cache.read_volume(path)[0] == downstream.LESION)
     affine = cache.read_volume(path)[1]
-    return drawn_panels(flairs, labels, affine, [row[1] for row in rows], plan.reconstruction[0])
-
-
-def drawn_panels(flairs, lesions, affine, resolutions, plane: str) -> list[dict]:
-    """`lesion_panels` of arrays: harmonized FLAIR images and masks of their lesions, the reference first."""
-    pieces, number = downstream.label_lesions(lesions[0], affine)
-    shown = [np.bincount(pieces[mask], minlength=number + 1)[1:] > 0 for mask in lesions]
-    missed = [np.r_[False, ~each][pieces] for each in shown]
-    axis, counted = grid.AXIS[plane], downstream.gap_axis(affine) is None
-    shows = missed[-1] if missed[-1].any() else lesions[0]
-    index = int(np.argmax(shows.sum(axis=tuple(other for other in range(3) if other != axis))))
-    inside = np.nonzero(grid.upright(flairs[0], plane, index))
-    crop = tuple(slice(max(part.min() - 4, 0), part.max() + 5) for part in inside)
-    volumes_ml = [grid.volume_ml(mask, affine) for mask in lesions]
-    panels = []
-    for place, resolution in enumerate(resolutions):
-        if resolution is None:
-            title, says = "3D scans", f"lesions of {volumes_ml[0]:.1f} ml"
-            says = f"{number} {says}" if counted else says
-        else:
-            title = f"a slice every {resolution.separation_mm:g} mm"
-            says = f"lesion volume {100 * (volumes_ml[place] / volumes_ml[0] - 1):+.0f} %"
-            says = f"{int(np.sum(~shown[place]))} of {number} missed, {says}" if counted else says
-        image, found, lost = (
-            grid.upright(volume, plane, index)[crop]
-            for volume in (flairs[place], lesions[place], missed[place])
-        )
-        white = float(np.percentile(flairs[0][flairs[0] > 0], 99.8))
-        panels.append(
-            {"title": title, "says": says, "image": image, "found": found, "missed": lost, "white": white}
-        )
-    return panels
+    return downstream.lesion_panels(flairs, labels, affine, [row[1] for row in rows], plan.reconstruction[0])
