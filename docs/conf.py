@@ -27,6 +27,7 @@ nb_merge_streams = True
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "attrs_inline"]
 myst_heading_anchors = 3
+myst_dmath_double_inline = True  # equations in the middle of a paragraph or a list
 myst_update_mathjax = False
 myst_fence_as_directive = ["mermaid"]
 suppress_warnings = [

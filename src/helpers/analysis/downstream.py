@@ -238,7 +238,7 @@ def ventricle_region(ventricles: np.ndarray) -> np.ndarray:
 
 
 def dice(reference: np.ndarray, mask: np.ndarray) -> float:
-    """Dice's coefficient of two masks, 2 |A and B| / (|A| + |B|); NaN if both are empty.
+    """Dice's coefficient of two masks, ``2 |A and B| / (|A| + |B|)``; NaN if both are empty.
 
     Examples
     --------
