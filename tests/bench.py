@@ -218,6 +218,23 @@ def harmonize():
         print(f"HACA3: compiled against plain, {what}: {agreed:.0f} dB or more")
 
 
+def fuse():
+    """The fusion net in the box of a brain, compiled, against the net as published, on one thread."""
+    from helpers.haca3.fast import fusion
+
+    net = haca3.checkpoint.load_fusion(layout.MODELS / "fusion-small.pt")
+    x = torch.zeros((1, 3, 224, 224, 224))
+    x[..., 40:190, 22:200, 38:182] = torch.rand((150, 178, 144), generator=torch.Generator().manual_seed(0))
+    boxed, threads = fusion.BoxedFusion(net, fusion.library()), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            measured = list(ratios(lambda: net(x), lambda: boxed(x), runs=1))
+    finally:
+        torch.set_num_threads(threads)
+    yield "fusion net: whole volume / box of the brain", measured, 3
+
+
 PREVIEW = {"name": "bench", "subjects": [1]}
 
 
@@ -451,7 +468,7 @@ def super_resolved():
             yield f"super-resolution {resolution.label}: MSE of {name} / ours", measured, round(goal, 2)
 
 
-BENCHES = (degrade, harmonize, machinery, scaling, panels, super_resolved)
+BENCHES = (degrade, harmonize, fuse, machinery, scaling, panels, super_resolved)
 
 
 def main():
