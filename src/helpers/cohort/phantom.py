@@ -45,7 +45,8 @@ TARGET_SEED = 11
 TEST_SEEDS = range(12, 20)
 FIRST_TRAINING_SEED = 100
 
-#: The embedded brains; the first one is taken where none is named.
+#: The embedded brains: subjects with an even seed are made from the first, those with an odd one from the
+#: second, in every split.
 ANATOMIES = ("S1", "Colin27")
 
 #: Tissues of an embedded brain, in BIDS' words: cortical grey matter, white matter (of cerebrum, cerebellum
@@ -72,10 +73,10 @@ FLUIDS = ("VCSF", "CSF")
 POINT_SPREAD = {"T1w": 0.0, "T2w": 0.3, "FLAIR": 0.35}
 
 
-#: What `warp` and `subject` draw from where the range of anatomies is wide: how far the walls of the
-#: ventricles move outwards (mm), the size of the head, the strength of the smooth deformation, and how much
-#: cortex beside a sulcus gives way to fluid.
-WIDE = {"ventricles_mm": (-1.0, 6.0), "size": (0.90, 1.12), "deformation": (1.0, 1.5), "sulci": (-0.3, 1.1)}
+#: Range of the anatomies, from youth to old age: how far the walls of the ventricles move outwards (mm), the
+#: size of the head, the strength of the smooth deformation, and how much cortex beside a sulcus gives way to
+#: fluid.
+RANGE = {"ventricles_mm": (-1.0, 6.0), "size": (0.90, 1.12), "deformation": (1.0, 1.5), "sulci": (-0.3, 1.1)}
 
 
 @dataclass(frozen=True)
@@ -416,11 +417,12 @@ def _ventricle_distance(name):
     return ndimage.gaussian_filter(edt(~inside) - edt(inside), 2)
 
 
-def warp(seed: int, anatomy: str = ANATOMIES[0], wide: bool = False) -> np.ndarray:
+def warp(seed: int, anatomy: str = ANATOMIES[0]) -> np.ndarray:
     """Where in an embedded brain each voxel of a subject comes from.
 
-    Mirroring of half of the brains, a size change of at most 5 % per axis, a smooth deformation of a few mm,
-    and wider or narrower ventricles, in one map, so that the fractions are interpolated once.
+    Mirroring of half of the brains, another size, a smooth deformation of a few mm, and wider or narrower
+    ventricles (up to about four times as large), in one map, so that the fractions are interpolated once.
+    What is drawn lies within `RANGE`.
 
     Parameters
     ----------
@@ -428,9 +430,6 @@ def warp(seed: int, anatomy: str = ANATOMIES[0], wide: bool = False) -> np.ndarr
         Of the subject, 0 or more.
     anatomy : str
         One of `ANATOMIES`: where its ventricles are.
-    wide : bool
-        Draw size, deformation and ventricles from `WIDE`: big and small heads, ventricles about four times as
-        large.
 
     Returns
     -------
@@ -451,12 +450,10 @@ def warp(seed: int, anatomy: str = ANATOMIES[0], wide: bool = False) -> np.ndarr
         + rng.normal(0.7, 0.1) * _smooth_noise(rng, grid.SHAPE, 28)
         for _ in range(3)
     ]
-    widening = rng.uniform(-0.8, 1.6)
-    if wide:
-        draw = _generator(seed, 4).uniform
-        size, strength, widening = (draw(*WIDE[what]) for what in ("size", "deformation", "ventricles_mm"))
-        scale = scale / size
-        smooth = [np.float32(strength) * part for part in smooth]
+    draw = _generator(seed, 4).uniform
+    size, strength, widening = (draw(*RANGE[what]) for what in ("size", "deformation", "ventricles_mm"))
+    scale = scale / size
+    smooth = [np.float32(strength) * part for part in smooth]
 
     centre = np.array([96, 112, 90])
     axes = np.ogrid[tuple(slice(n) for n in grid.SHAPE)]
@@ -475,7 +472,7 @@ def warp(seed: int, anatomy: str = ANATOMIES[0], wide: bool = False) -> np.ndarr
     distance = _ventricle_distance(anatomy)
     shift = -widening * np.exp(-((distance / 9) ** 2))
     reach_mm = 27
-    if wide and widening > 0:
+    if widening > 0:
         # Far enough for old age: most is moved at the new wall, less towards the middle of the ventricle, so
         # that nothing folds.
         width = np.where(distance < widening, 1.15 * widening, 12)
@@ -543,7 +540,7 @@ def _lesions(rng, white, ventricle_mm):
     return np.where(total > 0.02, total, 0)
 
 
-def subject(seed: int, anatomy: str | None = None, wide: bool = False) -> Subject:
+def subject(seed: int, anatomy: str | None = None) -> Subject:
     """A subject from a seed.
 
     Parameters
@@ -551,10 +548,8 @@ def subject(seed: int, anatomy: str | None = None, wide: bool = False) -> Subjec
     seed : int
         0 or more. `STUDY_SEEDS`, `TARGET_SEED` and seeds from `FIRST_TRAINING_SEED` up are the three splits.
     anatomy : str, optional
-        The embedded brain that it is made from, one of `ANATOMIES`; without it S1's, whatever the seed.
-    wide : bool
-        Draw from a wider range of anatomies, `WIDE`, up to the ventricles and sulci of old age: for training,
-        and for tests on people unlike the embedded ones. Without it, subjects are what they were.
+        The embedded brain that it is made from, one of `ANATOMIES`; without it the first for even seeds, the
+        second for odd ones.
 
     Returns
     -------
@@ -567,8 +562,8 @@ def subject(seed: int, anatomy: str | None = None, wide: bool = False) -> Subjec
         If the seed is negative or not a whole number, or there is no anatomy of that name.
     """
     rng = _generator(seed, 2)
-    name = require("anatomy", ANATOMIES[0] if anatomy is None else anatomy, ANATOMIES)
-    coordinates = warp(seed, name, wide)
+    name = require("anatomy", ANATOMIES[seed % 2] if anatomy is None else anatomy, ANATOMIES)
+    coordinates = warp(seed, name)
 
     brain = _one_piece(ndimage.map_coordinates(sum(_read_anatomy(name).values()), coordinates, order=1) > 0.5)
     points = coordinates[:, brain]
@@ -594,11 +589,10 @@ def subject(seed: int, anatomy: str | None = None, wide: bool = False) -> Subjec
     for tissue, part in parts.items():
         fractions[tissue] = np.zeros(grid.SHAPE, np.float32)
         fractions[tissue][brain] = part
-    if wide:
-        # Cortex gives way within a voxel or so of the fluid: sulci open, and what was cortex there is fluid.
-        share = _generator(seed, 5).uniform(*WIDE["sulci"]) * ndimage.gaussian_filter(fractions["CSF"], 1)
-        traded = np.clip(share, -fractions["CSF"], 1) * fractions["CGM"]
-        fractions["CSF"], fractions["CGM"] = fractions["CSF"] + traded, fractions["CGM"] - traded
+    # Cortex gives way within a voxel or so of the fluid: sulci open, and what was cortex there is fluid.
+    share = _generator(seed, 5).uniform(*RANGE["sulci"]) * ndimage.gaussian_filter(fractions["CSF"], 1)
+    traded = np.clip(share, -fractions["CSF"], 1) * fractions["CGM"]
+    fractions["CSF"], fractions["CGM"] = fractions["CSF"] + traded, fractions["CGM"] - traded
     ventricle_mm = edt(fractions["VCSF"] < 0.5)
     lesion = _lesions(rng, fractions["WM"], ventricle_mm) * fractions["WM"]
     fractions["WM"] = fractions["WM"] - lesion

@@ -8,9 +8,14 @@ published losses are here with their weights (L1, KLD), with a smaller one (patc
 (perceptual: it needs the weights of another network). This module does not care where the slices come from:
 see `Group`.
 
-Sources are degraded as published (motion, noise, ghosting, bias field; no thick slices, since whether HACA3
-sees resolution is what the study asks). How severely is two numbers, which the eta encoder is taught to say
-(`teach_severity`; published: pre-trained elsewhere). The rest of the training is told them, with some error:
+Slices are shown as 3D images have them, and as thick slices brought back to 1 mm have them (`Group`), as the
+published training saw both: the sources of an example share a path, and the truth took the same one. So the
+network learns to change the contrast and to keep the resolution. With `mixed` paths (the paper's future
+work) the sources differ and the truth is the 3D image.
+
+Sources are degraded as published (motion, noise, ghosting, bias field). How severely is two numbers, which
+the eta encoder is taught to say (`teach_severity`; published: pre-trained elsewhere); of thick slices it is
+not told, unless paths are mixed. The rest of the training is told them, with some error:
 so the two trainings need not wait for each other, and eta costs nothing in the second.
 
 What trials showed to matter, and is therefore done here: theta is first taught to tell contrasts apart (a
@@ -42,6 +47,7 @@ from helpers.haca3.fast.layers import quicken
 from helpers.haca3.fast.threads import set_gradients, side_by_side
 from helpers.haca3.harmonizer import TARGET_SLICES
 from helpers.haca3.slicing import slice_of
+from helpers.study import ORIENTATIONS, Resolution
 
 LABELS = networks.BETA_DIM
 LESION = LABELS - 1  #: the label whose pixels weigh more
@@ -52,6 +58,7 @@ _LESION_WEIGHT = 20.0
 _NOISE = 0.04  # largest standard deviation of the Rician noise, in units of the 95th percentile
 _BIAS = 0.04  # largest standard deviation of the logarithm of the bias field
 _SAVE_SECONDS = 60
+_ARRAYS = ("images", "gain", "labels", "references")
 _DEGRADED = 0.4  # share of the examples in which some sources are degraded
 _SEVERE = 0.25  # root mean square error, in units of the 95th percentile, that counts as severity 1
 _ETA_ERROR = 0.07  # standard deviation of the error with which the severity is told in training
@@ -66,21 +73,33 @@ _FORCED, _RAMP, _TIE = 0.08, 0.18, 0.50
 
 @dataclass(frozen=True)
 class Group:
-    """Slices of some subjects, each seen by the same scanners.
+    """Slices of some subjects, each seen by the same scanners along the same paths.
+
+    A path is what happened to a subject's images: the first one is the 3D image itself, the others are thick
+    slices of one orientation and resolution, brought back to 1 mm.
 
     Attributes
     ----------
-    images : ndarray, shape (subjects, scanners, contrasts, slices, 224, 224), float16
-        Noise-free, preprocessed as in `harmonizer.preprocess`, cut by `cut`.
+    images : ndarray, shape (subjects, scanners, contrasts, paths, slices, 224, 224), float16
+        Noise-free, preprocessed as in `slicing.preprocess`, cut by `cut`.
+    gain : ndarray, shape (subjects, scanners, contrasts, paths), float32
+        What they were divided by in the preprocessing, over what the 3D image was divided by.
     labels : ndarray, shape (subjects, slices, 224, 224), uint8
         Tissue class 0 to 4, by which the anatomy labels start; `LESION` is the last one.
     references : sequence of int
-        Which of the slices are central coronal ones: a target is described by such slices.
+        Which of the slices are central coronal ones: a target is described by such slices of its 3D image.
     """
 
     images: np.ndarray
+    gain: np.ndarray
     labels: np.ndarray
     references: Sequence[int]
+
+    def image(self, subject: int, scanner: int, contrast: int, path: int, k: int) -> Tensor:
+        """A slice as a network sees it, shape (1, 224, 224)."""
+        return torch.from_numpy(np.asarray(self.images[subject, scanner, contrast, path, k], np.float32))[
+            None
+        ]
 
 
 def cut(padded: np.ndarray, positions: Sequence[tuple[str, int]]) -> np.ndarray:
@@ -108,12 +127,18 @@ def choose(
     return chosen + [candidates[i] for i in rng.choice(len(candidates), count - references, replace=False)]
 
 
+def thick_slices(rng: np.random.Generator) -> tuple[str, Resolution]:
+    """Draw a 2D acquisition: orientation, thickness of 2 to 5 mm, gap of 0 to 1.5 mm, in tenths of a mm."""
+    resolution = Resolution(int(rng.integers(20, 51)) / 10, int(rng.integers(0, 16)) / 10)
+    return ORIENTATIONS[rng.integers(len(ORIENTATIONS))], resolution
+
+
 def write_group(folder: str | Path, group: Group) -> None:
     """Store a group in a folder, which appears under its name when it is complete."""
     folder = Path(folder)
     partial = folder.with_name(f".{folder.name}.tmp")
     partial.mkdir(parents=True, exist_ok=True)
-    for name in ("images", "labels", "references"):
+    for name in _ARRAYS:
         np.save(partial / f"{name}.npy", getattr(group, name))
     partial.rename(folder)
 
@@ -121,9 +146,7 @@ def write_group(folder: str | Path, group: Group) -> None:
 def read_group(folder: str | Path) -> Group:
     """Read a group; the slices stay on disk until they are used."""
     folder = Path(folder)
-    return Group(
-        *(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "labels", "references"))
-    )
+    return Group(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS))
 
 
 # ---------------------------------------------------------------- one step
@@ -265,37 +288,64 @@ class Example:
     labels: Tensor
 
 
-def draw(groups: Sequence[Group], rng: np.random.Generator) -> Example:
-    """Draw sources of one scanner, and what the same slice looks like in one contrast of another scanner."""
+def draw(groups: Sequence[Group], rng: np.random.Generator, mixed: bool = False) -> Example:
+    """Draw sources of one scanner, and what the same slice looks like in one contrast of another scanner.
+
+    Parameters
+    ----------
+    groups : sequence of Group
+    rng : numpy.random.Generator
+    mixed : bool
+        Draw a path for each source, and ask for the target's 3D image. Else all take one path.
+    """
     group = groups[rng.integers(len(groups))]
-    subjects, scanners, contrasts, slices = group.images.shape[:4]
-    subject, s = rng.integers(subjects), rng.integers(slices)
+    subjects, scanners, contrasts, paths, slices = group.images.shape[:5]
+    subject, k = rng.integers(subjects), rng.integers(slices)
     source, target = rng.choice(scanners, 2, replace=rng.random() < 0.2)  # sometimes one scanner for both
     contrast = rng.integers(contrasts)
     kept = [c for c in range(contrasts) if c != contrast] if rng.random() < 0.5 else list(range(contrasts))
     if rng.random() < 0.3:
         kept = list(rng.permutation(kept)[:-1])
     other = rng.integers(subjects) if rng.random() < 0.7 else subject
-    images = np.asarray(group.images[subject, source, :, s], np.float32)
-    truth = np.asarray(group.images[subject, target, contrast, s], np.float32)
-    reference = np.asarray(group.images[other, target, contrast, rng.choice(group.references)], np.float32)
+    path = rng.integers(paths)
+    source_paths = rng.integers(paths, size=len(kept)) if mixed else [path] * len(kept)
+    truth_path = 0 if mixed else path
+    reference = group.image(other, target, contrast, 0, rng.choice(group.references))
+    # In units of the target's 3D image, as the harmonizer scales its result.
+    scale = float(group.gain[subject, target, contrast, truth_path])
+    truth = scale * group.image(subject, target, contrast, truth_path, k)
     # Published: where every contrast has a signal. Fluid at the rim of the brain is background to Otsu's
     # threshold on T1w, and bright on T2w: there the truth is known, and mask="union" will ask for it.
     mask = truth > 0
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    given = imperfect(torch.from_numpy(images[kept])[:, None], rng, generator)
+    seen = [group.image(subject, source, c, p, k) for c, p in zip(kept, source_paths)]
     severity = torch.zeros(len(kept), 2)
+    if mixed:
+        severity[:, 0] = torch.tensor(
+            [_blur(group, (subject, source, c, p, k)) for c, p in zip(kept, source_paths)]
+        )
+    given = imperfect(torch.stack(seen), rng, generator)
     if rng.random() < _DEGRADED:
         for n in rng.permutation(len(kept))[: rng.integers(len(kept))]:  # published: none to all but one
-            given[n], severity[n] = (torch.as_tensor(x) for x in degrade(given[n], rng, generator))
+            given[n], (blur, field) = degrade(given[n], rng, generator)
+            severity[n] = torch.tensor([math.hypot(severity[n, 0], blur), field])
     return Example(
         sources=given,
         severity=severity,
-        reference=imperfect(torch.from_numpy(reference)[None, None], rng, generator),
-        truth=torch.from_numpy(truth)[None],
-        mask=torch.from_numpy(mask)[None].float(),
-        labels=torch.from_numpy(np.asarray(group.labels[subject, s], np.int64)),
+        reference=imperfect(reference[None], rng, generator),
+        truth=truth,
+        mask=mask.float(),
+        labels=torch.from_numpy(np.asarray(group.labels[subject, k], np.int64)),
     )
+
+
+def _blur(group: Group, where: tuple[int, int, int, int, int]) -> float:
+    """How severe it is for a slice to be what its path made of it, as `degrade` measures it."""
+    subject, scanner, contrast, path, k = where
+    sharp = group.image(subject, scanner, contrast, 0, k)
+    scale = float(group.gain[subject, scanner, contrast, path])
+    change = (scale * group.image(*where) - sharp)[sharp > 0]
+    return min(change.square().mean().sqrt().item() / _SEVERE, 1.5) if len(change) else 0.0
 
 
 def side(progress: float, coarse_share: float) -> int:
@@ -370,7 +420,9 @@ def loss_of(
     return {"total": total, "l1": l1}
 
 
-def teach_severity(eta: nn.Module, groups: Sequence[Group], steps: int, seed: int) -> float:
+def teach_severity(
+    eta: nn.Module, groups: Sequence[Group], steps: int, seed: int, mixed: bool = False
+) -> float:
     """Teach the eta encoder to say how severely a slice is degraded: by motion, noise or ghosts, and by a
     bias field.
 
@@ -386,6 +438,8 @@ def teach_severity(eta: nn.Module, groups: Sequence[Group], steps: int, seed: in
     steps : int
         Of 8 slices each.
     seed : int
+    mixed : bool
+        Teach it also how severely thick slices blur.
 
     Returns
     -------
@@ -405,12 +459,12 @@ def teach_severity(eta: nn.Module, groups: Sequence[Group], steps: int, seed: in
     def slice_of_any(number):
         rng = np.random.default_rng([seed, 3, *number])
         group = groups[rng.integers(len(groups))]
-        image = torch.from_numpy(
-            np.asarray(group.images[tuple(rng.integers(n) for n in group.images.shape[:4])], np.float32)
-        )
+        where = tuple(rng.integers(n) for n in group.images.shape[:5])
+        blur = _blur(group, where) if mixed else 0.0
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        image = imperfect(image[None, None], rng, generator)[0]
+        image = imperfect(group.image(*where)[None], rng, generator)[0]
         image, severity = degrade(image, rng, generator) if rng.random() < 0.6 else (image, (0.0, 0.0))
+        severity = math.hypot(blur, severity[0]), severity[1]
         loss = (eta(image[None]).flatten() - torch.tensor(severity)).square().mean()
         return torch.autograd.grad(loss, list(eta.parameters())), loss.item()
 
@@ -462,18 +516,15 @@ def teach_contrast(theta: nn.Module, groups: Sequence[Group], steps: int, seed: 
             for _ in range(16):
                 group = groups[rng.integers(len(groups))]
                 subject, scanner, contrast = (rng.integers(n) for n in group.images.shape[:3])
-                s = (
-                    rng.choice(group.references)
-                    if rng.random() < 0.5
-                    else rng.integers(group.images.shape[3])
-                )
-                image = np.asarray(group.images[subject, scanner, contrast, s], np.float32)
-                label = np.asarray(group.labels[subject, s])
-                inside = image > 0
-                tissues = [image[inside & (label == tissue)] for tissue in range(LESION)]
+                described = rng.random() < 0.5
+                k = rng.choice(group.references) if described else rng.integers(group.images.shape[4])
+                image = group.image(subject, scanner, contrast, 0, k)
+                label = np.asarray(group.labels[subject, k])
+                seen = image[0].numpy()
+                tissues = [seen[(seen > 0) & (label == tissue)] for tissue in range(LESION)]
                 means.append([tissue.mean() if tissue.size else np.nan for tissue in tissues])
                 generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-                images.append(imperfect(torch.from_numpy(image)[None, None], rng, generator))
+                images.append(imperfect(image[None], rng, generator))
             parts = list(run(lambda image: theta(image)[0].flatten(1), images))
             mu = torch.cat(parts).detach().requires_grad_()
             wanted = torch.tensor(np.array(means), dtype=torch.float32)
@@ -581,6 +632,7 @@ def train(
     decoder_base: int = 8,
     coarse_share: float = 0.65,
     begin: dict[str, nn.Module] | None = None,
+    mixed: bool = False,
     tell: Callable[[str], None] = print,
 ) -> dict[str, nn.Module]:
     """Train, with a progress bar; a run that was interrupted goes on where it was saved last (once a minute)
@@ -604,6 +656,8 @@ def train(
     begin : dict of str to torch.nn.Module, optional
         Networks to go on from. The run is then the last leg of the schedule, on whole slices, at its falling
         rate.
+    mixed : bool
+        Sources of one example differ in resolution, and the 3D image is asked for: see `draw`.
     tell : callable
         Is given a line once a minute.
 
@@ -655,7 +709,7 @@ def train(
         rng = np.random.default_rng(
             [seed, 2, step, number]
         )  # so that a run that goes on draws what it would have drawn
-        losses = loss_of(modules, draw(groups, rng), progress, side(progress, coarse_share), rng)
+        losses = loss_of(modules, draw(groups, rng, mixed), progress, side(progress, coarse_share), rng)
         return (
             torch.autograd.grad(losses["total"], parameters, allow_unused=True),
             losses["l1"].item(),
