@@ -125,6 +125,7 @@ def test_the_same_seed_gives_the_same_bytes(subject, truth):
 
 def test_a_subject_of_the_second_brain_is_whole_and_names_it(subject):
     other = phantom.subject(SEED, "Colin27")
+    assert [phantom.anatomy_of(seed) for seed in (SEED, SEED + 1)] == ["S1", "Colin27"]
     assert subject.anatomy == "S1" and other.anatomy == "Colin27"
     total = sum(other.fractions.values())
     assert np.allclose(total[other.brain], 1, atol=1e-5) and not total[~other.brain].any()
@@ -142,37 +143,37 @@ def test_lesions_are_many_small_and_in_the_white_matter_by_the_ventricles(subjec
     assert np.median(to_ventricle[subject.lesions]) < np.median(to_ventricle[white]) / 2
 
 
-# A wider range of anatomies
+# The ends of the range of anatomies
 
 
 @pytest.fixture(
     scope="module", params=[(149, "S1"), (130, "Colin27")]
 )  # wide ventricles and sulci; a big head, strongly deformed
-def wide(request):
-    return phantom.subject(*request.param, wide=True)
+def unusual(request):
+    return phantom.subject(*request.param)
 
 
-def test_a_wide_subject_is_a_partition_in_one_piece_without_holes(wide):
-    total = sum(wide.fractions.values())
-    assert np.allclose(total[wide.brain], 1, atol=1e-5) and not total[~wide.brain].any()
-    assert min(fraction.min() for fraction in wide.fractions.values()) >= 0
-    assert_is_one_piece_without_holes(wide.brain)
+def test_an_unusual_subject_is_a_partition_in_one_piece_without_holes(unusual):
+    total = sum(unusual.fractions.values())
+    assert np.allclose(total[unusual.brain], 1, atol=1e-5) and not total[~unusual.brain].any()
+    assert min(fraction.min() for fraction in unusual.fractions.values()) >= 0
+    assert_is_one_piece_without_holes(unusual.brain)
 
 
-def test_a_wide_subject_has_the_volumes_of_some_adult(wide):
-    litres = {tissue: float(fraction.sum()) / 1e6 for tissue, fraction in wide.fractions.items()}
-    assert 0.9 < wide.brain.sum() / 1e6 < 2.1
+def test_an_unusual_subject_has_the_volumes_of_some_adult(unusual):
+    litres = {tissue: float(fraction.sum()) / 1e6 for tissue, fraction in unusual.fractions.items()}
+    assert 0.9 < unusual.brain.sum() / 1e6 < 2.1
     assert 0.25 < litres["CGM"] < 0.80 and 0.30 < litres["WM"] + litres["lesion"] < 0.85
     assert 0.005 < litres["VCSF"] < 0.12
     assert 0.10 < litres["CSF"] + litres["VCSF"] < 0.60
-    if wide.anatomy == "S1":  # drawn near the upper end of both
+    if unusual.anatomy == "S1":  # drawn near the upper end of both
         assert litres["VCSF"] > 0.025
-        assert litres["CSF"] + litres["VCSF"] > 0.22 * wide.brain.sum() / 1e6
+        assert litres["CSF"] + litres["VCSF"] > 0.22 * unusual.brain.sum() / 1e6
 
 
 @pytest.mark.parametrize("seed, name", [(149, "S1"), (130, "Colin27")])
-def test_a_wide_warp_is_invertible(seed, name):
-    determinant = phantom.jacobian(phantom.warp(seed, name, wide=True)[:, 16:176, 8:216, 6:176])
+def test_an_unusual_warp_is_invertible(seed, name):
+    determinant = phantom.jacobian(phantom.warp(seed, name)[:, 16:176, 8:216, 6:176])
     assert np.abs(determinant).min() > 0.005 and determinant.min() * determinant.max() > 0
 
 
@@ -307,6 +308,7 @@ def test_every_scanner_is_itself_and_no_other():
 
 def test_the_splits_do_not_overlap():
     assert list(phantom.STUDY_SEEDS) == list(range(1, 11))
+    assert [phantom.anatomy_of(seed) for seed in phantom.STUDY_SEEDS].count("Colin27") == 5
     assert phantom.TARGET_SEED not in phantom.STUDY_SEEDS
     assert phantom.FIRST_TRAINING_SEED > max(*phantom.STUDY_SEEDS, phantom.TARGET_SEED)
 

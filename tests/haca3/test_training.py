@@ -1,6 +1,7 @@
 """Training of HACA3: the pieces of the loss, the slices, and a run that is stopped and goes on."""
 
 import csv
+import itertools
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from helpers.haca3 import checkpoint, harmonizer, training
 
 @pytest.fixture(scope="module")
 def group():
-    """Discs of four tissues and a lesion, seen by two scanners in three contrasts."""
+    """Discs of four tissues and a lesion, seen by two scanners in three contrasts, sharp and blurred."""
     rng = np.random.default_rng(0)
     y, x = np.ogrid[-1:1:224j, -1:1:224j]
     labels = np.zeros((2, 4, 224, 224), np.uint8)
@@ -26,7 +27,10 @@ def group():
     signal = signal * rng.uniform(0.8, 1.2, (2, *signal.shape))  # scanner, contrast, label
     inside = np.hypot(x, y) < 0.7
     images = np.where(inside, np.moveaxis(signal[:, :, labels], 2, 0), 0).astype(np.float16)
-    return training.Group(images, labels, [0, 1])
+    blurred = np.where(inside, np.mean([np.roll(images, shift, -1) for shift in range(-4, 5)], axis=0), 0)
+    images = np.stack([images, blurred.astype(np.float16)], axis=3)
+    gain = np.broadcast_to(np.float32([1, 0.9]), images.shape[:4])
+    return training.Group(images, gain, labels, [0, 1])
 
 
 def test_a_group_comes_back_from_disk_and_is_not_there_before_it_is_whole(group, tmp_path):
@@ -35,6 +39,7 @@ def test_a_group_comes_back_from_disk_and_is_not_there_before_it_is_whole(group,
     assert [p.name for p in tmp_path.iterdir()] == ["group-000"]
     np.testing.assert_array_equal(again.images, group.images)
     np.testing.assert_array_equal(again.labels, group.labels)
+    np.testing.assert_array_equal(again.gain, group.gain)
     assert list(again.references) == [0, 1]
 
 
@@ -74,7 +79,7 @@ def test_labels_with_full_noise_follow_the_softmax_and_let_the_gradient_through(
 
 
 def test_imperfections_leave_the_background_alone_and_change_the_rest_by_some_per_cent(group):
-    image = torch.from_numpy(group.images[0, 0, :, 0].astype(np.float32))[:, None]
+    image = torch.from_numpy(group.images[0, 0, :, 0, 0].astype(np.float32))[:, None]
     changed = training.imperfect(image, np.random.default_rng(3), torch.Generator().manual_seed(0))
     assert (changed[image == 0] == 0).all()
     difference = (changed - image)[image > 0].std()
@@ -90,15 +95,41 @@ def test_the_gradient_loss_sees_edges_and_no_offset():
     assert training.gradient_loss(0 * truth, truth, weight).item() == pytest.approx(8 / 64)
 
 
-def test_a_draw_asks_for_what_the_other_scanner_saw(group):
+def test_a_draw_asks_for_what_the_other_scanner_saw_along_the_same_path(group):
+    subjects, scanners, contrasts, paths, slices = map(range, group.images.shape[:5])
+    asked = set()
     for i in range(20):
         example = training.draw([group], np.random.default_rng(i))
         assert 1 <= len(example.sources) <= 3 and example.sources.shape[1:] == (1, 224, 224)
-        known = [
-            group.images[s, k, c, n] for s in range(2) for k in range(2) for c in range(3) for n in range(4)
+        same = [
+            path
+            for path, gain in zip(paths, (1, np.float32(0.9)))
+            for where in itertools.product(subjects, scanners, contrasts, [path], slices)
+            if np.array_equal(example.truth, gain * group.image(*where))
         ]
-        assert any(np.array_equal(example.truth[0], image.astype(np.float32)) for image in known)
+        assert len(same) == 1
         assert torch.equal(example.mask, (example.truth > 0).float())
+        asked.add(same[0])
+    assert asked == {0, 1}
+
+
+def test_of_mixed_paths_the_sharp_truth_is_asked_for_and_eta_is_told_of_the_blur(group):
+    told = []
+    for i in range(30):
+        example = training.draw([group], np.random.default_rng(i), mixed=True)
+        sharp = itertools.product(*map(range, group.images.shape[:3]), [0], range(group.images.shape[4]))
+        assert any(torch.equal(example.truth, group.image(*where)) for where in sharp)
+        told += example.severity[:, 0].tolist()
+    assert min(told) == 0 < max(told) <= 1.5
+    plain = training._blur(group, (0, 0, 0, 0, 0)), training._blur(group, (0, 0, 0, 1, 0))
+    assert plain[0] == 0 < plain[1]
+
+
+def test_thick_slices_are_those_that_the_published_training_saw():
+    drawn = [training.thick_slices(np.random.default_rng(seed)) for seed in range(200)]
+    assert {orientation for orientation, _ in drawn} == {"axial", "coronal", "sagittal"}
+    assert {2.0, 5.0} <= {resolution.thickness_mm for _, resolution in drawn}
+    assert all(2 <= r.thickness_mm <= 5 and 0 <= r.gap_mm <= 1.5 for _, r in drawn)
 
 
 def test_lesions_weigh_more():
@@ -125,7 +156,7 @@ def test_new_weights_follow_from_the_seed():
 
 
 def test_degradations_leave_the_background_alone_and_their_severity_is_their_size(group):
-    image = torch.from_numpy(group.images[0, 0, 0, 0].astype(np.float32))[None]
+    image = torch.from_numpy(group.images[0, 0, 0, 0, 0].astype(np.float32))[None]
     kinds = set()
     for seed in range(40):
         changed, (blur, field) = training.degrade(
@@ -139,7 +170,7 @@ def test_degradations_leave_the_background_alone_and_their_severity_is_their_siz
         kinds.add(field > 0)
     assert kinds == {True, False}
     assert torch.equal(
-        image[0], torch.from_numpy(group.images[0, 0, 0, 0].astype(np.float32))
+        image[0], torch.from_numpy(group.images[0, 0, 0, 0, 0].astype(np.float32))
     )  # is not changed in place
 
 

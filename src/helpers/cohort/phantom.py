@@ -540,6 +540,11 @@ def _lesions(rng, white, ventricle_mm):
     return np.where(total > 0.02, total, 0)
 
 
+def anatomy_of(seed: int) -> str:
+    """Which of `ANATOMIES` a subject is made from."""
+    return ANATOMIES[seed % len(ANATOMIES)]
+
+
 def subject(seed: int, anatomy: str | None = None) -> Subject:
     """A subject from a seed.
 
@@ -562,7 +567,7 @@ def subject(seed: int, anatomy: str | None = None) -> Subject:
         If the seed is negative or not a whole number, or there is no anatomy of that name.
     """
     rng = _generator(seed, 2)
-    name = require("anatomy", ANATOMIES[seed % 2] if anatomy is None else anatomy, ANATOMIES)
+    name = require("anatomy", anatomy_of(seed) if anatomy is None else anatomy, ANATOMIES)
     coordinates = warp(seed, name)
 
     brain = _one_piece(ndimage.map_coordinates(sum(_read_anatomy(name).values()), coordinates, order=1) > 0.5)

@@ -68,7 +68,7 @@ def _simulate(subject: int, paths: Mapping[str, Path]) -> None:
     target = subject == phantom.TARGET_SEED
     scanner = "target" if target else f"study-{(subject - 1) % 10 + 1}"
     # What `phantom.subject` reads.
-    files = sorted(layout.ANATOMY.glob(f"sub-{phantom.ANATOMIES[subject % 2]}_*.nii.gz"))
+    files = sorted(layout.ANATOMY.glob(f"sub-{phantom.anatomy_of(subject)}_*.nii.gz"))
     anatomy = {path.name: volumes.read_sidecar(path)["ContentSha256"] for path in files}
     key = cache.key("cohort", [], {"subject": subject, "scanner": scanner, "anatomy": anatomy})
 
