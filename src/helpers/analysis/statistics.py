@@ -333,7 +333,8 @@ def mixed_model(scores: pd.DataFrame, measure: str = "psnr_db", region: str = "b
     at one glance.
 
     Separation is centred, so that a main effect is that at the mean separation; axial and T1w are the
-    references.
+    references. The two brains that simulated subjects are made from have no effect of their own: two levels
+    give no variance. `helpers.analysis.sensitivity` tells them apart.
 
     Returns
     -------

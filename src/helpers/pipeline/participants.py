@@ -59,6 +59,12 @@ def cohort(plan: Study, subject: int | str) -> dict[str, Path]:
     return paths
 
 
+def anatomies(plan: Study) -> dict[int, str]:
+    """Simulated subject -> the embedded brain that it was made from, as its sidecar names it."""
+    masks = {s: cohort(plan, s)["mask"] for s in plan.subjects if isinstance(s, int)}
+    return {subject: volumes.read_sidecar(path)["Anatomy"] for subject, path in masks.items()}
+
+
 #: `helpers.cohort.phantom.subject`, remembering the last one: notebook 00 writes a subject's images, then
 #: shows its tissues.
 person = functools.lru_cache(maxsize=1)(phantom.subject)
