@@ -70,7 +70,7 @@ def slices(
     for ax in axes.flat:
         ax.axis("off")
     for ax, (title, image) in zip(axes.flat, images.items(), strict=False):
-        shown = ax.imshow(image, cmap=cmap, vmin=vmin, vmax=vmax, interpolation="nearest")
+        picture = ax.imshow(image, cmap=cmap, vmin=vmin, vmax=vmax, interpolation="nearest")
         ax.set_title(title, fontsize=10)
-    fig.colorbar(shown, ax=axes, label=unit, shrink=0.8, aspect=40)
+    fig.colorbar(picture, ax=axes, label=unit, shrink=0.8, aspect=40)
     return fig, axes

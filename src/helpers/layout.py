@@ -115,7 +115,7 @@ def find_subjects(
 
     Returns
     -------
-    found : dict of str to dict of str to Path
+    paths : dict of str to dict of str to Path
         Label -> contrast -> image.
     left_out : dict of str to str
         Label -> one line that says why that subject cannot take part.
@@ -136,7 +136,7 @@ def find_subjects(
     wanted = list(labels)
     if wanted == ["all"]:
         wanted = everyone
-    contrasts, found, left_out, open_questions = tuple(contrasts), {}, {}, []
+    contrasts, paths, left_out, open_questions = tuple(contrasts), {}, {}, []
     for label in wanted:
         subject, _, session = label.partition("_ses-")
         if subject not in everyone:
@@ -157,23 +157,23 @@ def find_subjects(
                 f"{folder / 'anat'}: images beside folders ses-* belong to no session: accepted are images "
                 "in ses-*/anat"
             )
-        for each in sessions or [""]:
-            name = f"{subject}_ses-{each}" if each else subject
+        for folder_session in sessions or [""]:
+            name = f"{subject}_ses-{folder_session}" if folder_session else subject
             try:
-                if each and not _LABEL.fullmatch(each):
+                if folder_session and not _LABEL.fullmatch(folder_session):
                     raise ValueError(f"sub-{name}: labels have letters and digits only")
                 images, question = _contrasts(
-                    folder / f"ses-{each}" if each else folder, name, select, contrasts
+                    folder / f"ses-{folder_session}" if folder_session else folder, name, select, contrasts
                 )
             except (ValueError, OSError) as error:
                 left_out[name] = str(error)
                 continue
-            found[name] = images
+            paths[name] = images
             open_questions += question
     if open_questions:
         more = f" (and {len(open_questions) - 1} more)" if len(open_questions) > 1 else ""
         raise ValueError(f"{bids_dir}: {open_questions[0]}{more}")
-    return found, left_out
+    return paths, left_out
 
 
 _LABEL = re.compile("[A-Za-z0-9]+")

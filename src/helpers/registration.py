@@ -212,9 +212,9 @@ def _run_ants(moving, moving_affine, fixed, fixed_affine, mask, kind, seed, scal
             **scales,
         )
         (path,) = result["fwdtransforms"]
-        found = ants.read_transform(path, precision="double")
+        estimated = ants.read_transform(path, precision="double")
     # Where it takes the origin and the three unit vectors is all there is to know about an affine.
-    points = np.array([found.apply_to_point(point) for point in np.vstack([np.zeros(3), np.eye(3)])])
+    points = np.array([estimated.apply_to_point(point) for point in np.vstack([np.zeros(3), np.eye(3)])])
     transform = np.eye(4)
     transform[:3, :3] = (points[1:] - points[0]).T
     transform[:3, 3] = points[0]

@@ -238,9 +238,9 @@ def through_plane(original: np.ndarray, stack: np.ndarray, back: np.ndarray, res
     images = {"original": original, f"slices, {resolution.label}": stack, "interpolated back": back}
     for ax, (title, image) in zip(axes, images.items(), strict=False):
         row_mm = resolution.separation_mm if image is stack else 1
-        shown = _show_brain(ax, image, original, row_mm, cmap="gray", vmin=0, vmax=vmax)
+        picture = _show_brain(ax, image, original, row_mm, cmap="gray", vmin=0, vmax=vmax)
         ax.set_title(title, fontsize=11)
-    fig.colorbar(shown, ax=axes[:3], label="intensity", shrink=0.8, aspect=30)
+    fig.colorbar(picture, ax=axes[:3], label="intensity", shrink=0.8, aspect=30)
     limit = np.percentile(np.abs(back - original), 99.5)
     error = _show_brain(axes[3], back - original, original, cmap="PuOr_r", vmin=-limit, vmax=limit)
     axes[3].set_title("error", fontsize=11)
@@ -253,8 +253,8 @@ def through_plane(original: np.ndarray, stack: np.ndarray, back: np.ndarray, res
 def _show_brain(ax, image, original, row_mm=1, **look):
     """Show an image in mm from its middle, as much of it as has brain in the 1 mm `original`."""
     extent = np.array([-0.5, 0.5, -0.5, 0.5]) * np.repeat([image.shape[1], image.shape[0] * row_mm], 2)
-    shown = ax.imshow(image, extent=extent, interpolation="nearest", **look)
+    picture = ax.imshow(image, extent=extent, interpolation="nearest", **look)
     rows, columns = (np.flatnonzero((original > 0).any(axis=axis)) for axis in (1, 0))
     ax.set_xlim(columns[0] - 8 - original.shape[1] / 2, columns[-1] + 9 - original.shape[1] / 2)
     ax.set_ylim(original.shape[0] / 2 - rows[-1] - 9, original.shape[0] / 2 - rows[0] + 8)
-    return shown
+    return picture

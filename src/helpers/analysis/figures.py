@@ -41,7 +41,7 @@ _STUDIES = (drawing.BLUE, drawing.VERMILLION, "0.5", drawing.GREEN, drawing.ORAN
 
 def score_figures(experiments: Iterable[str]) -> list[int]:
     """Numbers of the figures that show one of some experiments."""
-    return [number for number, (shown, _) in SCORE_FIGURES.items() if set(shown) & set(experiments)]
+    return [number for number, (needed, _) in SCORE_FIGURES.items() if set(needed) & set(experiments)]
 
 
 @drawing.small_print()
@@ -134,7 +134,7 @@ def _panels(rows: int, columns: int, height: float, **shared):
 
 def _in_order(resolutions: pd.Series) -> list[str]:
     """The resolutions of a table in the paper's order, others after them."""
-    known = [each.label for each in RESOLUTIONS]
+    known = [resolution.label for resolution in RESOLUTIONS]
     present = [label for label in resolutions.unique() if label != GROUND_TRUTH]
     return sorted(present, key=lambda label: (known.index(label) if label in known else len(known), label))
 
@@ -323,15 +323,15 @@ def frequency_figure(curves: pd.DataFrame, cutoffs: pd.DataFrame):
     axes[1, 0].set_ylim(0)
     handles = [plt.Line2D([], [], color="0.3", ls=style) for style in ends.values()]
     handles += [plt.Line2D([], [], color=drawing.BLUE)]
-    shown = [contrast for contrast in CONTRASTS if contrast in set(cutoffs.contrast)]
+    contrasts = [contrast for contrast in CONTRASTS if contrast in set(cutoffs.contrast)]
     handles += [
-        plt.Line2D([], [], color=drawing.COLOURS[c], marker=drawing.MARKERS[c], ms=4, lw=1) for c in shown
+        plt.Line2D([], [], color=drawing.COLOURS[c], marker=drawing.MARKERS[c], ms=4, lw=1) for c in contrasts
     ]
     handles += [
         plt.Line2D([], [], color=drawing.GREY),
         plt.Line2D([], [], color="0.2", ls=":", marker="_", ms=7),
     ]
-    names = [*ends, "output, mean", *shown, "input", "Nyquist of the slices"]
+    names = [*ends, "output, mean", *contrasts, "input", "Nyquist of the slices"]
     _legend_below(fig, handles, names, 4 if len(experiments) > 1 else 2)
     return fig, axes, cutoffs
 
@@ -354,7 +354,7 @@ def ladder_figure(scores: pd.DataFrame, registrations: pd.DataFrame, region: str
     fig, axes, DataFrame
         The last is what was drawn: mean scores.
     """
-    steps = [each for each in TRANSFORMS if each in set(scores["transform"])]
+    steps = [transform for transform in TRANSFORMS if transform in set(scores["transform"])]
     columns = [score_column(scores, measure) for measure in MEASURES]
     rows = scores[scores.arm.isin(["harmonized", "input"]) & (scores.region == region)].replace(
         np.inf, np.nan
@@ -672,8 +672,8 @@ def scaling(table: pd.DataFrame):
     ax.plot([], [], color="0.3", lw=1, ls=":", label="bound: workers, critical path")
     ax.set_xscale("log", base=2)
     ax.set_yscale("log", base=2)
-    ax.set_xticks(workers, [str(each) for each in workers])
-    ax.set_yticks(workers, [str(each) for each in workers])
+    ax.set_xticks(workers, [str(count) for count in workers])
+    ax.set_yticks(workers, [str(count) for count in workers])
     ax.set_xlim(0.85, workers[-1] * 1.9)
     ax.set_xlabel("workers")
     ax.set_ylabel("speed-up over one worker")

@@ -351,7 +351,7 @@ def fourier_correlation(
         )
     # rfftn halves its last axis: the through-plane one, so that each coefficient of the cone comes once.
     axes = [other for other in range(3) if other not in (axis, slice_axis)] + [axis]
-    box = tuple(slice(found[0], found[-1] + 1) for found in map(np.unique, np.nonzero(inside)))
+    box = tuple(slice(filled[0], filled[-1] + 1) for filled in map(np.unique, np.nonzero(inside)))
     weight = np.asarray(window, np.float32)[box]
     spectra = []
     for volume in (reference, image):
@@ -376,10 +376,10 @@ def fourier_correlation(
         np.bincount(ring, values, 50)
         for values in (np.ones(len(a)), radius, (a * b.conj()).real, np.abs(a) ** 2, np.abs(b) ** 2)
     )
-    found = count > 0
-    power = np.sqrt(power_a * power_b)[found]
-    return frequency[found] / count[found], np.divide(
-        cross[found], power, out=np.zeros(len(power)), where=power > 0
+    filled = count > 0
+    power = np.sqrt(power_a * power_b)[filled]
+    return frequency[filled] / count[filled], np.divide(
+        cross[filled], power, out=np.zeros(len(power)), where=power > 0
     )
 
 

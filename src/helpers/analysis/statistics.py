@@ -284,26 +284,26 @@ def test_comparison(comparisons: list[Comparison], rules: Rules) -> pd.DataFrame
     Subjects whose value is not finite (an infinite PSNR) are left out.
     """
     rows, groups = [{} for _ in comparisons], {}
-    for number, each in enumerate(comparisons):
-        values = np.atleast_2d(each.values)
+    for number, comparison in enumerate(comparisons):
+        values = np.atleast_2d(comparison.values)
         values = values[:, np.isfinite(values).all(axis=0)]
-        margin, n = rules.margin(each.unit), values.shape[1]
+        margin, n = rules.margin(comparison.unit), values.shape[1]
         rows[number] = {
-            "comparison": each.name,
-            "kind": each.kind,
-            "unit": each.unit,
+            "comparison": comparison.name,
+            "kind": comparison.kind,
+            "unit": comparison.unit,
             "margin": margin,
             "n": n,
         }
-        if n >= (rules.fewest_exact if each.kind == "above zero" else rules.fewest):
-            groups.setdefault((each.kind, margin, n), []).append((number, values))
+        if n >= (rules.fewest_exact if comparison.kind == "above zero" else rules.fewest):
+            groups.setdefault((comparison.kind, margin, n), []).append((number, values))
         elif n >= 2 and len(values) == 1:
             rows[number] |= {name: float(value[0]) for name, value in summary(values, rules.alpha).items()}
     for (kind, margin, _), members in groups.items():
         stacked = np.stack([values for _, values in members])
-        found = TESTS[kind](stacked[:, 0] if stacked.shape[1] == 1 else stacked, margin, rules)
+        results = TESTS[kind](stacked[:, 0] if stacked.shape[1] == 1 else stacked, margin, rules)
         for place, (number, _) in enumerate(members):
-            rows[number] |= {name: float(column[place]) for name, column in found.items()}
+            rows[number] |= {name: float(column[place]) for name, column in results.items()}
     columns = [
         "comparison",
         "kind",
@@ -374,9 +374,9 @@ def mixed_model(scores: pd.DataFrame, measure: str = "psnr_db", region: str = "b
         re.sub(r"C\(.*?\)\)\[T\.(.*?)\]", r"\1", name).replace(":", " x ") for name in fit.fe_params.index
     ]
     interval = fit.conf_int().loc[fit.fe_params.index].to_numpy()
-    found = pd.DataFrame(
+    effects = pd.DataFrame(
         {"effect": names, "estimate": fit.fe_params.to_numpy(), "low": interval[:, 0], "high": interval[:, 1]}
     )
-    found["p"] = fit.pvalues[fit.fe_params.index].to_numpy()
+    effects["p"] = fit.pvalues[fit.fe_params.index].to_numpy()
     spread = {"effect": "SD between subjects", "estimate": float(np.sqrt(max(fit.cov_re.iloc[0, 0], 0)))}
-    return pd.concat([found, pd.DataFrame([spread])], ignore_index=True)
+    return pd.concat([effects, pd.DataFrame([spread])], ignore_index=True)

@@ -19,8 +19,8 @@ NOTHING = "nothing"
 # Columns of studies that have something in them, and what their absence means.
 _RARE = {"dropped": NOTHING, "harmonizer": "haca3"}
 
-LABELS = tuple(each.label for each in RESOLUTIONS)
-SEPARATIONS_MM = np.array([each.separation_mm for each in RESOLUTIONS])
+LABELS = tuple(resolution.label for resolution in RESOLUTIONS)
+SEPARATIONS_MM = np.array([resolution.separation_mm for resolution in RESOLUTIONS])
 UNITS = {"psnr_db": "dB", "ssim": "SSIM"}
 
 #: Downstream measure that a claim is about -> its error in words, and the unit of that.
@@ -319,11 +319,11 @@ def _missing(table, what, keys, at_least):
 
 def _rows(table: pd.DataFrame, keys) -> str:
     """The first rows of a table by their keys, for a message."""
-    shown = [
+    examples = [
         "subject {} {}".format(row[0], " ".join(map(str, row[1:])))
         for row in table[list(keys)].head(3).itertuples(index=False)
     ]
-    return f"{len(table)} rows: {'; '.join(shown)}{' …' if len(table) > 3 else ''}"
+    return f"{len(table)} rows: {'; '.join(examples)}{' …' if len(table) > 3 else ''}"
 
 
 def _rare_column(table, column: str) -> pd.Series:
@@ -346,9 +346,9 @@ def _same_study(table, what, version, subjects):
     for column, value in version.items():
         if own[column] != value:
             raise ValueError(f"{what} has {column} {own[column]}: accepted is that of the scores, {value}")
-    found = sorted(table.subject.unique().tolist())
-    if found != subjects:
-        raise ValueError(f"{what} has subjects {found}: accepted are those of the scores, {subjects}")
+    in_table = sorted(table.subject.unique().tolist())
+    if in_table != subjects:
+        raise ValueError(f"{what} has subjects {in_table}: accepted are those of the scores, {subjects}")
 
 
 def _arrays(table, value, keys, subjects) -> dict:
@@ -377,12 +377,12 @@ def _score_arrays(scores, region, subjects, arm="harmonized") -> dict:
         & (scores.region == region)
         & scores.experiment.isin(_as_in_table_1(_dropped(scores)))
     ]
-    found = {}
+    arrays = {}
     for measure in UNITS:
         column = score_column(scores, measure)
         if rows[column].notna().any():
-            found |= {
+            arrays |= {
                 (measure, *key): values
                 for key, values in _arrays(rows, column, ("experiment", "contrast"), subjects).items()
             }
-    return found
+    return arrays

@@ -171,10 +171,10 @@ def sharpness(volume: np.ndarray, affine: np.ndarray) -> Sharpness:
     return Sharpness(directions(affine), middle, power, ratio, voxel_mm, thickness_mm)
 
 
-def is_thick(found: Sharpness) -> bool:
+def is_thick(measured: Sharpness) -> bool:
     """Whether an image was acquired in slices much thicker than its voxels are wide, interpolated since or
     not."""
-    return bool(found.thickness_mm.max() > THICK_FACTOR * found.thickness_mm.min())
+    return bool(measured.thickness_mm.max() > THICK_FACTOR * measured.thickness_mm.min())
 
 
 def _fade(volume, voxel_mm, margin_mm=1.0, width_mm=8.0):
@@ -288,13 +288,13 @@ def examine(volume: np.ndarray, affine: np.ndarray) -> tuple[list[Finding], Shar
     findings = examine_grid(volume.shape, affine)
     if implausible := examine_values(volume, affine):
         return [*findings, *implausible], None
-    found = sharpness(volume, affine)
-    for axis in np.flatnonzero(found.thick):
+    measured = sharpness(volume, affine)
+    for axis in np.flatnonzero(measured.thick):
         text = (
-            f"interpolated from slices about {found.thickness_mm[axis]:.1f} mm apart "
-            f"{found.directions[axis]}, though its voxels are "
-            f"{found.voxel_mm[axis]:.2f} mm: slices simulated in that direction lose less than they should, "
-            "and scores flatter"
+            f"interpolated from slices about {measured.thickness_mm[axis]:.1f} mm apart "
+            f"{measured.directions[axis]}, though its voxels are "
+            f"{measured.voxel_mm[axis]:.2f} mm: slices simulated in that direction lose less than they "
+            "should, and scores flatter"
         )
         findings.append(Finding(False, text))
     largest = float(volume.max())
@@ -312,7 +312,7 @@ def examine(volume: np.ndarray, affine: np.ndarray) -> tuple[list[Finding], Shar
             "become 0"
         )
         findings.append(Finding(False, text))
-    return findings, found
+    return findings, measured
 
 
 def examine_values(volume: np.ndarray, affine: np.ndarray) -> list[Finding]:

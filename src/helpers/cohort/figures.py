@@ -56,10 +56,10 @@ def sharpness(examined: dict, drop: float):
         sharey="row",
         layout="constrained",
     )
-    for (above, below), (title, found) in zip(axes.T, examined.items(), strict=True):
+    for (above, below), (title, measured) in zip(axes.T, examined.items(), strict=True):
         for number, (direction, colour, style) in enumerate(
             zip(
-                found.directions,
+                measured.directions,
                 (drawing.BLUE, drawing.VERMILLION, drawing.GREEN),
                 ("-", "--", ":"),
                 strict=True,
@@ -67,10 +67,10 @@ def sharpness(examined: dict, drop: float):
         ):
             look = {"color": colour, "ls": style, "lw": 2}
             # Each contrast has units of its own: what is compared is one axis with another.
-            above.semilogy(found.frequency, found.power[number] / np.nanmax(found.power), **look)
-            below.semilogy(found.frequency, found.ratio[number], label=direction, **look)
-            if found.thick[number]:
-                nyquist = 0.5 / found.thickness_mm[number]
+            above.semilogy(measured.frequency, measured.power[number] / np.nanmax(measured.power), **look)
+            below.semilogy(measured.frequency, measured.ratio[number], label=direction, **look)
+            if measured.thick[number]:
+                nyquist = 0.5 / measured.thickness_mm[number]
                 below.axvline(nyquist, color=colour, lw=1)
                 side = (
                     {"ha": "left", "x": nyquist + 0.01}
@@ -79,7 +79,7 @@ def sharpness(examined: dict, drop: float):
                 )
                 below.text(
                     y=0.96,
-                    s=f"slices {found.thickness_mm[number]:.1f} mm apart",
+                    s=f"slices {measured.thickness_mm[number]:.1f} mm apart",
                     color=colour,
                     va="top",
                     fontsize=9,
@@ -94,7 +94,7 @@ def sharpness(examined: dict, drop: float):
             ax.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylabel("power density (of the largest)")
     axes[1, 0].set_ylabel("over that of the other axes")
-    ratios = np.concatenate([found.ratio.ravel() for found in examined.values()])
+    ratios = np.concatenate([measured.ratio.ravel() for measured in examined.values()])
     # Room for the words above the curves.
     axes[1, 0].set_ylim(min(0.8 * np.nanmin(ratios), 0.2), 3.5 * np.nanmax(ratios))
     axes[1, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -108,11 +108,11 @@ def earlier_version(results: Path) -> list[str]:
 def _simulated_before(results: Path, name: str) -> list[str]:
     """Folders of subjects, of those whose name matches, that have a label's name and hold a simulated
     subject's 3D image."""
-    found = set()
+    subjects = set()
     for sidecar in results.glob(f"{name}/anat/*_desc-[pb]r*.json"):  # preproc and brain
         if not sidecar.name.startswith("sub-sim") and _note(sidecar) == SEMI_SYNTHETIC:
-            found.add(sidecar.parents[1].name)
-    return sorted(found)
+            subjects.add(sidecar.parents[1].name)
+    return sorted(subjects)
 
 
 def _note(sidecar: Path) -> str | None:

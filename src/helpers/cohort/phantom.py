@@ -325,7 +325,7 @@ def scanner(name: str) -> Scanner:
     # positive.
     flair["ti"] = fluid_null(RELAXATION["CSF"][0] * uniform(1.02, 1.20), flair["tr"], flair["train"])
 
-    made = Scanner(
+    result = Scanner(
         name=name,
         field_t=field_t,
         t1w=t1w,
@@ -338,8 +338,8 @@ def scanner(name: str) -> Scanner:
     white = {
         contrast: uniform(*span) for contrast, span in zip(CONTRASTS, ((350, 700), (180, 380), (200, 420)))
     }
-    made.gain.update({contrast: white[contrast] / _white(made, contrast) for contrast in CONTRASTS})
-    return made
+    result.gain.update({contrast: white[contrast] / _white(result, contrast) for contrast in CONTRASTS})
+    return result
 
 
 def anatomy(name: str = ANATOMIES[0]) -> dict:

@@ -109,7 +109,7 @@ def correct_bias(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
     # the time.
     voxel_mm = np.linalg.norm(np.asarray(affine, float)[:3, :3], axis=0)
     shrink = max(1, min(round(4 / float(np.cbrt(voxel_mm.prod()))), min(part.shape) // 8))
-    images = [registration.ants_image(ants, each, affine) for each in (part, mask.astype(np.float32))]
+    images = [registration.ants_image(ants, image, affine) for image in (part, mask.astype(np.float32))]
     field = ants.n4_bias_field_correction(
         images[0],
         mask=images[1],
@@ -375,7 +375,7 @@ def edge_likeness(first: np.ndarray, second: np.ndarray, mask: np.ndarray, sigma
         edges.append(
             ndimage.gaussian_gradient_magnitude(np.minimum(image, limit).astype(np.float32), sigma_mm)[inner]
         )
-    if not inner.any() or min(float(each.std()) for each in edges) == 0:
+    if not inner.any() or min(float(edge.std()) for edge in edges) == 0:
         return 0.0
     return float(np.corrcoef(*edges)[0, 1])
 

@@ -157,8 +157,10 @@ def relative_weights(
     ndarray, shape (n, 224, 113), float32
         The mean weighted by alpha is 1 at each frequency.
     """
-    some = np.stack([carried(each, plane, index, length) for each in acquisitions]) + np.float32(EPS)
-    return some / np.tensordot(np.asarray(alpha, np.float32), some, axes=1)
+    weights = np.stack(
+        [carried(acquisition, plane, index, length) for acquisition in acquisitions]
+    ) + np.float32(EPS)
+    return weights / np.tensordot(np.asarray(alpha, np.float32), weights, axes=1)
 
 
 def mix(logits: Tensor, weights: Tensor, relative: Tensor) -> Tensor:

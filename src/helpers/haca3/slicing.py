@@ -55,9 +55,9 @@ def close(mask: np.ndarray, radius: int = 20) -> np.ndarray:
     start = [128 - n // 2 for n in mask.shape]
     box, pad = [], []
     for axis, n in enumerate(mask.shape):
-        found = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
-        low = max(found[0] - radius - 1, -start[axis])
-        high = min(found[-1] + radius + 2, 256 - start[axis])
+        filled = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
+        low = max(filled[0] - radius - 1, -start[axis])
+        high = min(filled[-1] + radius + 2, 256 - start[axis])
         box.append(slice(max(low, 0), min(high, n)))
         pad.append((max(-low, 0), max(high - n, 0)))
     small = np.pad(mask[tuple(box)], pad)

@@ -122,8 +122,8 @@ def choose(
     rng : numpy.random.Generator
     """
     chosen = [("coronal", int(k)) for k in rng.choice(TARGET_SLICES, references, replace=False)]
-    shown = {o: foreground.mean(axis=tuple({0, 1, 2} - {axis})) for o, axis in AXIS.items()}
-    candidates = [(o, int(k)) for o, share in shown.items() for k in np.flatnonzero(share > 0.02)]
+    shares = {o: foreground.mean(axis=tuple({0, 1, 2} - {axis})) for o, axis in AXIS.items()}
+    candidates = [(o, int(k)) for o, share in shares.items() for k in np.flatnonzero(share > 0.02)]
     return chosen + [candidates[i] for i in rng.choice(len(candidates), count - references, replace=False)]
 
 
@@ -406,8 +406,8 @@ def loss_of(
     if progress > _RAMP:
         total = total + gradient_loss(image, truth, weight.clamp(min=1e-6))
     if size == networks.SLICE and not forced:
-        again = modules["theta_encoder"](image * mask)[0].flatten(1)
-        total = total + _THETA_CYCLE * (again - mu[:1].detach()).abs().mean()
+        theta_of_result = modules["theta_encoder"](image * mask)[0].flatten(1)
+        total = total + _THETA_CYCLE * (theta_of_result - mu[:1].detach()).abs().mean()
         if len(sources) > 1:
             betas = sample_labels(logits[:2], noise, True, generator)
             total = total + _PATCH_CONTRAST * patch_contrast(modules["patchifier"], betas, sources[:2])
@@ -689,8 +689,8 @@ def train(
         tell(f"goes on at step {done}")
     elif begin is not None:
         for name in rates:
-            for each in (modules, average):
-                each[name].load_state_dict(begin[name].state_dict())
+            for copy in (modules, average):
+                copy[name].load_state_dict(begin[name].state_dict())
     else:  # theta is taught first, and changes slowly from then on
         error = teach_contrast(modules["theta_encoder"], groups, min(600, max(2, steps // 20)), seed)
         tell(f"theta: mean intensities of the tissue classes known to {error**0.5:.3f}")

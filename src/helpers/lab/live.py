@@ -39,11 +39,11 @@ def kernels(thickness_mm: float, pulse: Pulse = Pulse()) -> dict[str, np.ndarray
     dict of str to ndarray
         ``simulated``, ``box``, ``Gaussian`` and, for slices that are not thinner than a voxel, ``radifox``.
     """
-    found = {"simulated": slice_profile.taps(thickness_mm, 1.0, pulse)}
-    found |= {name: slice_profile.plain_taps(name.lower(), thickness_mm, 1.0) for name in ("box", "Gaussian")}
+    taps = {"simulated": slice_profile.taps(thickness_mm, 1.0, pulse)}
+    taps |= {name: slice_profile.plain_taps(name.lower(), thickness_mm, 1.0) for name in ("box", "Gaussian")}
     if thickness_mm >= 1:
-        found["radifox"] = slice_profile.taps(thickness_mm, 1.0, replace(pulse, compat="radifox"))
-    return found
+        taps["radifox"] = slice_profile.taps(thickness_mm, 1.0, replace(pulse, compat="radifox"))
+    return taps
 
 
 def degraded_lines(

@@ -50,9 +50,9 @@ def results(plan: Study) -> Results:
         if top.is_dir() and not top.is_symlink():
             for where, below, names in os.walk(top):  # A link to a folder goes as the link that it is.
                 files += [
-                    Path(where) / each
-                    for each in (*names, *below)
-                    if each in names or (Path(where) / each).is_symlink()
+                    Path(where) / part
+                    for part in (*names, *below)
+                    if part in names or (Path(where) / part).is_symlink()
                 ]
         else:
             files.append(top)
@@ -76,15 +76,15 @@ def clean(plan: Study) -> Results:
     RuntimeError
         If the study is being run.
     """
-    found = results(plan)
-    if not found.files:
-        return found
+    paths = results(plan)
+    if not paths.files:
+        return paths
     with log.locked(status.report_folder(plan)):
-        for path in found.files:
+        for path in paths.files:
             path.unlink(missing_ok=True)
         for name in log.LOCKS:
             (status.report_folder(plan) / name).unlink(missing_ok=True)
-    for where, _, _ in os.walk(found.folder, topdown=False):
+    for where, _, _ in os.walk(paths.folder, topdown=False):
         with contextlib.suppress(OSError):
             Path(where).rmdir()  # Only if it is empty.
-    return found
+    return paths

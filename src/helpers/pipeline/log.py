@@ -36,13 +36,13 @@ def events(folder: Path) -> list[dict]:
         lines = (folder / "log.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
-    found = []
+    entries = []
     for line in lines:
         with contextlib.suppress(ValueError):
             event = json.loads(line)
             if isinstance(event, dict):
-                found.append(event)
-    return found
+                entries.append(event)
+    return entries
 
 
 def holder(folder: Path) -> dict | None:

@@ -108,7 +108,7 @@ def advice(
     )
     for ax, (name, points) in zip(axes, run.items(), strict=False):
         rows = protocols[protocols["orientation"] == name]
-        shown = ax.tricontourf(
+        surface = ax.tricontourf(
             rows["thickness_mm"],
             rows["gap_mm"],
             rows["expected"],
@@ -134,7 +134,7 @@ def advice(
         ax.set_xlabel("slice thickness (mm)")
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("gap (mm)")
-    fig.colorbar(shown, ax=axes[:-1], label=label, format="%.3g", aspect=30, shrink=0.9)
+    fig.colorbar(surface, ax=axes[:-1], label=label, format="%.3g", aspect=30, shrink=0.9)
     for name, (colour, marker) in looks.items():
         rows = protocols[protocols["orientation"] == name]
         axes[-1].plot(

@@ -78,14 +78,16 @@ def from_bids(folder: str | Path) -> pd.DataFrame:
     ]
     collection = _Sidecars(top, sidecars)
     for path in tqdm(sorted([*images, *alone]), desc="acquisitions", mininterval=0.5):
-        said, seen, faults = collection.of(path)
+        metadata, seen, faults = collection.of(path)
         normal = seen.pop("normal", None)
         if path in collection.paths:
             faults += ["no image beside the sidecar"] if images else []
         else:
             try:
                 seen |= survey.slice_geometry(
-                    _three_dimensional(volumes.read_header(_inside(path, top))), normal, survey.lengths(said)
+                    _three_dimensional(volumes.read_header(_inside(path, top))),
+                    normal,
+                    survey.lengths(metadata),
                 )
                 faults += [seen.pop("contradiction")] if "contradiction" in seen else []
             except (ValueError, OSError) as error:
@@ -93,7 +95,7 @@ def from_bids(folder: str | Path) -> pd.DataFrame:
                 faults.append(
                     str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ").replace(top + os.sep, "")
                 )
-        rows.append(survey.acquisition({**said, "file": os.path.relpath(path, top)}, seen, faults))
+        rows.append(survey.acquisition({**metadata, "file": os.path.relpath(path, top)}, seen, faults))
     return survey.as_table(rows)
 
 
@@ -206,7 +208,7 @@ def _read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     first = next((line for line in start if line.strip(" ,;\t")), "")
     # The header has names, and names have no separators in them: whichever gives a column of that name is
     # meant.
-    separator = next((each for each in separators if "contrast" in _cells(first, each)), "")
+    separator = next((candidate for candidate in separators if "contrast" in _cells(first, candidate)), "")
     if not separator:
         names = ", ".join(survey.quoted(name) for name in _cells(first, max(separators, key=first.count)))
         raise ValueError(
@@ -260,7 +262,7 @@ class _Sidecars:
         sidecars or the name.
         """
         entities, suffix = _entities(path)
-        found, faults = {}, []
+        metadata, faults = {}, []
         folders = [self.top]
         for part in os.path.relpath(os.path.dirname(path), self.top).split(os.sep):
             folders.append(os.path.join(folders[-1], part))
@@ -272,16 +274,16 @@ class _Sidecars:
             ]
             for sidecar, wanted in sorted(candidates, key=lambda each: (len(each[1]), each[0])):
                 if wanted <= entities.items():
-                    said, fault = self._load(sidecar)
-                    found |= said
+                    content, fault = self._load(sidecar)
+                    metadata |= content
                     faults += [fault] if fault else []
         if "sub" not in entities:
             faults.append("name has no sub-<label>: accepted are names of BIDS")
-        said = {"subject": entities.get("sub"), "session": entities.get("ses"), "contrast": suffix}
-        said |= {name: found.get(term) for term, name in survey.TERMS.items() if name}
+        content = {"subject": entities.get("sub"), "session": entities.get("ses"), "contrast": suffix}
+        content |= {name: metadata.get(term) for term, name in survey.TERMS.items() if name}
         seen = {}
         try:
-            cosines = np.asarray(found["ImageOrientationPatientDICOM"], dtype=float)
+            cosines = np.asarray(metadata["ImageOrientationPatientDICOM"], dtype=float)
             # DICOM counts to the left and the back where NIfTI counts to the right and the front: the
             # normal's angles are the same.
             normal = np.cross(cosines[:3], cosines[3:])
@@ -289,18 +291,18 @@ class _Sidecars:
             seen["normal"] = normal / np.linalg.norm(normal) * (-1, -1, 1)
         except (KeyError, TypeError, ValueError, IndexError):
             seen.clear()  # Unless the image tells, the orientation is unknown, and that is the reason.
-        return said, seen, faults
+        return content, seen, faults
 
     def _load(self, path: str) -> tuple[dict, str]:
         if path not in self.read:
             name = os.path.relpath(path, self.top)
             try:
-                found = json.loads(_bytes(_inside(path, self.top)).decode("utf-8-sig"))
-                if not isinstance(found, dict):
-                    raise ValueError(f"it holds {survey.quoted(found)}")
+                content = json.loads(_bytes(_inside(path, self.top)).decode("utf-8-sig"))
+                if not isinstance(content, dict):
+                    raise ValueError(f"it holds {survey.quoted(content)}")
                 # Of a sidecar's hundred entries these few are kept.
                 self.read[path] = (
-                    {term: found[term] for term in survey.TERMS if found.get(term) is not None},
+                    {term: content[term] for term in survey.TERMS if content.get(term) is not None},
                     "",
                 )
             except OSError as error:

@@ -182,7 +182,7 @@ def slice_geometry(
             header.affine[:3, :3] / np.linalg.norm(header.affine[:3, :3], axis=0)
         )
     axis = slice_axis(voxel_mm, likeness, said_mm)
-    found = {
+    geometry = {
         "spacing_mm": float(voxel_mm[axis]),
         "inplane_mm": float(np.max(np.delete(voxel_mm, axis))),
         "coverage_mm": float(np.round(voxel_mm[axis] * header.shape[axis], 4)),
@@ -190,14 +190,14 @@ def slice_geometry(
     if header.affine is not None:
         # The normal of the slices, not the direction in which they are stacked: a sheared stack has both.
         rows, columns = (header.affine[:3, other] for other in range(3) if other != axis)
-        found["orientation"], found["oblique_deg"] = orientation(np.cross(rows, columns))
+        geometry["orientation"], geometry["oblique_deg"] = orientation(np.cross(rows, columns))
         if likeness is not None and axis != np.argmax(np.abs(likeness)):
             acquired, _ = orientation(normal)
-            found["contradiction"] = (
-                f"slices are {found['orientation']} in the image and {acquired} in the sidecar's cosines: "
+            geometry["contradiction"] = (
+                f"slices are {geometry['orientation']} in the image and {acquired} in the sidecar's cosines: "
                 "reformatted?"
             )
-    return found
+    return geometry
 
 
 def millimetres(value) -> float:
@@ -233,13 +233,13 @@ def millimetres(value) -> float:
         return math.inf
 
 
-def acquisition(said: Mapping, image: Mapping | None = None, faults: Iterable[str] = ()) -> dict:
+def acquisition(metadata: Mapping, image: Mapping | None = None, faults: Iterable[str] = ()) -> dict:
     """One row of the table: what is said of an acquisition, completed from its image, with every reason
     against it.
 
     Parameters
     ----------
-    said : dict
+    metadata : dict
         Any of `COLUMNS`, as they came: numbers, text with or without a unit, None.
     image : dict, optional
         What `geometry` found. It fills what is not said, and is right where the two disagree.
@@ -253,16 +253,16 @@ def acquisition(said: Mapping, image: Mapping | None = None, faults: Iterable[st
         a study.
     """
     image, reasons, row = image or {}, [], {}
-    row["thickness_mm"] = _plausible("thickness_mm", said.get("thickness_mm"), reasons)
+    row["thickness_mm"] = _plausible("thickness_mm", metadata.get("thickness_mm"), reasons)
     silent = math.isnan(row["thickness_mm"]) and not reasons
     for name in ("spacing_mm", "inplane_mm", "gap_mm", "coverage_mm", "oblique_deg"):
-        row[name] = _plausible(name, said.get(name), reasons)
+        row[name] = _plausible(name, metadata.get(name), reasons)
     for name in ("inplane_mm", "coverage_mm", "oblique_deg"):
         if math.isnan(row[name]):
             row[name] = _plausible(name, image.get(name), reasons)
-    row["orientation"] = _spelled("orientation", said.get("orientation"), ORIENTATIONS, reasons) or image.get(
-        "orientation", ""
-    )
+    row["orientation"] = _spelled(
+        "orientation", metadata.get("orientation"), ORIENTATIONS, reasons
+    ) or image.get("orientation", "")
 
     # Thickness, gap and spacing: two of them give the third. Where slices lie the image knows better than any
     # sidecar.
@@ -290,7 +290,7 @@ def acquisition(said: Mapping, image: Mapping | None = None, faults: Iterable[st
         thickness, row["thickness_from"] = spacing if math.isnan(gap) else round(spacing - gap, 6), "spacing"
     row["thickness_mm"], row["spacing_mm"] = thickness, spacing
 
-    row["dimension"] = _spelled("dimension", said.get("dimension"), ("2D", "3D"), reasons)
+    row["dimension"] = _spelled("dimension", metadata.get("dimension"), ("2D", "3D"), reasons)
     row["dimension_from"] = "said" if row["dimension"] else "geometry"
     if not row["dimension"]:
         row["dimension"] = _dimension(thickness, gap, spacing, row["inplane_mm"])
@@ -298,16 +298,16 @@ def acquisition(said: Mapping, image: Mapping | None = None, faults: Iterable[st
     # Partitions of a 3D slab have no gap; zero-filling lets them overlap.
     row["gap_mm"] = gap if row["dimension"] == "2D" else math.nan
 
-    suffix = _text(said.get("contrast")).strip().lower()
+    suffix = _text(metadata.get("contrast")).strip().lower()
     row["contrast"] = next((contrast for contrast in CONTRASTS if contrast.lower() == suffix), OTHER)
     if row["contrast"] == OTHER:
         # Another contrast has no part in the study: only that its file is broken is of interest.
         reasons = []
     else:
         reasons += _shortcomings(row)
-    labels = {name: _text(said.get(name)) for name in ("subject", "session")}
+    labels = {name: _text(metadata.get(name)) for name in ("subject", "session")}
     unfit = "; ".join(dict.fromkeys([*faults, *reasons]))
-    row |= labels | {"unfit": unfit, "file": _text(said.get("file")) if unfit else ""}
+    row |= labels | {"unfit": unfit, "file": _text(metadata.get("file")) if unfit else ""}
     return {name: row[name] for name in COLUMNS}
 
 
@@ -385,7 +385,7 @@ def counts(table: pd.DataFrame) -> pd.DataFrame:
     known = table[table["contrast"] != ""].replace(
         {"dimension": {"": "unknown"}, "orientation": {"": "unknown"}}
     )
-    found = pd.crosstab([known["contrast"], known["dimension"]], known["orientation"])
+    numbers = pd.crosstab([known["contrast"], known["dimension"]], known["orientation"])
 
     def order(values, wanted):
         return [*wanted, *(value for value in (OTHER, "unknown") if value in set(values))]
@@ -394,10 +394,10 @@ def counts(table: pd.DataFrame) -> pd.DataFrame:
         [order(known["contrast"], CONTRASTS), order(known["dimension"], ("2D", "3D"))],
         names=["contrast", "dimension"],
     )
-    found = found.reindex(index=rows, columns=order(known["orientation"], ORIENTATIONS), fill_value=0)
-    found = found.assign(all=found.sum(axis=1))
-    found.loc[("all", ""), :] = found.sum()
-    return found.astype(int)
+    numbers = numbers.reindex(index=rows, columns=order(known["orientation"], ORIENTATIONS), fill_value=0)
+    numbers = numbers.assign(all=numbers.sum(axis=1))
+    numbers.loc[("all", ""), :] = numbers.sum()
+    return numbers.astype(int)
 
 
 def thickness_histogram(table: pd.DataFrame, width_mm: float = 0.5) -> pd.DataFrame:
@@ -423,8 +423,8 @@ def thickness_histogram(table: pd.DataFrame, width_mm: float = 0.5) -> pd.DataFr
     ]
     # Half a bin up is the next bin; a thickness such as 2.5 may have lost its last digit on the way.
     centre = (np.floor(known["thickness_mm"] / width_mm + 0.5 + 1e-9) * width_mm).round(9)
-    found = known.assign(thickness_mm=centre).groupby(["contrast", "dimension", "thickness_mm"]).size()
-    return found.rename("acquisitions").reset_index()
+    numbers = known.assign(thickness_mm=centre).groupby(["contrast", "dimension", "thickness_mm"]).size()
+    return numbers.rename("acquisitions").reset_index()
 
 
 def resolutions(table: pd.DataFrame) -> pd.DataFrame:
@@ -442,14 +442,15 @@ def resolutions(table: pd.DataFrame) -> pd.DataFrame:
     ]
     # + 0.0: a gap of -0.0 is none.
     flat = flat.assign(thickness_mm=flat["thickness_mm"].round(1), gap_mm=flat["gap_mm"].round(1) + 0.0)
-    found = pd.crosstab([flat["thickness_mm"], flat["gap_mm"]], flat["contrast"])
-    found = found.reindex(columns=CONTRASTS, fill_value=0).rename_axis(columns=None)
-    found = found.assign(acquisitions=found.sum(axis=1)).reset_index()
-    found.insert(2, "spacing_mm", (found["thickness_mm"] + found["gap_mm"]).round(1))
-    found["studied"] = [
-        Resolution(*pair) in RESOLUTIONS for pair in zip(found["thickness_mm"], found["gap_mm"], strict=True)
+    numbers = pd.crosstab([flat["thickness_mm"], flat["gap_mm"]], flat["contrast"])
+    numbers = numbers.reindex(columns=CONTRASTS, fill_value=0).rename_axis(columns=None)
+    numbers = numbers.assign(acquisitions=numbers.sum(axis=1)).reset_index()
+    numbers.insert(2, "spacing_mm", (numbers["thickness_mm"] + numbers["gap_mm"]).round(1))
+    numbers["studied"] = [
+        Resolution(*pair) in RESOLUTIONS
+        for pair in zip(numbers["thickness_mm"], numbers["gap_mm"], strict=True)
     ]
-    return found.sort_values("acquisitions", ascending=False, ignore_index=True, kind="stable")
+    return numbers.sort_values("acquisitions", ascending=False, ignore_index=True, kind="stable")
 
 
 def unfit(table: pd.DataFrame) -> pd.DataFrame:
@@ -459,13 +460,13 @@ def unfit(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def lengths(said: Mapping) -> list[float]:
+def lengths(metadata: Mapping) -> list[float]:
     """Spacing and thickness that are said, mm; what is no length has its reason elsewhere."""
-    found = []
+    lengths_mm = []
     for name in ("spacing_mm", "thickness_mm"):
         with contextlib.suppress(ValueError):
-            found.append(millimetres(said.get(name)))
-    return found
+            lengths_mm.append(millimetres(metadata.get(name)))
+    return lengths_mm
 
 
 def _plausible(name: str, value, reasons: list[str]) -> float:
@@ -511,18 +512,20 @@ def _dimension(thickness: float, gap: float, spacing: float, inplane: float) -> 
 
 def _shortcomings(row: Mapping) -> list[str]:
     """Why an acquisition whose numbers could be read is unfit all the same."""
-    found = [f"{name} is unknown" for name in ("orientation", "dimension") if not row[name]]
-    found += ["thickness_mm is unknown"] if math.isnan(row["thickness_mm"]) else []
+    reasons = [f"{name} is unknown" for name in ("orientation", "dimension") if not row[name]]
+    reasons += ["thickness_mm is unknown"] if math.isnan(row["thickness_mm"]) else []
     if row["gap_mm"] < -TOLERANCE_MM:
-        found.append(f"slices of {row['thickness_mm']:g} mm overlap, they lie {row['spacing_mm']:g} mm apart")
+        reasons.append(
+            f"slices of {row['thickness_mm']:g} mm overlap, they lie {row['spacing_mm']:g} mm apart"
+        )
     if row["oblique_deg"] > OBLIQUE_LIMIT_DEG:
-        found.append(
+        reasons.append(
             f"slices lie {row['oblique_deg']:.0f} degrees from the nearest plane: accepted are "
             f"{OBLIQUE_LIMIT_DEG:g} at most"
         )
     if row["coverage_mm"] < COVERAGE_MM:
-        found.append(f"slices cover {row['coverage_mm']:g} mm: accepted are {COVERAGE_MM:g} or more")
-    return found
+        reasons.append(f"slices cover {row['coverage_mm']:g} mm: accepted are {COVERAGE_MM:g} or more")
+    return reasons
 
 
 def _text(value) -> str:

@@ -150,13 +150,13 @@ def accelerated(network: nn.Module) -> nn.Module:
     network = copy.deepcopy(network).to(memory_format=_LAST)
     if not isinstance(network, EtaEncoder):  # It becomes an `Eta`, whole.
         quicken(network)
-    for layers in [each for each in network.modules() if isinstance(each, nn.Sequential)]:
+    for layers in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
         for number, layer in enumerate(layers):
             if not isinstance(layer, nn.Conv2d) or layer.out_channels % program.lanes():
                 continue
             fits = layer.kernel_size == (3, 3) and layer.in_channels % program.lanes() == 0
             after, normalization = list(layers[number + 1 : number + 3]), None
-            if [type(each) for each in after] == [nn.InstanceNorm2d, nn.LeakyReLU]:
+            if [type(module) for module in after] == [nn.InstanceNorm2d, nn.LeakyReLU]:
                 normalization = Normalization(program, *after)
                 layers[number + 1], layers[number + 2] = (
                     nn.Identity() if fits else normalization,
