@@ -36,7 +36,7 @@ class Stage:
 #: again. Golden results say when that was forgotten (tests/pipeline/test_stages_golden.py). What a stage
 #: needs of others comes to it as files.
 STAGES = {
-    "cohort": Stage(1, ("numpy", "scipy", "edt")),
+    "cohort": Stage(2, ("numpy", "scipy", "edt")),
     "preparation": Stage(1, ("antspyx", "numpy", "scipy", "scikit-image", "edt")),
     "degradation": Stage(1, ("sigpy", "numpy", "scipy")),
     "super-resolution": Stage(1, ("torch", "sigpy", "numpy", "scipy")),
