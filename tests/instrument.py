@@ -1,13 +1,16 @@
-"""What the shipped network makes of thick slices: the table of its model card.
+"""What the shipped network makes of thick slices and of scanners: the tables of its model card.
 
-Fidelity: subjects whom training has not seen, on scanners that it has not seen, harmonized to other unseen
-scanners. All three sources are the 3D images, or the same 2D acquisition of them brought back to 1 mm; the
-truth is the target scanner's noise-free image along the same path. A network that changes the contrast and
-keeps the resolution scores as well on thick slices as on 3D images.
+Subjects whom training has not seen, one of each embedded brain, on scanners that it has not seen, are
+harmonized to other unseen scanners, which are known from images of another person. Sources are the 3D images
+or one 2D acquisition of all three brought back to 1 mm (a path). The truth is the target scanner's
+noise-free image along the same path: a network that changes the contrast and keeps the resolution scores as
+well on thick slices as on 3D images.
 
-Ventricles: their mean intensity over that of white matter, harmonized over true. 1 where fluid stays fluid.
+    python tests/instrument.py data/models/harmonizer-small.pt data/models
 
-    python tests/instrument.py data/models/harmonizer-small.pt data/models/fidelity.csv
+writes three tables into the folder: ``fidelity.csv`` (PSNR and the brightness of the ventricles, by path and
+plane), ``pairs.csv`` (sharp images, with and without harmonizer) and ``scanners.csv`` (how well images of
+one subject by eight scanners agree).
 """
 
 import argparse
@@ -21,13 +24,27 @@ from helpers import grid, haca3, linear
 from helpers.acquisition import degradation
 from helpers.analysis import metrics
 from helpers.cohort import phantom
+from helpers.haca3 import slicing
 from helpers.study import CONTRASTS, ORIENTATIONS, Resolution
 
-SUBJECTS = {12: "S1", 15: "Colin27"}
+SUBJECTS = (12, 15)  # of S1, of Colin27
 STRANGERS = {12: 13, 15: 14}  # of the other brain: whose images describe the target's contrast
 PAIRS = (("test-6", "test-0"), ("test-10", "test-9"))
+#: Those of test-0 to test-19 between which every contrast is at most 22 dB apart after HACA3's scaling.
+ALL_PAIRS = (
+    ("test-6", "test-0"),
+    ("test-6", "test-11"),
+    ("test-10", "test-9"),
+    ("test-11", "test-6"),
+    ("test-12", "test-18"),
+    ("test-16", "test-0"),
+)
 THICK = [(o, Resolution(*r)) for r in ((3, 0), (5, 1.5)) for o in ORIENTATIONS]
-STEP = 23
+STEP = 23  # every n-th slice is harmonized
+
+
+def label(path: tuple[str, Resolution] | None) -> str:
+    return "3D" if path is None else f"{path[0]} {path[1].label}"
 
 
 def along(volume: np.ndarray, path: tuple[str, Resolution] | None) -> np.ndarray:
@@ -38,74 +55,108 @@ def along(volume: np.ndarray, path: tuple[str, Resolution] | None) -> np.ndarray
     return linear.along_axis(degradation.there_and_back(volume.shape[axis], path[1]), volume, axis)
 
 
-def label(path: tuple[str, Resolution] | None) -> str:
-    return "3D" if path is None else f"{path[0]} {path[1].label}"
+def images(person: phantom.Subject, scanner: str, noise: int | None = None) -> dict[str, np.ndarray]:
+    return {c: phantom.render(person, phantom.scanner(scanner), c, noise) for c in CONTRASTS}
 
 
-def measure(model, subject: int, pair: tuple[str, str], paths, planes=ORIENTATIONS, step=STEP) -> list[dict]:
-    """Rows (subject, anatomy, pair, plane, sources, contrast, psnr_db, ventricles) of one pair of scanners.
+def targets(model, stranger: phantom.Subject, scanner: str) -> dict:
+    return {c: model.target(image) for c, image in images(stranger, scanner, 2).items()}
 
-    Parameters
-    ----------
-    model : helpers.haca3.harmonizer.Harmonizer
-    subject : int
-        Seed of the phantom.
-    pair : (str, str)
-        Source and target scanner.
-    paths : sequence of (str, Resolution) or None
-        What the sources went through.
-    planes : sequence of str
-        Of the network's slices.
-    step : int
-        Every n-th slice is harmonized.
-    """
-    person = phantom.subject(subject)
-    stranger = phantom.subject(STRANGERS[subject])
-    source, target = map(phantom.scanner, pair)
-    given = {c: phantom.render(person, source, c, 1) for c in CONTRASTS}
-    truth = {c: phantom.render(person, target, c) for c in CONTRASTS}
-    aims = {c: model.target(phantom.render(stranger, target, c, 2)) for c in CONTRASTS}
-    fluid, white = person.fractions["VCSF"] > 0.95, person.fractions["WM"] > 0.95
 
-    def ratio(volume, seen):
-        return volume[fluid & seen].mean() / volume[white & seen].mean()
+def scaled(image: np.ndarray, target) -> np.ndarray:
+    """HACA3's scaling alone: what a harmonizer has to beat."""
+    return slicing.normalise(image)[0] * target.norm
 
-    rows = []
+
+def ratio(image: np.ndarray, part: np.ndarray, white: np.ndarray) -> float:
+    """Mean of a part over that of white matter."""
+    return float(image[part].mean() / image[white].mean())
+
+
+def fidelity(model, person, stranger, pair, paths, planes=ORIENTATIONS, step=STEP) -> list[dict]:
+    """A row per path, plane and contrast: PSNR in dB inside the brain, and how bright ventricles and lesions
+    are against white matter, harmonized over true (1: as they are)."""
+    given, truth, aims = (
+        images(person, pair[0], 1),
+        images(person, pair[1]),
+        targets(model, stranger, pair[1]),
+    )
+    parts = {"ventricles": person.fractions["VCSF"] > 0.95, "lesions": person.lesions}
+    white, rows = person.fractions["WM"] > 0.95, []
     for path, plane in itertools.product(paths, planes):
         sources = {c: along(image, path) for c, image in given.items()}
-        images = model.harmonize(sources, aims, mask="union", slice_step=step, orientations=(plane,)).images
-        for c, image in images.items():
-            wanted = along(truth[c], path)
-            seen = person.brain & np.isfinite(image)
+        options = {"mask": "union", "slice_step": step, "orientations": (plane,)}
+        for c, image in model.harmonize(sources, aims, **options).images.items():
+            wanted, seen = along(truth[c], path), person.brain & np.isfinite(image)
+            row = {"anatomy": person.anatomy, "pair": " → ".join(pair), "plane": plane}
+            row |= {"sources": label(path), "contrast": c}
+            peak = truth[c][person.brain].max()
+            row["psnr_db"] = metrics.psnr(wanted, np.nan_to_num(image), peak, seen)
+            for name, part in parts.items():
+                there = part & seen, white & seen
+                row[name] = ratio(image, *there) / ratio(wanted, *there)
+            rows.append(row)
+    return rows
 
-            rows.append(
-                {
-                    "subject": subject,
-                    "anatomy": person.anatomy,
-                    "pair": " → ".join(pair),
-                    "plane": plane,
-                    "sources": label(path),
-                    "contrast": c,
-                    "psnr_db": metrics.psnr(wanted, np.nan_to_num(image), truth[c][person.brain].max(), seen),
-                    "ventricles": ratio(image, seen) / ratio(wanted, seen),
-                }
-            )
+
+def sharp(model, person, stranger, pair, step=11) -> list[dict]:
+    """A row per contrast and way: PSNR of sharp images, axial plane."""
+    given, truth, aims = (
+        images(person, pair[0], 1),
+        images(person, pair[1]),
+        targets(model, stranger, pair[1]),
+    )
+    ways = {
+        name: model.harmonize(given, aims, mask="union", slice_step=step, anatomy=anatomy).images
+        for name, anatomy in (("sampled", "shared"), ("arg-max", "argmax"))
+    }
+    ways["not harmonized"] = {c: scaled(given[c], aims[c]) for c in CONTRASTS}
+    rows = []
+    for way, c in itertools.product(ways, CONTRASTS):
+        seen = person.brain & np.isfinite(ways["sampled"][c])
+        psnr_db = metrics.psnr(truth[c], np.nan_to_num(ways[way][c]), truth[c][person.brain].max(), seen)
+        about = {"anatomy": person.anatomy, "pair": " → ".join(pair), "way": way, "contrast": c}
+        rows.append({**about, "psnr_db": psnr_db})
+    return rows
+
+
+def agreement(model, person, stranger, paths, scanners=8, step=STEP) -> list[dict]:
+    """A row per path, contrast and way: mean PSNR between images of one subject by several scanners, axial
+    plane, harmonized to the study's target and not."""
+    aims, rows = targets(model, stranger, "target"), []
+    scans = [images(person, f"test-{n}", 3) for n in range(scanners)]
+    for path in paths:
+        seen_by = [{c: along(image, path) for c, image in scan.items()} for scan in scans]
+        after = [model.harmonize(g, aims, mask="union", slice_step=step).images for g in seen_by]
+        before = [{c: scaled(scan[c], aims[c]) for c in CONTRASTS} for scan in seen_by]
+        for (way, group), c in itertools.product(
+            {"not harmonized": before, "harmonized": after}.items(), CONTRASTS
+        ):
+            seen = person.brain & np.isfinite(after[0][c])
+            pairs = itertools.combinations([np.nan_to_num(images_[c]) for images_ in group], 2)
+            psnr_db = np.mean([metrics.psnr(a, b, b[person.brain].max(), seen) for a, b in pairs])
+            about = {"anatomy": person.anatomy, "sources": label(path), "contrast": c, "way": way}
+            rows.append({**about, "psnr_db": psnr_db})
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("weights", type=Path)
-    parser.add_argument("table", type=Path)
+    parser.add_argument("folder", type=Path)
     options = parser.parse_args()
-    model = haca3.load(options.weights, device="cpu", compiled=True)
-    rows = []
-    for subject, pair in itertools.product(SUBJECTS, PAIRS):
-        rows += measure(model, subject, pair, [None, *THICK])
-    table = pd.DataFrame(rows)
-    table.round(4).to_csv(options.table, index=False)
-    print(table.pivot_table("psnr_db", ["plane", "sources"], ["anatomy", "contrast"]).round(1))
-    print(table.pivot_table("ventricles", ["plane", "sources"], ["anatomy", "contrast"]).round(2))
+    model = haca3.load(options.weights, device="cpu")
+    tables = {"fidelity": [], "pairs": [], "scanners": []}
+    for seed in SUBJECTS:
+        person, stranger = phantom.subject(seed), phantom.subject(STRANGERS[seed])
+        for pair in PAIRS:
+            tables["fidelity"] += fidelity(model, person, stranger, pair, [None, *THICK])
+            tables["fidelity"] += fidelity(model, person, stranger, pair, [("axial", Resolution(4, 0))])
+        for pair in ALL_PAIRS:
+            tables["pairs"] += sharp(model, person, stranger, pair)
+        tables["scanners"] += agreement(model, person, stranger, [None, ("axial", Resolution(5, 1.5))])
+        for name, rows in tables.items():
+            pd.DataFrame(rows).round(4).to_csv(options.folder / f"{name}.csv", index=False)
 
 
 if __name__ == "__main__":
