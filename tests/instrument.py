@@ -40,6 +40,7 @@ ALL_PAIRS = (
     ("test-16", "test-0"),
 )
 THICK = [(o, Resolution(*r)) for r in ((3, 0), (5, 1.5)) for o in ORIENTATIONS]
+PATHS = [None, *THICK, ("axial", Resolution(4, 0))]
 STEP = 23  # every n-th slice is harmonized
 
 
@@ -76,11 +77,8 @@ def ratio(image: np.ndarray, part: np.ndarray, white: np.ndarray) -> float:
 def fidelity(model, person, stranger, pair, paths, planes=ORIENTATIONS, step=STEP) -> list[dict]:
     """A row per path, plane and contrast: PSNR in dB inside the brain, and how bright ventricles and lesions
     are against white matter, harmonized over true (1: as they are)."""
-    given, truth, aims = (
-        images(person, pair[0], 1),
-        images(person, pair[1]),
-        targets(model, stranger, pair[1]),
-    )
+    given, truth = images(person, pair[0], 1), images(person, pair[1])
+    aims = targets(model, stranger, pair[1])
     parts = {"ventricles": person.fractions["VCSF"] > 0.95, "lesions": person.lesions}
     white, rows = person.fractions["WM"] > 0.95, []
     for path, plane in itertools.product(paths, planes):
@@ -101,11 +99,8 @@ def fidelity(model, person, stranger, pair, paths, planes=ORIENTATIONS, step=STE
 
 def sharp(model, person, stranger, pair, step=11) -> list[dict]:
     """A row per contrast and way: PSNR of sharp images, axial plane."""
-    given, truth, aims = (
-        images(person, pair[0], 1),
-        images(person, pair[1]),
-        targets(model, stranger, pair[1]),
-    )
+    given, truth = images(person, pair[0], 1), images(person, pair[1])
+    aims = targets(model, stranger, pair[1])
     ways = {
         name: model.harmonize(given, aims, mask="union", slice_step=step, anatomy=anatomy).images
         for name, anatomy in (("sampled", "shared"), ("arg-max", "argmax"))
@@ -150,8 +145,7 @@ def main() -> None:
     for seed in SUBJECTS:
         person, stranger = phantom.subject(seed), phantom.subject(STRANGERS[seed])
         for pair in PAIRS:
-            tables["fidelity"] += fidelity(model, person, stranger, pair, [None, *THICK])
-            tables["fidelity"] += fidelity(model, person, stranger, pair, [("axial", Resolution(4, 0))])
+            tables["fidelity"] += fidelity(model, person, stranger, pair, PATHS)
         for pair in ALL_PAIRS:
             tables["pairs"] += sharp(model, person, stranger, pair)
         tables["scanners"] += agreement(model, person, stranger, [None, ("axial", Resolution(5, 1.5))])
