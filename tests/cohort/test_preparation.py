@@ -497,7 +497,7 @@ def test_a_background_that_interpolation_has_left_almost_nothing_of_is_removed(c
 
 def test_a_head_whose_air_is_blank_is_no_brain(cohort):
     volume, affine = at_2_mm(cohort, "T2w")
-    head = np.where(ndimage.binary_dilation(volume > 0, iterations=6), in_a_head(volume), 0).astype(
+    head = np.where(ndimage.binary_dilation(volume > 0, iterations=10), in_a_head(volume), 0).astype(
         np.float32
     )
     assert examination.is_stripped(head) and not examination.shows_brain_only(head, affine)
