@@ -189,7 +189,7 @@ def test_every_notebook_of_a_study_of_ones_own_knows_its_parameters(tmp_path):
     graph.check_parameters(wanted)
     names = [task.name for task in wanted]
     assert "00_cohort_sub-01_ses-2" in names
-    assert "04_harmonization_sub-p07_exp-1a" in names
+    assert "04_harmonization_sub-p07_res-3skip0" in names
     truth = next(task for task in wanted if task.name == "04_harmonization_sub-p07_exp-3D")
     assert "00_cohort_target" in truth.needs
 
@@ -210,7 +210,7 @@ def test_a_subject_whose_images_turn_out_unfit_is_left_out_and_the_study_goes_on
     plan = Study(bids_dir=str(tmp_path / "bids"), output_dir=str(tmp_path / "results"), experiments=["1a"])
     calls = []
 
-    def execute_all(wanted, folder, where, before=MappingProxyType({})):
+    def execute_all(wanted, folder, where, before=MappingProxyType({}), remove=None):
         calls.append([task for task in wanted if task.name not in before])
         results = dict(before)
         for task in calls[-1]:
