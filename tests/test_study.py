@@ -394,6 +394,7 @@ WHOLE = {
     "reconstruction": ("axial", "coronal", "sagittal"),
     "slice_step": 1,
     "fusion": "data/models/fusion-small.pt",
+    "keep": "tables",
 }
 LADDER = {**TEN, "resolutions": ("5||1.5",)}
 SHIPPED_STUDIES = {
