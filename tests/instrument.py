@@ -14,6 +14,7 @@ one subject by eight scanners agree).
 """
 
 import argparse
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -60,8 +61,16 @@ def images(person: phantom.Subject, scanner: str, noise: int | None = None) -> d
     return {c: phantom.render(person, phantom.scanner(scanner), c, noise) for c in CONTRASTS}
 
 
-def targets(model, stranger: phantom.Subject, scanner: str) -> dict:
-    return {c: model.target(image) for c, image in images(stranger, scanner, 2).items()}
+def targets(model, stranger: phantom.Subject, scanner: str, truth: dict | None = None) -> dict:
+    """A scanner's contrast, known from a stranger's images, in the units of `truth`, where it is given.
+
+    HACA3 scales by the 95th percentile, which in T2w lies on fluid in some brains and on tissue in others:
+    a stranger's would make the whole image too bright or too dark, whatever the network does.
+    """
+    aims = {c: model.target(image) for c, image in images(stranger, scanner, 2).items()}
+    if truth is None:
+        return aims
+    return {c: dataclasses.replace(aims[c], norm=slicing.normalise(truth[c])[1]) for c in aims}
 
 
 def scaled(image: np.ndarray, target) -> np.ndarray:
@@ -78,7 +87,7 @@ def fidelity(model, person, stranger, pair, paths, planes=ORIENTATIONS, step=STE
     """A row per path, plane and contrast: PSNR in dB inside the brain, and how bright ventricles and lesions
     are against white matter, harmonized over true (1: as they are)."""
     given, truth = images(person, pair[0], 1), images(person, pair[1])
-    aims = targets(model, stranger, pair[1])
+    aims = targets(model, stranger, pair[1], truth)
     parts = {"ventricles": person.fractions["VCSF"] > 0.95, "lesions": person.lesions}
     white, rows = person.fractions["WM"] > 0.95, []
     for path, plane in itertools.product(paths, planes):
@@ -100,7 +109,7 @@ def fidelity(model, person, stranger, pair, paths, planes=ORIENTATIONS, step=STE
 def sharp(model, person, stranger, pair, step=11) -> list[dict]:
     """A row per contrast and way: PSNR of sharp images, axial plane."""
     given, truth = images(person, pair[0], 1), images(person, pair[1])
-    aims = targets(model, stranger, pair[1])
+    aims = targets(model, stranger, pair[1], truth)
     ways = {
         name: model.harmonize(given, aims, mask="union", slice_step=step, anatomy=anatomy).images
         for name, anatomy in (("sampled", "shared"), ("arg-max", "argmax"))

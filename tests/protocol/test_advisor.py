@@ -363,7 +363,7 @@ def test_the_notebook_advises_from_the_table_of_a_study(tmp_path):
         NOTEBOOK, str(tmp_path / "out.ipynb"), parameters, progress_bar=False
     )
     text = str([cell.get("outputs") for cell in executed.cells])
-    assert "psnr_db inside brain, arm harmonized" in text and "No advice" not in text
+    assert "psnr_db inside brain, arm harmonized" in text and "No advice, since" not in text
     assert "thickness_mm is 0" in text
     advised = pd.read_csv(tmp_path / "results" / "figures" / "figure_advisor.csv")
     assert advised.expected.notna().all()

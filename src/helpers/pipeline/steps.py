@@ -640,9 +640,9 @@ def _encoding(
         resolution, resolved, path = None, False, participants.cohort(plan, subject)[contrast]
     else:
         path = registered(plan, subject, contrast, orientation, resolution, resolved=resolved)
-    source = (plan, subject, contrast, orientation, resolution, cache.content_hash(path), resolved)
+    source = (plan, subject, contrast, orientation, resolution, resolved)
     if plan.slice_step > 1:
-        return _encoded_slices(*source)
+        return _encoded_slices(*source, version=cache.content_hash(path))
     return models.harmonizer(plan).prepare(source_volume(*source))
 
 
@@ -652,11 +652,9 @@ def source_volume(
     contrast: str,
     orientation: str,
     resolution: Resolution | None,
-    version: str,
     resolved: bool = False,
 ) -> np.ndarray:
-    """A source as a whole volume. The `version` of its file is there for those who remember what was made of
-    it."""
+    """A source as a whole volume."""
     if orientation == "3D":
         return cache.read_volume(participants.cohort(plan, subject)[contrast])[0]
     return registered_volume(plan, subject, contrast, orientation, resolution, resolved=resolved)
@@ -684,7 +682,7 @@ def _given(
 # 12: the three 3D images and the nine stacks of one resolution, 38 MB each.
 @functools.lru_cache(maxsize=12)
 def _given_version(plan: Study, subject, contrast, orientation, resolution, resolved, versions):
-    image = source_volume(plan, subject, contrast, orientation, resolution, versions[0], resolved=resolved)
+    image = source_volume(plan, subject, contrast, orientation, resolution, resolved)
     image = _brain_of(image, participants.cohort(plan, subject)["mask"])
     encode = getattr(protocol.load(plan.harmonizer), "encode", None)
     return encode(image) if encode else image
@@ -707,7 +705,8 @@ def _brain_of(volume: np.ndarray, mask: Path) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=21)
-def _encoded_slices(plan: Study, *source):
+def _encoded_slices(plan: Study, *source, version):
+    # Remembered for this version of the file only.
     # 21: the three 3D images and the nine stacks of each of two resolutions, or of one and super-resolved as
     # well, 1 MB a slice. Who goes through Table 1 resolution by resolution encodes each source once.
     return models.harmonizer(plan).encode(source_volume(plan, *source), plan.reconstruction, plan.slice_step)
