@@ -92,7 +92,7 @@ def test_what_is_not_said_is_what_a_study_has_by_default(bids, started, tmp_path
 def test_participants_come_before_the_analysis_and_the_group_is_all_of_it(bids, tmp_path, monkeypatch):
     chosen = []
 
-    def execute_all(wanted, folder, where, before=None):
+    def execute_all(wanted, folder, where, before=None, remove=None):
         chosen.append([task.name for task in wanted])
         return {task.name: None for task in wanted}
 
