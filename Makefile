@@ -26,7 +26,7 @@ study: $(STAMP)  ## another study: make study STUDY=studies/mine.toml
 	$(BIN)/resolution-matters run $(STUDY)
 
 results: $(STAMP)  ## the study of figures/ten, its controls and remedies again, from nothing: hours; stop and go on as you like
-	for name in ten-coronal ten-sagittal ten ten-union ten-argmax ladder-rigid ladder-affine ladder whole remedies; do \
+	for name in demo ten-coronal ten-sagittal ten ten-union ten-argmax ladder-rigid ladder-affine ladder whole remedies; do \
 	  $(BIN)/resolution-matters run studies/$$name.toml || exit 1; \
 	done
 	$(BIN)/python figures/ten/why.py
@@ -34,7 +34,7 @@ results: $(STAMP)  ## the study of figures/ten, its controls and remedies again,
 	$(MAKE) figures
 
 figures:  ## for maintainers: copy what the README shows, of results that are computed, into figures/
-	cp data/derivatives/ten/figures/* figures/ten/
+	for name in demo ten; do cp data/derivatives/$$name/figures/* figures/$$name/; done
 	for file in data/derivatives/demo/figures/scaling.*; do [ ! -e "$$file" ] || cp "$$file" figures/; done
 
 lint: $(STAMP)  ## ruff's rules and format, as before a commit (`pre-commit install` runs them there)

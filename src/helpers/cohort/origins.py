@@ -14,9 +14,7 @@ from helpers.study import TARGET
 
 # Sidecars of earlier versions are recognised by these sentences: they stay as they are.
 OWN_DATA = "Prepared from images of a data set of one's own"
-SEMI_SYNTHETIC = (
-    "Semi-synthetic: simulated from tissue maps of one real brain; not an acquisition of a person"
-)
+SEMI_SYNTHETIC = "Semi-synthetic: simulated from tissue maps of real brains; not an acquisition of a person"
 
 
 def describe(subject: int | str) -> str:
