@@ -908,7 +908,7 @@ class Study:
         fusion does not."""
         remedies = ARMS[require("arm", arm, ARMS)]
         alike = len(set(self.sources(experiment).values())) == 1
-        return tuple(each for each in remedies if not (alike and each == "fusion"))
+        return tuple(remedy for remedy in remedies if not (alike and remedy == "fusion"))
 
     def acquisitions(self) -> list[tuple[str, str]]:
         """The (contrast, orientation) pairs that the study's experiments need as 2D stacks."""

@@ -91,18 +91,18 @@ def _differences(
     data: tables.Data, kind: str, pairs: Iterable[tuple[str, str, str]]
 ) -> list[statistics.Comparison]:
     """For (experiment, other experiment, contrast): mean over the resolutions of their paired difference."""
-    made = []
+    comparisons = []
     for measure in data.measures:
         for first, second, contrast in pairs:
-            one, other = (data.get("scores", measure, each, contrast) for each in (first, second))
+            one, other = (data.get("scores", measure, experiment, contrast) for experiment in (first, second))
             with np.errstate(invalid="ignore"):  # Two infinite scores have no difference.
                 d = (one - other).mean(axis=1)
-            made.append(
+            comparisons.append(
                 statistics.Comparison(
                     _name(f"{first} - {second}", contrast, measure), kind, tables.UNITS[measure], d
                 )
             )
-    return made
+    return comparisons
 
 
 def _fall(values: np.ndarray, separation_mm: np.ndarray) -> np.ndarray:
@@ -125,7 +125,7 @@ def _deviations(values: np.ndarray) -> np.ndarray:
 
 
 def _falls_with_separation(data):
-    made = []
+    comparisons = []
     for measure, contrast in _each(data):
         # Nothing can fall where an image is its own reference: that of a 3D source, with a harmonizer that
         # sees each contrast by itself.
@@ -135,46 +135,46 @@ def _falls_with_separation(data):
             if not np.isinf(data.get("scores", "psnr_db", experiment, contrast)).all()
         ]
         x = data.separations_mm()
-        fall = np.mean([_fall(each, x) for each in values], axis=0)
-        made.append(
+        fall = np.mean([_fall(scores, x) for scores in values], axis=0)
+        comparisons.append(
             statistics.Comparison(
                 _name(f"fall {_span(x)}", contrast, measure), "above zero", tables.UNITS[measure], fall
             )
         )
-    return made
+    return comparisons
 
 
 def _same_separation(first, second):
     def compare(data):
-        made = []
+        comparisons = []
         for measure, contrast in _each(data):
             for experiment in ONE_ORIENTATION:
                 pair = data.get("scores", measure, experiment, contrast, labels=(first, second))
                 name = _name(f"{first} - {second}", experiment, contrast, measure)
-                made.append(
+                comparisons.append(
                     statistics.Comparison(name, "similar", tables.UNITS[measure], pair[:, 0] - pair[:, 1])
                 )
-        return made
+        return comparisons
 
     return compare
 
 
 def _consistent(data):
-    made = []
+    comparisons = []
     for measure, contrast in _each(data):
         for experiment in ONE_ORIENTATION:
             values = data.get("scores", measure, experiment, contrast)
             pair = np.stack([values.mean(axis=1), _fall(values, data.separations_mm())])
-            made.append(
+            comparisons.append(
                 statistics.Comparison(
                     _name("SD against fall", experiment, contrast, measure), "small spread", "SD / fall", pair
                 )
             )
-    return made
+    return comparisons
 
 
 def _sagittal_varies_most(data):
-    made = []
+    comparisons = []
     for measure in data.measures:
         spread = {
             (e, c): _deviations(data.get("scores", measure, e, c)) for e in ONE_ORIENTATION for c in CONTRASTS
@@ -182,7 +182,7 @@ def _sagittal_varies_most(data):
         pairs = [(("1b", c), (e, c), f"1b / {e}", c) for e in ("1a", "1c") for c in CONTRASTS]
         pairs += [(("1b", "T2w"), ("1b", c), f"T2w / {c}", "1b") for c in ("T1w", "FLAIR")]
         for more, less, *words in pairs:
-            made.append(
+            comparisons.append(
                 statistics.Comparison(
                     _name(*words, measure),
                     "more variable",
@@ -190,7 +190,7 @@ def _sagittal_varies_most(data):
                     np.stack([spread[more], spread[less]]),
                 )
             )
-    return made
+    return comparisons
 
 
 def _mixing_against_alike(data):
@@ -202,7 +202,7 @@ def _mixing_against_alike(data):
 
 
 def _flair_stays_t2w_varies(data):
-    made = _differences(data, "similar", [("4", "3", "FLAIR")])
+    comparisons = _differences(data, "similar", [("4", "3", "FLAIR")])
     finer = [label for label in FINER if label in data.labels]
     if not finer:
         raise tables.NotRun("no resolution with a slice separation below 5 mm")
@@ -213,12 +213,12 @@ def _flair_stays_t2w_varies(data):
             for experiment in ("4", "3")
         ]
         name = _name("4 / 3", "T2w", where, measure)
-        made.append(statistics.Comparison(name, "more variable", "variance ratio", np.stack(spread)))
-    return made
+        comparisons.append(statistics.Comparison(name, "more variable", "variance ratio", np.stack(spread)))
+    return comparisons
 
 
 def _own_contrast_only(data):
-    made = []
+    comparisons = []
     for measure in data.measures:
         for experiment, own in (("3", "T1w"), ("5", "FLAIR")):
             gain = {
@@ -229,14 +229,14 @@ def _own_contrast_only(data):
             }
             for other in (c for c in CONTRASTS if c != own):
                 name = _name(f"gain of {own} - gain of {other}", f"{experiment} - 1a", measure)
-                made.append(
+                comparisons.append(
                     statistics.Comparison(name, "above zero", tables.UNITS[measure], gain[own] - gain[other])
                 )
-    return made
+    return comparisons
 
 
 def _best_is_alike_and_fine(data):
-    made = []
+    comparisons = []
     for measure, contrast in _each(data):
         values = {
             experiment: data.get("scores", measure, experiment, contrast)
@@ -249,36 +249,36 @@ def _best_is_alike_and_fine(data):
         with np.errstate(invalid="ignore"):
             d = best - rest
         name = _name(f"best alike at {data.labels[finest]} - best of the rest", contrast, measure)
-        made.append(statistics.Comparison(name, "above zero", tables.UNITS[measure], d))
-    return made
+        comparisons.append(statistics.Comparison(name, "above zero", tables.UNITS[measure], d))
+    return comparisons
 
 
 def _no_super_resolution(data):
-    made = []
+    comparisons = []
     for experiment in ONE_ORIENTATION:
         for contrast in CONTRASTS:
             d = (
                 data.get("cutoffs", "harmonized", experiment, contrast)
                 - data.get("cutoffs", "input", experiment, contrast)
             ).mean(axis=1)
-            made.append(
+            comparisons.append(
                 statistics.Comparison(
                     _name("cut-off of output - input", experiment, contrast), "not above zero", "cycles/mm", d
                 )
             )
-    return made
+    return comparisons
 
 
 def _attention_sees_contrast_only(data):
     sharp = {"3": "T1w", "4": "T1w", "5": "FLAIR", "6": "FLAIR"}
-    made = []
+    comparisons = []
     for target in CONTRASTS:
         mean = {
             s: np.mean([data.get("weights", e, target, s).mean(axis=1) for e in sharp], axis=0)
             for s in CONTRASTS
         }
         other = np.max([mean[source] for source in CONTRASTS if source != target], axis=0)
-        made.append(
+        comparisons.append(
             statistics.Comparison(
                 _name("weight of the own source - largest other", target),
                 "above zero",
@@ -295,13 +295,13 @@ def _attention_sees_contrast_only(data):
                 experiment,
                 f"target {target}",
             )
-            made.append(statistics.Comparison(name, "similar", "weight", rise))
-    return made
+            comparisons.append(statistics.Comparison(name, "similar", "weight", rise))
+    return comparisons
 
 
 def _registration_costs(data):
     estimated = [
-        each for each in TRANSFORMS if each != "known" and any(key[0] == each for key in data.ladder)
+        step for step in TRANSFORMS if step != "known" and any(key[0] == step for key in data.ladder)
     ]
     if not estimated or not any(key[0] == "known" for key in data.ladder):
         plain = "no study with an estimated transform stands beside it"
@@ -315,22 +315,24 @@ def _registration_costs(data):
     if not labels:
         raise tables.NotRun("no resolution of the eight in the ladder")
     where = () if len(labels) == len(tables.LABELS) else ("at " + ", ".join(labels),)
-    made = []
+    comparisons = []
     for transform in estimated:
         for measure, contrast in _each(data):
-            known, found = (
+            known, with_estimate = (
                 np.mean(
                     [
-                        data.get("ladder", each, measure, experiment, contrast, labels=labels).mean(axis=1)
+                        data.get("ladder", step, measure, experiment, contrast, labels=labels).mean(axis=1)
                         for experiment in EXPERIMENTS
                     ],
                     axis=0,
                 )
-                for each in ("known", transform)
+                for step in ("known", transform)
             )
             name = _name(f"known - {transform}", *where, contrast, measure)
-            made.append(statistics.Comparison(name, "above zero", tables.UNITS[measure], known - found))
-    return made
+            comparisons.append(
+                statistics.Comparison(name, "above zero", tables.UNITS[measure], known - with_estimate)
+            )
+    return comparisons
 
 
 def _mean(data, arm, measure, experiment, contrast):
@@ -343,28 +345,30 @@ def _remedied(arm: str, experiments: Iterable[str]):
     """A remedy against none, in each of some experiments."""
 
     def compare(data):
-        made = []
+        comparisons = []
         for measure, contrast in _each(data):
             for experiment in experiments:
                 key = (measure, experiment, contrast)
                 d = _mean(data, arm, *key) - _mean(data, "harmonized", *key)
                 name = _name(f"{arm} - harmonized", experiment, contrast, measure)
-                made.append(statistics.Comparison(name, "above zero", tables.UNITS[measure], d))
-        return made
+                comparisons.append(statistics.Comparison(name, "above zero", tables.UNITS[measure], d))
+        return comparisons
 
     return compare
 
 
 def _output_gains_more_than_input(data):
-    made = []
+    comparisons = []
     for measure, contrast in _each(data):
         for experiment in ONE_ORIENTATION:
             key = (measure, experiment, contrast)
             output = _mean(data, "harmonized, super-resolved", *key) - _mean(data, "harmonized", *key)
             source = _mean(data, "super-resolved input", *key) - _mean(data, "input", *key)
             name = _name("gain of the output - gain of the input", experiment, contrast, measure)
-            made.append(statistics.Comparison(name, "above zero", tables.UNITS[measure], output - source))
-    return made
+            comparisons.append(
+                statistics.Comparison(name, "above zero", tables.UNITS[measure], output - source)
+            )
+    return comparisons
 
 
 def _aware_pairs(*pairs):
@@ -372,19 +376,19 @@ def _aware_pairs(*pairs):
     arm = "harmonized, resolution-aware"
 
     def compare(data):
-        made = []
+        comparisons = []
         for measure in data.measures:
             for first, second, contrast in pairs:
                 d = _mean(data, arm, measure, first, contrast) - _mean(data, arm, measure, second, contrast)
                 name = _name(f"{first} - {second}, fused by resolution", contrast, measure)
-                made.append(statistics.Comparison(name, "above zero", tables.UNITS[measure], d))
-        return made
+                comparisons.append(statistics.Comparison(name, "above zero", tables.UNITS[measure], d))
+        return comparisons
 
     return compare
 
 
 def _both_recover_more(data):
-    made = []
+    comparisons = []
     for measure, contrast in _each(data):
         both, *single = (
             np.mean([_mean(data, f"harmonized, {arm}", measure, e, contrast) for e in EXPERIMENTS], axis=0)
@@ -392,8 +396,8 @@ def _both_recover_more(data):
         )
         name = _name("both - the better of either", contrast, measure)
         d = both - np.max(single, axis=0)
-        made.append(statistics.Comparison(name, "above zero", tables.UNITS[measure], d))
-    return made
+        comparisons.append(statistics.Comparison(name, "above zero", tables.UNITS[measure], d))
+    return comparisons
 
 
 def _pairs(kind, *pairs):
@@ -524,20 +528,27 @@ def _run_of(data: tables.Data, measure: str, experiments: Iterable[str]) -> list
     if not any(key[0] == measure for key in data.scores):
         plain = "lesions were not counted: the slices of a preview lie apart"
         raise tables.NotRun(f"no {measure} in the table of downstream measures", plain)
-    found = [each for each in experiments if any(key[:2] == (measure, each) for key in data.scores)]
-    if not found:
+    run = [
+        experiment
+        for experiment in experiments
+        if any(key[:2] == (measure, experiment) for key in data.scores)
+    ]
+    if not run:
         raise tables.NotRun(f"none of the experiments {', '.join(experiments)}")
-    return found
+    return run
 
 
 def _error_grows(measure: str):
     def compare(data):
         name, unit = tables.DOWNSTREAM[measure]
         experiments, x = _run_of(data, measure, ONE_ORIENTATION), data.separations_mm()
-        rises = {each: -_fall(data.get("scores", measure, each, "harmonized"), x) for each in experiments}
+        rises = {
+            experiment: -_fall(data.get("scores", measure, experiment, "harmonized"), x)
+            for experiment in experiments
+        }
         return [
-            statistics.Comparison(_name(f"rise of {name} {_span(x)}", each), "above zero", unit, rise)
-            for each, rise in rises.items()
+            statistics.Comparison(_name(f"rise of {name} {_span(x)}", experiment), "above zero", unit, rise)
+            for experiment, rise in rises.items()
         ]
 
     return compare
@@ -547,16 +558,17 @@ def _remedies_help(data):
     arms = sorted({arm for _, _, arm in data.scores} - {"harmonized"})
     if not arms:
         raise tables.NotRun("no arm with a remedy", "no remedy was tried")
-    made = []
+    comparisons = []
     for measure, (name, unit) in tables.DOWNSTREAM.items():
         for arm in arms:
             gains = [
-                data.get("scores", measure, each, "harmonized") - data.get("scores", measure, each, arm)
-                for each in _run_of(data, measure, EXPERIMENTS)
+                data.get("scores", measure, experiment, "harmonized")
+                - data.get("scores", measure, experiment, arm)
+                for experiment in _run_of(data, measure, EXPERIMENTS)
             ]
             gain = np.mean(gains, axis=(0, 2))
-            made.append(statistics.Comparison(_name(f"less {name}", arm), "above zero", unit, gain))
-    return made
+            comparisons.append(statistics.Comparison(_name(f"less {name}", arm), "above zero", unit, gain))
+    return comparisons
 
 
 #: What thick slices do to downstream measures, against those in the harmonized 3D images: another family.
@@ -629,8 +641,8 @@ def decide(
     against = {name: min(1.0, tested[name].p_against.min() * len(tested[name])) for name in ready}
     # The family is all of its claims: what was not run does not make the others easier.
     adjusted, adjusted_against = (
-        statistics.holm({claim.id: each.get(claim.id, 1.0) for claim in family}, rules.alpha)
-        for each in (p, against)
+        statistics.holm({claim.id: values.get(claim.id, 1.0) for claim in family}, rules.alpha)
+        for values in (p, against)
     )
     rows = []
     for claim in family:
@@ -733,13 +745,13 @@ def _sentence(row: dict, count: int, passed: int) -> str:
         if np.isfinite(row["power"])
         else ""
     )
-    shown = (
+    evidence = (
         f"{passed} of {count} comparisons show it before"
         if passed < count
         else "shown before, but not after,"
     )
     return (
-        f"Undecided whether {row['statement']}: {shown} adjustment for the family; {row['comparison']} is "
+        f"Undecided whether {row['statement']}: {evidence} adjustment for the family; {row['comparison']} is "
         f"{numbers}{power}."
     )
 

@@ -65,17 +65,17 @@ def segment_tissue(t1w: np.ndarray, affine: np.ndarray, brain: np.ndarray) -> np
         raise ValueError("t1w has fewer than three values inside the brain: accepted are images of tissue")
     ants, labels = registration.import_ants(), np.zeros(brain.shape, np.uint8)
     box = ndimage.find_objects(brain.astype(np.uint8))[0]
-    image, mask = (registration.ants_image(ants, each[box], affine) for each in (t1w, brain))
+    image, mask = (registration.ants_image(ants, volume[box], affine) for volume in (t1w, brain))
     radius = "x".join("0" if axis == gap_axis(affine) else "1" for axis in range(3))
     before = tempfile.tempdir
     with tempfile.TemporaryDirectory(prefix="atropos_") as folder:
         tempfile.tempdir = folder  # Atropos leaves probability images in the temporary folder.
         try:
             # r=0: a constant seed, not the clock, for the order in which voxels are visited.
-            found = ants.atropos(a=image, x=mask, i="kmeans[3]", m=f"[0.1,{radius}]", c="[3,0]", r=0)
+            result = ants.atropos(a=image, x=mask, i="kmeans[3]", m=f"[0.1,{radius}]", c="[3,0]", r=0)
         finally:
             tempfile.tempdir = before
-    labels[box] = found["segmentation"].numpy()
+    labels[box] = result["segmentation"].numpy()
     return labels
 
 
@@ -287,12 +287,12 @@ def detect_lesions(reference: np.ndarray, mask: np.ndarray, affine: np.ndarray) 
         )
     labels, number = label_lesions(reference, affine)
     volume_mm3 = np.bincount(labels.ravel(), minlength=number + 1)[1:] * np.prod(_voxel_mm(affine))
-    shown = np.bincount(labels[mask], minlength=number + 1)[1:] > 0
+    detected = np.bincount(labels[mask], minlength=number + 1)[1:] > 0
     ends_mm3 = [ball_mm3(diameter) for diameter in SIZES_MM.values()]
     size = np.searchsorted(ends_mm3, volume_mm3, side="right") - 1
     counts = {
-        name: (int(np.sum(size == each)), int(np.sum(~shown[size == each])))
-        for each, name in enumerate(SIZES_MM)
+        name: (int(np.sum(size == number_of_class)), int(np.sum(~detected[size == number_of_class])))
+        for number_of_class, name in enumerate(SIZES_MM)
     }
     others, number = label_lesions(mask, affine)
     right = np.bincount(others[reference], minlength=number + 1)[1:] > 0
@@ -410,8 +410,8 @@ def lesion_panels(flairs, lesions, affine: np.ndarray, resolutions, plane: str) 
         ``says``, the numbers of the whole brain, of the slices of a preview, or of a single slice.
     """
     pieces, number = label_lesions(lesions[0], affine)
-    shown = [np.bincount(pieces[mask], minlength=number + 1)[1:] > 0 for mask in lesions]
-    missed = [np.r_[False, ~each][pieces] for each in shown]
+    detected = [np.bincount(pieces[mask], minlength=number + 1)[1:] > 0 for mask in lesions]
+    missed = [np.r_[False, ~hit][pieces] for hit in detected]
     axis, counted = (
         grid.AXIS[plane],
         gap_axis(affine) is None or 1 in flairs[0].shape,
@@ -429,17 +429,17 @@ def lesion_panels(flairs, lesions, affine: np.ndarray, resolutions, plane: str) 
             says += " in this slice" if single else f" of {sizes[0]:.1f} ml"
         else:
             title = f"a slice every {resolution.separation_mm:g} mm"
-            says = [f"{int(np.sum(~shown[place]))} of {number} missed"] if counted else []
+            says = [f"{int(np.sum(~detected[place]))} of {number} missed"] if counted else []
             if sizes[0]:
                 name = "area" if single else "volume"
                 says += [f"lesion {name} {100 * (sizes[place] / sizes[0] - 1):+.0f} %"]
             says = ", ".join(says)
-        image, found, lost = (
+        image, hits, lost = (
             grid.upright(volume, plane, index)[crop]
             for volume in (flairs[place], lesions[place], missed[place])
         )
         white = float(np.percentile(flairs[0][flairs[0] > 0], 99.8))
         panels.append(
-            {"title": title, "says": says, "image": image, "found": found, "missed": lost, "white": white}
+            {"title": title, "says": says, "image": image, "found": hits, "missed": lost, "white": white}
         )
     return panels

@@ -428,7 +428,7 @@ def remedies_figure(scores: pd.DataFrame, recovered: pd.DataFrame, region: str =
         The last is `recovered`.
     """
     rows = scores[(scores.region == region) & scores.arm.isin(_ARM_LOOKS)].replace(np.inf, np.nan)
-    experiments = [each for each in EXPERIMENTS if each in set(rows.experiment)]
+    experiments = [name for name in EXPERIMENTS if name in set(rows.experiment)]
     labels, arms = _in_order(rows.resolution), [arm for arm in _ARM_LOOKS if arm in set(rows.arm)]
     columns = min(4, len(experiments))
     above = -(-len(experiments) // columns)

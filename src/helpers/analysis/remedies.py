@@ -44,7 +44,7 @@ def recovered(scores: pd.DataFrame, region: str = "brain", alpha: float = 0.05) 
     rows = scores[scores.arm.isin(arms) & (scores.region == region)]
     psnr_db = rows.pivot(index=keys, columns="arm", values="psnr_db")
     squares = 10 ** (-psnr_db / 10)  # an infinite PSNR is no error
-    made = []
+    table = []
     for arm in arms[1:]:
         with np.errstate(invalid="ignore"):
             gain = (psnr_db[arm] - psnr_db["harmonized"]).rename("gain")
@@ -57,8 +57,8 @@ def recovered(scores: pd.DataFrame, region: str = "brain", alpha: float = 0.05) 
             shares = 1 - sums[arm] / sums.harmonized.where(sums.harmonized > 0)
             row = {"arm": arm, "experiment": experiment, "contrast": contrast}
             row |= _interval("gain", means, "_db", alpha) | _interval("share", shares, "", alpha)
-            made.append({**row, "n": len(means.dropna())})
-    return pd.DataFrame(made)
+            table.append({**row, "n": len(means.dropna())})
+    return pd.DataFrame(table)
 
 
 def _interval(name: str, values: pd.Series, unit: str, alpha: float) -> dict:
@@ -66,8 +66,10 @@ def _interval(name: str, values: pd.Series, unit: str, alpha: float) -> dict:
     names = (f"{name}{unit}", f"{name}_low{unit}", f"{name}_high{unit}")
     if values.shape[1] < 2:
         return dict(zip(names, (values.mean() if values.size else np.nan, np.nan, np.nan), strict=True))
-    found = statistics.summary(values, alpha)
-    return {each: float(found[key][0]) for each, key in zip(names, ("estimate", "low", "high"), strict=True)}
+    numbers = statistics.summary(values, alpha)
+    return {
+        column: float(numbers[key][0]) for column, key in zip(names, ("estimate", "low", "high"), strict=True)
+    }
 
 
 def harms(table: pd.DataFrame) -> pd.DataFrame:
@@ -86,13 +88,13 @@ def paragraph(table: pd.DataFrame) -> str:
         As `recovered` gives it.
     """
     worse = harms(table)
-    shown = worse[worse.gain_high_db < 0]
+    significant = worse[worse.gain_high_db < 0]
     cells = len(table[(table.experiment != ALL) & (table.contrast != ALL)])
     if worse.empty:
         told = f"No remedy lowers a mean score, in {cells} combinations of experiment, contrast and arm."
     else:
-        listed = "; ".join(map(_harm, (shown if len(shown) else worse).head(3).itertuples()))
-        beyond = f", with a 95 % interval below zero in {len(shown)}" if worse.n.max() > 1 else ""
+        listed = "; ".join(map(_harm, (significant if len(significant) else worse).head(3).itertuples()))
+        beyond = f", with a 95 % interval below zero in {len(significant)}" if worse.n.max() > 1 else ""
         told = f"Where a remedy hurts, {len(worse)} of {cells} mean scores fall{beyond}: {listed}."
     whole = table[(table.experiment == ALL) & (table.contrast == ALL)]
     shares = "; ".join(

@@ -525,8 +525,10 @@ class Harmonizer:
         """
         planes = {name: {orientation: plane} for name, plane in sources.items()}
         return {
-            name: each[orientation]
-            for name, each in self.harmonize_planes(planes, targets, {orientation: index}, seed=seed).items()
+            name: images[orientation]
+            for name, images in self.harmonize_planes(
+                planes, targets, {orientation: index}, seed=seed
+            ).items()
         }
 
     @_exact
@@ -599,8 +601,8 @@ class Harmonizer:
             shared = [self._codes(source, orientation, [k]) for source in encodings.values()]
             draw = functools.partial(slicing.gumbel_noise, seed, orientation)
             how = ({name: ()}, draw, acquisitions)
-            _, made = self._through(orientation, shared, target, {k: given}, *how, [k])
-            return made[name][1][0]
+            _, images = self._through(orientation, shared, target, {k: given}, *how, [k])
+            return images[name][1][0]
 
         with side_by_side(self.device) as run:
             codes = dict(zip(images, run(encode, images.values())))
@@ -657,8 +659,8 @@ class Harmonizer:
         stored = {k: source.slices[orientation, k] for k in ks if (orientation, k) in source.slices}
         # An encoding that was stored comes back in the memory of the CPU.
         codes = {
-            k: (shown, *(each if each is None else each.to(self.device) for each in code))
-            for k, (shown, *code) in stored.items()
+            k: (pixels, *(part if part is None else part.to(self.device) for part in code))
+            for k, (pixels, *code) in stored.items()
         }
         images = {k: slicing.slice_of(source.volume, orientation, k) for k in ks if k not in codes}
         full = [k for k, image in images.items() if image.any()]
@@ -716,10 +718,10 @@ class Harmonizer:
                 images, attention, keys = results[case]
                 shared = [[codes[id(source)][k] for k in visible] for source in sources.values()]
                 how = (runs[case], draw, acquisitions[case])
-                key, made = self._through(orientation, shared, targets, inside[case], *how, visible)
+                key, painted = self._through(orientation, shared, targets, inside[case], *how, visible)
                 for number, name in enumerate(sources):
                     keys[name][visible] = key[:, number]
-                for name, (weights, harmonized) in made.items():
+                for name, (weights, harmonized) in painted.items():
                     attention[name][visible] = weights
                     images[name] |= {
                         k: slicing.trimmed(image, inside[case][k]) for k, image in zip(visible, harmonized)
@@ -798,7 +800,7 @@ class Harmonizer:
             relative = resolution.relative_weights(
                 acquisitions, orientation, k - slicing.PAD[axis], SHAPE[axis], attention[number]
             )
-            some = torch.stack([each[number] for each in logits])  # (n, 5, 224, 224)
+            some = torch.stack([source[number] for source in logits])  # (n, 5, 224, 224)
             mixed.append(
                 resolution.mix(some, weights[number].squeeze(), torch.from_numpy(relative).to(self.device))
             )

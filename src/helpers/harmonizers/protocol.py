@@ -125,10 +125,10 @@ def _module(harmonizer: str):
             f"harmonizer is {harmonizer!r}: cannot import {dotted} from {told}: accepted are modules "
             "that can be imported, or that lie beside the study file"
         ) from error
-    found = getattr(module, "__file__", None)
-    if found is None or (place and not Path(found).resolve().is_relative_to(Path(place).resolve())):
+    file = getattr(module, "__file__", None)
+    if file is None or (place and not Path(file).resolve().is_relative_to(Path(place).resolve())):
         raise ValueError(
-            f"harmonizer is {harmonizer!r}: Python has another module {dotted}, {found}: accepted is a name "
+            f"harmonizer is {harmonizer!r}: Python has another module {dotted}, {file}: accepted is a name "
             "of its own"
         )
     return module

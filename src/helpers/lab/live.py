@@ -387,8 +387,8 @@ def lesion_panels(model, targets: Mapping, looked_at: Scene, scans, position) ->
     for scan in (None, *scans):
         given = whole(looked_at, position) if scan is None else sources(looked_at, scan, position)
         geometry = None if scan is None else scan.geometry()
-        made = harmonized(model, aims, looked_at, given, position, geometry)
-        t1w, flair = (made[contrast]["axial"][..., None] for contrast in aims)
+        images = harmonized(model, aims, looked_at, given, position, geometry)
+        t1w, flair = (images[contrast]["axial"][..., None] for contrast in aims)
         tissue = downstream.segment_tissue(t1w, alone, brain)
         flairs.append(flair)
         lesions.append(downstream.segment_lesions(flair, tissue, alone))

@@ -335,7 +335,7 @@ class ProfilePanel:
         self.image.set_data(back["simulated"].T[::-1])
         self.error.set_data(error["simulated"].T[::-1])
         inside, scale = self.brain[::-1].T, 100 / self.plane[self.brain].mean()
-        return {name: scale * np.sqrt(np.mean(each[inside] ** 2)) for name, each in error.items()}
+        return {name: scale * np.sqrt(np.mean(difference[inside] ** 2)) for name, difference in error.items()}
 
 
 # ---------------------------------------------------------------- notebook 07
@@ -480,13 +480,13 @@ class Explorer:
         scan = live.Scan(value["experiment"], resolution, **remedies)
         looked_at, contrast = self.open_subject(value["subject"]), value["contrast"]
         aim = {contrast: self.targets[contrast]}
-        shown = (value["subject"], contrast, position)
-        if shown not in self.known:
+        view = (value["subject"], contrast, position)
+        if view not in self.known:
             whole = live.whole(looked_at, position)
             self.known = {
-                shown: (whole, live.harmonized(self.model, aim, looked_at, whole, position)[contrast])
+                view: (whole, live.harmonized(self.model, aim, looked_at, whole, position)[contrast])
             }
-        whole, truth = self.known[shown]
+        whole, truth = self.known[view]
         if value["subject"] not in self.resolved:
             self.resolved = {value["subject"]: {}}
         store = self.resolved[value["subject"]]
@@ -497,11 +497,11 @@ class Explorer:
         self._put(_COLUMNS[2], truth, norm)
         self._move(position)
         self.picture.show()
-        made = live.harmonized(self.model, aim, looked_at, sources, position, scan.geometry())[contrast]
-        self._put(_COLUMNS[3], made, norm)
-        self._put(_COLUMNS[4], {plane: made[plane] - truth[plane] for plane in made}, norm)
+        image = live.harmonized(self.model, aim, looked_at, sources, position, scan.geometry())[contrast]
+        self._put(_COLUMNS[3], image, norm)
+        self._put(_COLUMNS[4], {plane: image[plane] - truth[plane] for plane in image}, norm)
         self.picture.show()
-        after = live.compare(truth, made, looked_at, position)
+        after = live.compare(truth, image, looked_at, position)
         if EXPERIMENTS[scan.experiment][contrast] == "3D":
             given = "as acquired <b>3D</b>"
         else:
@@ -621,8 +621,8 @@ class Guess:
         looked_at = self.subject()
         self.sources = [live.sources(looked_at, scan, self._POSITION, self.resolver) for scan in self.choices]
         nothing = {plane: np.zeros_like(image) for plane, image in self.sources[0][self.contrast].items()}
-        for name, each in zip("AB", self.sources, strict=True):
-            self._put(name, False, each[self.contrast], looked_at.scale[self.contrast])
+        for name, source in zip("AB", self.sources, strict=True):
+            self._put(name, False, source[self.contrast], looked_at.scale[self.contrast])
             self._put(name, True, nothing, 1)
         self._enable(True)
         self.says.value = _text(
@@ -642,14 +642,14 @@ class Guess:
         looked_at = self.subject()
         whole = live.whole(looked_at, self._POSITION)
         aim = {self.contrast: self.targets[self.contrast]}
-        truth, *made = (
-            live.harmonized(self.model, aim, looked_at, each, self._POSITION, geometry)[self.contrast]
-            for each, geometry in zip(
+        truth, *answers = (
+            live.harmonized(self.model, aim, looked_at, candidate, self._POSITION, geometry)[self.contrast]
+            for candidate, geometry in zip(
                 (whole, *self.sources), (None, *(scan.geometry() for scan in self.choices)), strict=True
             )
         )
-        scores = [live.compare(truth, image, looked_at, self._POSITION)[0] for image in made]
-        for name, image in zip("AB", made, strict=True):
+        scores = [live.compare(truth, image, looked_at, self._POSITION)[0] for image in answers]
+        for name, image in zip("AB", answers, strict=True):
             self._put(name, True, image, self.targets[self.contrast].norm)
         self.picture.show()
         better = "AB"[int(np.argmax(scores))]

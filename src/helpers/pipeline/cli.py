@@ -191,11 +191,11 @@ def _tell(plan: Study, states, where: Cluster) -> None:
 def _clean(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
     from helpers.pipeline import clean
 
-    found = clean.results(plan)
-    if not found.files:
-        print(f"{found.folder}: nothing there")
+    paths = clean.results(plan)
+    if not paths.files:
+        print(f"{paths.folder}: nothing there")
         return 0
-    print(f"{found.folder}: {len(found.files)} files, {found.size_mb / 1000:.2f} GB")
+    print(f"{paths.folder}: {len(paths.files)} files, {paths.size_mb / 1000:.2f} GB")
     if not options.yes and input("Remove them? [y/N] ").strip().lower() not in ("y", "yes"):
         print("Nothing was removed.")
         return 0

@@ -161,7 +161,7 @@ class Cluster:
         for name in ("directives", "prologue"):
             value = getattr(self, name)
             if not isinstance(value, (list, tuple)) or not all(
-                isinstance(each, str) and "\n" not in each for each in value
+                isinstance(line, str) and "\n" not in line for line in value
             ):
                 raise ValueError(f"{name} is {value!r}: accepted is a list of texts of one line")
             object.__setattr__(self, name, tuple(value))
@@ -288,8 +288,8 @@ def start(cluster: Cluster, folder: Path) -> Iterator:
                 try:
                     insides.submit_jobs(jobs)
                 except RuntimeError as error:
-                    said = [line for line in str(error).splitlines() if line.strip()][-1]
-                    raise RuntimeError(f"{command} refused the job: {said.strip()}") from None
+                    message = [line for line in str(error).splitlines() if line.strip()][-1]
+                    raise RuntimeError(f"{command} refused the job: {message.strip()}") from None
                 yield client, _Renewal(jobs, cluster, folder)
 
 
@@ -320,7 +320,7 @@ class _Renewal:
         self.jobs.scale(jobs=self.cluster.jobs)
 
     def _forget_lost(self) -> None:
-        connected = {each["name"] for each in list(self.jobs.scheduler_info["workers"].values())}
+        connected = {worker["name"] for worker in list(self.jobs.scheduler_info["workers"].values())}
         if connected:
             self.wasted = 0
         # Dask forgets a job whose worker it has known. For one that ended before that it would wait for ever,
@@ -350,8 +350,8 @@ def _ended(kind: str, job: str | None) -> bool:
         answer = subprocess.run([*command, job], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return False
-    said = (answer.stdout + answer.stderr).strip()
-    return bool(re.search(over, said, re.IGNORECASE)) if said else answer.returncode == 0
+    message = (answer.stdout + answer.stderr).strip()
+    return bool(re.search(over, message, re.IGNORECASE)) if message else answer.returncode == 0
 
 
 def _configured(cluster: Cluster):

@@ -44,7 +44,7 @@ def compare(studies: Iterable[str | Path | Study]):
     ValueError
         If two have one name, or differ in what was scored.
     """
-    plans = [study_of(each) for each in studies]
+    plans = [study_of(study) for study in studies]
     named = {}
     for plan in plans:
         name = Path(plan.output_dir).name if plan.output_dir else plan.name
@@ -53,7 +53,7 @@ def compare(studies: Iterable[str | Path | Study]):
         named[name] = plan
     tables = {name: _tables(plan) for name, plan in named.items()}
     scores, given, without = (
-        {name: each[part] for name, each in tables.items()}
+        {name: study[part] for name, study in tables.items()}
         for part in ("scores", "verdicts", "without_verdict")
     )
     losses = comparison.losses(scores)
@@ -66,10 +66,10 @@ def compare(studies: Iterable[str | Path | Study]):
 
 
 def _tables(plan: Study) -> dict[str, pd.DataFrame]:
-    found = {}
+    tables = {}
     for name in ("scores", "verdicts", "without_verdict"):
         path = folders.figures_folder(plan) / f"{name}.csv"
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such table: accepted are studies that were run to the end")
-        found[name] = pd.read_csv(path, dtype={"experiment": str, "resolution": str})
-    return found
+        tables[name] = pd.read_csv(path, dtype={"experiment": str, "resolution": str})
+    return tables

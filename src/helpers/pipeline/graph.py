@@ -102,13 +102,13 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
         Subjects whose images could not be prepared: that is tried again, and the study is done with the
         others.
     """
-    made, fit = [], [subject for subject in plan.subjects if subject not in set(unfit)]
+    planned, fit = [], [subject for subject in plan.subjects if subject not in set(unfit)]
 
     def add(notebook, who, parameters, needs=(), images=0, mb=0.0, more_s=0.0):
         fixed, each = COST_S[notebook[:2]]
         name = "_".join((notebook, *who))
         path = layout.NOTEBOOKS / f"{notebook}.ipynb"
-        made.append(
+        planned.append(
             Task(name, path, parameters, tuple(needs), images, fixed + each * images + more_s, REPORT_MB + mb)
         )
         return name
@@ -270,7 +270,7 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
                 last.append(harmonize(subject, rows, number, encodings, [truth], resolution))
     if fit:
         add("05_analysis", [], parameters(analysed), last)
-    return made
+    return planned
 
 
 def _groups(values: Sequence, size: int) -> list[list]:
@@ -303,13 +303,13 @@ def choose(wanted: list[Task], patterns: Iterable[str]) -> list[Task]:
                 take(need)
 
     for pattern in patterns:
-        found = fnmatch.filter(named, pattern)
-        if not found:
+        names = fnmatch.filter(named, pattern)
+        if not names:
             some = ", ".join(list(named)[-3:])
             raise ValueError(
                 f"--only is {pattern!r}, which matches no task: accepted are patterns of names such as {some}"
             )
-        for name in found:
+        for name in names:
             take(name)
     return [task for task in wanted if task.name in chosen]
 

@@ -112,10 +112,10 @@ def acquired(plan: Study, subject: int | str) -> dict[str, Path]:
             f"subject is {subject!r}, a label, and bids_dir is empty: accepted are numbers, or bids_dir "
             "with that label in it"
         )
-    found, left_out = layout.find_subjects(plan.bids_dir, [subject], dict(plan.select), plan.given)
-    if subject not in found:
+    subjects, left_out = layout.find_subjects(plan.bids_dir, [subject], dict(plan.select), plan.given)
+    if subject not in subjects:
         raise ValueError(f"{plan.bids_dir}: {'; '.join(left_out.values())}")
-    return found[subject]
+    return subjects[subject]
 
 
 def check_cohort(plan: Study, voxels: bool = True) -> tuple[Study, dict[str, str]]:
@@ -152,18 +152,18 @@ def check_cohort(plan: Study, voxels: bool = True) -> tuple[Study, dict[str, str
         raise ValueError(
             f"output_dir is {plan.bids_dir}, which is bids_dir as well: accepted is a folder of its own"
         )
-    found, left_out = layout.find_subjects(plan.bids_dir, plan.subjects, dict(plan.select), plan.given)
-    for label in found:
+    subjects, left_out = layout.find_subjects(plan.bids_dir, plan.subjects, dict(plan.select), plan.given)
+    for label in subjects:
         origins.refuse_mixture(folders.folder(plan), label)
     files = {
         path: _is_prepared(plan, label, contrast, path)
-        for label, images in found.items()
+        for label, images in subjects.items()
         for contrast, path in images.items()
     }
     examined = _examine_files([path for path, done in files.items() if not done], voxels)
     examined |= _examine_files([path for path, done in files.items() if done], voxels=False)
     seen: dict[tuple, str] = {}
-    for label, images in found.items():
+    for label, images in subjects.items():
         try:
             require_label(label)
             _refuse(images, {contrast: examined[path]() for contrast, path in images.items()})
@@ -177,7 +177,7 @@ def check_cohort(plan: Study, voxels: bool = True) -> tuple[Study, dict[str, str
                     )
         except (ValueError, OSError) as error:
             left_out[label] = str(error)
-    fit = tuple(label for label in found if label not in left_out)
+    fit = tuple(label for label in subjects if label not in left_out)
     if not fit:
         first = "; ".join(list(left_out.values())[:3])
         raise ValueError(
@@ -212,7 +212,7 @@ def _examine_file(path: Path, voxels: bool) -> list:
     from helpers.cohort import examination
 
     findings = examination.examine_grid(*volumes.geometry(path))
-    if voxels and not any(each.refuses for each in findings):
+    if voxels and not any(finding.refuses for finding in findings):
         findings += _examine_version(path, *volumes.look(path))
     return findings
 
@@ -236,12 +236,12 @@ def findings(plan: Study, unfit: Iterable[str] = ()) -> list[str]:
     from helpers.cohort import preparation
 
     lines, first, portraits = [], {}, {}
-    for subject in [each for each in plan.subjects if each not in unfit]:
+    for subject in [item for item in plan.subjects if item not in unfit]:
         for contrast in plan.given:
             path = layout.image(folders.root(plan), subject, contrast, desc="preproc")
             sidecar = volumes.read_sidecar(path) or {}
             name = f"{layout.name(subject)} {contrast}"
-            lines += [f"{name}: {each}" for each in sidecar.get("Findings", [])]
+            lines += [f"{name}: {item}" for item in sidecar.get("Findings", [])]
             twin = first.setdefault(sidecar.get("ContentSha256", name), name)
             if twin != name:
                 lines.append(f"{name}: the same voxels as {twin}: accepted are images of different people")
@@ -299,7 +299,7 @@ def _prepare(plan: Study, subject: str, paths: Mapping[str, Path]) -> None:
             )
             _refuse(files, prepared.findings)
             union |= prepared.brain
-            for contrast in [each for each in group if each in missing]:
+            for contrast in [item for item in group if item in missing]:
                 findings, sharp = examined[contrast]
                 yield (
                     prepared.images[contrast],
@@ -308,7 +308,7 @@ def _prepare(plan: Study, subject: str, paths: Mapping[str, Path]) -> None:
                         "Note": origins.OWN_DATA,
                         **_origin([files[contrast]], plan, subject),
                         "SkullStripped": brain == "extract" or examination.is_stripped(images[contrast][0]),
-                        "Findings": [str(each) for each in [*findings, *prepared.findings[contrast]]],
+                        "Findings": [str(item) for item in [*findings, *prepared.findings[contrast]]],
                         "VoxelSizeMm": sharp.voxel_mm.round(4).tolist(),
                         "EstimatedSliceSeparationMm": dict(
                             zip(sharp.directions, sharp.thickness_mm.round(2).tolist(), strict=True)
@@ -338,10 +338,10 @@ def _origin(files: Iterable[Path], plan: Study, subject: str) -> dict:
 
 def _refuse(files: Mapping[str, Path], findings: Mapping[str, list]) -> None:
     refusals = [
-        f"{files[contrast]}: {each.text}"
-        for contrast, found in findings.items()
-        for each in found
-        if each.refuses
+        f"{files[contrast]}: {fault.text}"
+        for contrast, faults in findings.items()
+        for fault in faults
+        if fault.refuses
     ]
     if refusals:
         raise ValueError("; ".join(refusals))

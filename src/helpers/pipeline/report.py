@@ -70,7 +70,7 @@ def paragraph(scores: pd.DataFrame, verdicts: pd.DataFrame, without: pd.DataFram
         none = f"This study can test none of the {len(without)} claims of the paper." if len(without) else ""
         return f"{_cost(scores)} {none}".strip()
     counts = verdicts.verdict.value_counts()
-    supported, contradicted, open_ = (int(counts.get(each, 0)) for each in (*_DECIDED, "undecided"))
+    supported, contradicted, open_ = (int(counts.get(verdict, 0)) for verdict in (*_DECIDED, "undecided"))
     tested = (
         f"Of the {len(verdicts) + len(without)} claims of the paper this study can test {len(verdicts)}: "
     )
@@ -196,7 +196,7 @@ def page(plan: Study, states: pd.DataFrame, folder: Path, remarks: Mapping[str, 
 
 def _settings(plan: Study) -> str:
     step = f", one slice in {plan.slice_step}: a preview" if plan.slice_step > 1 else ", whole volumes"
-    resolutions = ", ".join(each.label for each in plan.resolutions).replace("||", "‖")
+    resolutions = ", ".join(resolution.label for resolution in plan.resolutions).replace("||", "‖")
     planes = f"{_listed(plan.reconstruction)} plane{'s' if len(plan.reconstruction) > 1 else ''}{step}"
     experiments = ", ".join(plan.experiments)
     who = "" if plan.harmonizer == "haca3" else f" Harmonizer: {plan.harmonizer_name}."
@@ -209,7 +209,9 @@ def _failures(states: pd.DataFrame) -> list[str]:
     failed = states[states.state == "failed"]
     if failed.empty:
         return []
-    rows = "".join(f"<li>{each.task}: {html.escape(each.error)}</li>" for each in failed.itertuples())
+    rows = "".join(
+        f"<li>{failure.task}: {html.escape(failure.error)}</li>" for failure in failed.itertuples()
+    )
     missing = int((states.state == "missing").sum())
     more = (
         f"<p>Not executed, since they need one of these or were not asked for: {missing}.</p>"
@@ -255,8 +257,8 @@ def _remedies(plan: Study) -> list[str]:
     if not plan.remedies:
         return []
     told, untested = (
-        html.escape(each).replace("||", "‖")
-        for each in (
+        html.escape(part).replace("||", "‖")
+        for part in (
             remedies.paragraph(_table(plan, "remedies")),
             no_verdict(_table(plan, "remedies_without_verdict")),
         )
@@ -281,13 +283,13 @@ def _verdict_table(verdicts: pd.DataFrame) -> str:
 
 
 def _figures(plan: Study, folder: Path, current: bool) -> list[str]:
-    shown = "".join(
+    thumbnails = "".join(
         f"<figure>{_image(path, folder, 'loading=lazy')}"
         f"<figcaption>{html.escape(_caption(path))}</figcaption></figure>"
         for path in _drawn(plan)
     )
     title = "The figures" if current else "Figures of an earlier run"
-    return [f"<h2>{title}</h2>", f'<div class="figures">{shown}</div>'] if shown else []
+    return [f"<h2>{title}</h2>", f'<div class="figures">{thumbnails}</div>'] if thumbnails else []
 
 
 def _remarks(remarks: Mapping[str, list[str]]) -> list[str]:

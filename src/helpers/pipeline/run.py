@@ -122,7 +122,7 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
             finished = set(states.task[states.state == "done"])
 
             def remove(results):
-                ended = {name for name, each in results.items() if not _failed(each)}
+                ended = {name for name, result in results.items() if not _failed(result)}
                 keep.remove_unneeded(plan, everything, finished | ended)
 
             remove({})
@@ -229,9 +229,9 @@ def execute_all(
         named[name] for name in graph.urgent_first(graph.needs_of(wanted), status.expected_s(wanted, folder))
     ]
     log.log(folder, event="run", kind=where.kind, workers=where.size(), threads=where.threads())
-    with cluster.start(where, folder / "jobs") as (client, again):
+    with cluster.start(where, folder / "jobs") as (client, renewal):
         print(f"dashboard: {client.dashboard_link}", file=sys.stderr)
-        return _gather(client, again, wanted, folder, where, before, after)
+        return _gather(client, renewal, wanted, folder, where, before, after)
 
 
 def _failed(result: execution.Execution | None) -> bool:
@@ -242,8 +242,8 @@ def _full(results: Mapping[str, execution.Execution | None]) -> bool:
     """Whether a task found the disk full, or a quota. One is enough: the others would fail of it as well, one
     after the other."""
     return any(
-        _failed(each) and any(f"[Errno {number}]" in each.error for number in _NO_ROOM)
-        for each in results.values()
+        _failed(result) and any(f"[Errno {number}]" in result.error for number in _NO_ROOM)
+        for result in results.values()
     )
 
 
@@ -272,7 +272,7 @@ def _gather(
 
     waiting, running, results, blocked = list(wanted), {}, dict(before), set()
     named, renewed = {task.name for task in wanted}, time.monotonic()
-    with progress.Progress(wanted, status.expected_s(wanted, folder), where.size()) as shown:
+    with progress.Progress(wanted, status.expected_s(wanted, folder), where.size()) as bar:
         while True:
             for task in waiting:  # Each comes after its needs.
                 if any(need in blocked or _failed(results.get(need)) for need in task.needs):
@@ -292,7 +292,7 @@ def _gather(
                 if status.is_done(task, folder, repair=True):
                     waiting.remove(task)
                     results[task.name], skipped = None, True
-                    shown.skip(task)
+                    bar.skip(task)
                 elif not _log(folder, event="started", task=task.name):
                     waiting = []
                     break
@@ -306,13 +306,13 @@ def _gather(
                             execution.execute, task, folder, where.threads(), key=task.name, pure=False
                         )
                     ] = task
-                    shown.start(task)
+                    bar.start(task)
             if not waiting and not running:
                 return results
             if time.monotonic() - renewed > 20:
                 again()
                 renewed = time.monotonic()
-            shown.show()
+            bar.show()
             if not running:
                 # Workers are yet to come, or all are lost and others on their way.
                 time.sleep(0 if skipped else 0.5)
@@ -335,7 +335,7 @@ def _gather(
                     **({"error": result.error} if result.error else {}),
                 }
                 room = _log(folder, event="failed" if result.error else "done", task=task.name, **facts)
-                shown.end(task, result)
+                bar.end(task, result)
                 after(results)
                 if not room or _full({task.name: result}):
                     waiting = []

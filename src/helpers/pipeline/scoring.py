@@ -37,7 +37,9 @@ def scores(plan: Study, subject: int | str, experiment: str) -> pd.DataFrame:
         ``input``; its orientation is that of Table 1.
     """
     resolutions = [None] if experiment == GROUND_TRUTH else plan.resolutions
-    return pd.concat([_scores(plan, subject, experiment, each) for each in resolutions], ignore_index=True)
+    return pd.concat(
+        [_scores(plan, subject, experiment, resolution) for resolution in resolutions], ignore_index=True
+    )
 
 
 def _scores(plan: Study, subject: int | str, experiment: str, resolution: Resolution | None) -> pd.DataFrame:
@@ -77,7 +79,11 @@ def _scores(plan: Study, subject: int | str, experiment: str, resolution: Resolu
                 if resolution and contrast in given:
                     arms[arm] = input_scores(plan, subject, contrast, given[contrast]).to_dict("records")
             about = _about(subject, experiment, resolution, contrast)
-            rows += [{**about, "arm": arm, **row, **_how(plan)} for arm, each in arms.items() for row in each]
+            rows += [
+                {**about, "arm": arm, **row, **_how(plan)}
+                for arm, rows_of_arm in arms.items()
+                for row in rows_of_arm
+            ]
         cache.write_table(path, pd.DataFrame(rows), key)
     return cache.read_table(path)
 
@@ -96,8 +102,8 @@ def input_scores(plan: Study, subject: int | str, contrast: str, image: Path) ->
     key = cache.key("scores", [image, images[contrast], images["mask"]], seen)
     if not cache.is_done(path, key):
         arrays = [
-            steps.visited(plan, *cache.read_volume(each))[0]
-            for each in (images[contrast], image, images["mask"])
+            steps.visited(plan, *cache.read_volume(file))[0]
+            for file in (images[contrast], image, images["mask"])
         ]
         cache.write_table(
             path,
@@ -123,7 +129,7 @@ def frequencies(plan: Study, subject: int | str, experiment: str) -> pd.DataFram
     DataFrame
         One row per resolution, contrast, arm and frequency.
     """
-    parts = [_frequencies(plan, subject, experiment, each) for each in plan.resolutions]
+    parts = [_frequencies(plan, subject, experiment, resolution) for resolution in plan.resolutions]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -139,11 +145,11 @@ def _frequencies(plan: Study, subject: int | str, experiment: str, resolution: R
         participants.cohort(plan, subject)["mask"],
         steps.harmonized(plan, subject, GROUND_TRUTH, None),
     )
-    made, inputs = (
+    harmonized, inputs = (
         steps.harmonized(plan, subject, experiment, resolution),
         steps.source_images(plan, subject, experiment, resolution),
     )
-    key = cache.key("scores", [mask, *truth.values(), *made.values(), *inputs.values()], _how(plan))
+    key = cache.key("scores", [mask, *truth.values(), *harmonized.values(), *inputs.values()], _how(plan))
     if not cache.is_done(path, key):
         window, affine = metrics.brain_window(cache.read_volume(mask)[0] > 0), cache.read_volume(mask)[1]
         parts = []
@@ -152,13 +158,13 @@ def _frequencies(plan: Study, subject: int | str, experiment: str, resolution: R
                 continue
             pairs = {
                 "input": [
-                    steps.visited(plan, *each)[0]
-                    for each in (
+                    steps.visited(plan, *image)[0]
+                    for image in (
                         cache.read_volume(participants.cohort(plan, subject)[contrast]),
                         volumes.read(inputs[contrast]),
                     )
                 ],
-                "harmonized": [cache.read_volume(truth[contrast])[0], volumes.read(made[contrast])[0]],
+                "harmonized": [cache.read_volume(truth[contrast])[0], volumes.read(harmonized[contrast])[0]],
             }
             for arm, pair in pairs.items():
                 weight = steps.visited(plan, window, affine)[0]
@@ -183,7 +189,7 @@ def _frequencies(plan: Study, subject: int | str, experiment: str, resolution: R
 def all_frequencies(plan: Study) -> pd.DataFrame:
     """`frequencies` of every subject in the experiments with one orientation (1a to 1c); written as
     ``tables/frequencies.csv``."""
-    experiments = [each for each in plan.experiments if each in ONE_ORIENTATION]
+    experiments = [name for name in plan.experiments if name in ONE_ORIENTATION]
     parts = [
         frequencies(plan, subject, experiment) for subject in plan.subjects for experiment in experiments
     ]
@@ -198,10 +204,10 @@ def cutoffs(curves: pd.DataFrame) -> pd.DataFrame:
     columns = [column for column in curves.columns if column not in ("frequency_per_mm", "correlation")]
     if curves.empty:
         return pd.DataFrame(columns=[*columns, "cutoff_per_mm"])
-    found = curves.groupby(columns, sort=False)[["frequency_per_mm", "correlation"]]
+    groups = curves.groupby(columns, sort=False)[["frequency_per_mm", "correlation"]]
     rows = [
         (*names, metrics.cutoff(rows.frequency_per_mm.to_numpy(), rows.correlation.to_numpy()))
-        for names, rows in found
+        for names, rows in groups
     ]
     return pd.DataFrame(rows, columns=[*columns, "cutoff_per_mm"])
 
@@ -305,7 +311,7 @@ def downstream(plan: Study, subject: int | str, experiment: str) -> pd.DataFrame
     """
     resolutions = [None] if experiment == GROUND_TRUTH else plan.resolutions
     return pd.concat(
-        [_downstream(plan, subject, experiment, each) for each in resolutions], ignore_index=True
+        [_downstream(plan, subject, experiment, resolution) for resolution in resolutions], ignore_index=True
     )
 
 
@@ -473,12 +479,12 @@ def headline(plan: Study) -> str:
     table = table[(table.region == "brain") & (table.arm != "ceiling")]
     ends = table[table.separation_mm.isin([table.separation_mm.min(), table.separation_mm.max()])]
     # A 3D image is its own reference: an infinite PSNR has no mean.
-    shown = ends.replace(float("inf"), float("nan")).pivot_table(
+    losses = ends.replace(float("inf"), float("nan")).pivot_table(
         "psnr_db", ["experiment", "contrast"], ["arm", "resolution"]
     )
     return (
         f"Mean PSNR inside the brain, dB ({table.subject.nunique()} "
-        f"subjects)\n{shown.round(1).to_string(na_rep='')}"
+        f"subjects)\n{losses.round(1).to_string(na_rep='')}"
     )
 
 
@@ -529,8 +535,8 @@ def check_others(plan: Study) -> None:
         Naming the key and the study.
     """
     for field in ("planes", "ladder"):
-        for each in getattr(plan, field):
+        for name in getattr(plan, field):
             try:
-                _table_of(each, "scores")
+                _table_of(name, "scores")
             except FileNotFoundError as error:
-                raise FileNotFoundError(f"{field} has {each!r}: {error}") from None
+                raise FileNotFoundError(f"{field} has {name!r}: {error}") from None

@@ -33,13 +33,13 @@ def arms(
     """
     row = (plan, subject, experiment, resolution)
     if experiment == GROUND_TRUTH:
-        made = {"harmonized": steps.harmonized(*row), "ceiling": steps.harmonized(*row, again=True)}
+        outputs = {"harmonized": steps.harmonized(*row), "ceiling": steps.harmonized(*row, again=True)}
     else:
-        made = {arm: steps.harmonized(*row, arm=arm) for arm in plan.arms}
+        outputs = {arm: steps.harmonized(*row, arm=arm) for arm in plan.arms}
         if "super-resolution" in plan.remedies:
-            made["super-resolved input"] = steps.source_images(*row, resolved=True)
-    made["input"] = steps.source_images(*row)
-    return {arm: images for arm, images in made.items() if {"T1w", "FLAIR"} <= set(images)}
+            outputs["super-resolved input"] = steps.source_images(*row, resolved=True)
+    outputs["input"] = steps.source_images(*row)
+    return {arm: images for arm, images in outputs.items() if {"T1w", "FLAIR"} <= set(images)}
 
 
 def segmented(
@@ -68,7 +68,7 @@ def segmented(
 
     def work(_):
         (t1w, affine), (flair, _), (brain, _) = (
-            steps.visited(plan, *cache.read_volume(each)) for each in inputs
+            steps.visited(plan, *cache.read_volume(file)) for file in inputs
         )
         try:
             tissue = downstream.segment_tissue(t1w, affine, brain > 0)
@@ -95,7 +95,7 @@ def exact(plan: Study, subject: int) -> Path:
             for name, part in participants.person(subject).fractions.items()
         }
         affine = fractions["WM"][1]
-        parts = {label: sum(fractions[each][0] for each in names) for label, names in _EXACT.items()}
+        parts = {label: sum(fractions[tissue][0] for tissue in names) for label, names in _EXACT.items()}
         labels = 1 + np.argmax([parts[label] for label in sorted(parts)], axis=0).astype(np.uint8)
         labels[sum(parts.values()) <= 0.5] = 0
         lesion, ventricles = fractions["lesion"][0], fractions["VCSF"][0]
@@ -140,8 +140,11 @@ def measures(plan: Study, reference: Path, other: Path) -> list[dict]:
     ventricles, _ = steps.visited(plan, downstream.ventricle_region(phantom.anatomy()["VCSF"]), grid.AFFINE)
     known = volumes.read_sidecar(reference).get("VolumesMl")
     expected = known or downstream.volumes_ml(then, affine, ventricles)
-    found = downstream.volumes_ml(now, affine, ventricles)
-    rows = [(f"{name}_ml", found[name], expected[name], found[name] - expected[name]) for name in found]
+    volumes_ml = downstream.volumes_ml(now, affine, ventricles)
+    rows = [
+        (f"{name}_ml", volumes_ml[name], expected[name], volumes_ml[name] - expected[name])
+        for name in volumes_ml
+    ]
     lesions, others = then == downstream.LESION, now == downstream.LESION
     agreement = downstream.dice(lesions, others)
     rows.append(("lesion_dice", agreement, 1.0, agreement - 1))

@@ -395,8 +395,8 @@ def _harmonize(
     """Compute what is missing of harmonizations of one subject at one resolution."""
     left = {}
     for number, one in enumerate(together):
-        again = functools.partial(_harmonize, plan, subject, [one], resolution, removable=False)
-        left[str(number)] = cache.missing_of(one.paths, one.key, again if removable else None)
+        anew = functools.partial(_harmonize, plan, subject, [one], resolution, removable=False)
+        left[str(number)] = cache.missing_of(one.paths, one.key, anew if removable else None)
     cases = {str(number): one for number, one in enumerate(together) if left[str(number)]}
     if not cases:
         return
@@ -471,9 +471,9 @@ def _attention(result, target: str) -> dict:
     for plane, weights in result.attention[target].items():
         known = np.isfinite(weights).all(axis=1)
         stack = np.moveaxis(result.unfused[target][plane], AXIS[plane], 0)
-        shown = np.count_nonzero(stack[known], axis=(1, 2))
-        mean = np.average(weights[known], axis=0, weights=shown)
-        sd = np.sqrt(np.average((weights[known] - mean) ** 2, axis=0, weights=shown))
+        pixels = np.count_nonzero(stack[known], axis=(1, 2))
+        mean = np.average(weights[known], axis=0, weights=pixels)
+        sd = np.sqrt(np.average((weights[known] - mean) ** 2, axis=0, weights=pixels))
         rows = zip(result.sources, mean.astype(float).round(6), sd.astype(float).round(6), strict=True)
         summary[plane] = {source: {"Mean": m, "SD": d} for source, m, d in rows}
     return summary
@@ -493,7 +493,7 @@ def _harmonized_otherwise(
     inputs = source_images(plan, subject, experiment, resolution, resolved)
     aims = target_images(plan)
     paths = _harmonized_paths(plan, subject, experiment, resolution, remedies, again)
-    masks = [participants.cohort(plan, each)["mask"] for each in (subject, _target_subject(plan))]
+    masks = [participants.cohort(plan, person)["mask"] for person in (subject, _target_subject(plan))]
     parents = [*inputs.values(), *aims.values(), *masks]
     identity = protocol.identity(plan.harmonizer)
     orientations = plan.sources(experiment)
@@ -541,7 +541,7 @@ def target_images(plan: Study) -> dict[str, Path]:
     has none."""
     if not plan.targets:
         return {contrast: participants.cohort(plan, phantom.TARGET_SEED)[contrast] for contrast in CONTRASTS}
-    given = [contrast for contrast, each in plan.targets if isinstance(each, str)]
+    given = [contrast for contrast, target in plan.targets if isinstance(target, str)]
     return {contrast: participants.cohort(plan, TARGET)[contrast] for contrast in given}
 
 
@@ -606,13 +606,13 @@ def targets(plan: Study) -> dict:
     }
     key = cache.key("harmonization", images.values(), parameters)
     if not cache.is_done(path, key):
-        found = {
+        result = {
             contrast: models.harmonizer(plan).target(volumes.read(image)[0])
             for contrast, image in images.items()
         }
         arrays = {
             f"{contrast} {name}": value
-            for contrast, target in found.items()
+            for contrast, target in result.items()
             for name, value in vars(target).items()
         }
         cache.write_arrays(path, arrays, key)

@@ -225,17 +225,17 @@ def inside(surface: Surface, protocols: pd.DataFrame) -> np.ndarray:
     """
     from scipy.spatial import Delaunay
 
-    found = np.zeros(len(protocols), dtype=bool)
+    known = np.zeros(len(protocols), dtype=bool)
     for name, points in surface.run.items():
         these = (protocols["orientation"] == name).to_numpy()
         # A tolerance, so that the resolutions at the corners are inside themselves.
-        found[these] = (
+        known[these] = (
             Delaunay(points).find_simplex(
                 protocols.loc[these, ["thickness_mm", "gap_mm"]].to_numpy(float), tol=1e-9
             )
             >= 0
         )
-    return found
+    return known
 
 
 def predict(surface: Surface, protocols: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
@@ -413,8 +413,10 @@ def candidates(surface: Surface, thickness_step_mm: float = 0.5, gap_step_mm: fl
         grids.append(
             pd.DataFrame(np.unique(grid, axis=0), columns=["thickness_mm", "gap_mm"]).assign(orientation=name)
         )
-    found = pd.concat(grids, ignore_index=True)
-    return found[inside(surface, found)].reset_index(drop=True)[["orientation", "thickness_mm", "gap_mm"]]
+    protocols = pd.concat(grids, ignore_index=True)
+    return protocols[inside(surface, protocols)].reset_index(drop=True)[
+        ["orientation", "thickness_mm", "gap_mm"]
+    ]
 
 
 def scan_times(
@@ -444,9 +446,9 @@ def scan_times(
     """
     _number("inplane_mm", inplane_mm, 0, above=True)
     rows = []
-    for each in protocols.itertuples():
-        plane = require("orientation", each.orientation, ORIENTATIONS)
-        slices = slices_for(coverage_mm[plane], Resolution(each.thickness_mm, each.gap_mm))
+    for protocol in protocols.itertuples():
+        plane = require("orientation", protocol.orientation, ORIENTATIONS)
+        slices = slices_for(coverage_mm[plane], Resolution(protocol.thickness_mm, protocol.gap_mm))
         lines = math.ceil(_number("phase_mm", phase_mm[plane], 0, above=True) / inplane_mm - 1e-9)
         rows.append(
             {
@@ -553,12 +555,12 @@ def with_remedy(
     rows = []
     for _, group in times.groupby("orientation", sort=False):
         keys = [
-            (tuple(each), arm, time)
-            for *each, time in group[[*protocol, "minutes"]].itertuples(index=False)
+            (tuple(geometry), arm, time)
+            for *geometry, time in group[[*protocol, "minutes"]].itertuples(index=False)
             for arm in (plain, remedied)
         ]
         fitting = [scores[*key, arm] for key, arm, time in keys if arm == plain and time <= minutes]
-        best = max(fitting, key=lambda each: each.mean(), default=np.nan)
+        best = max(fitting, key=lambda geometry: geometry.mean(), default=np.nan)
         for key, arm, time in keys:
             ahead = (scores[*key, arm] - best).dropna()
             n, half = len(ahead), np.nan

@@ -123,18 +123,20 @@ def slices_of(path: str | Path) -> tuple[str, Resolution] | None:
         In one line that names the file, if the geometry is missing or contradicts itself.
     """
     sidecar = volumes.read_sidecar(path) or {}
-    said = {name: sidecar.get(term) for term, name in survey.TERMS.items() if name}
-    seen = survey.slice_geometry(_three_dimensional(volumes.read_header(path)), None, survey.lengths(said))
+    metadata = {name: sidecar.get(term) for term, name in survey.TERMS.items() if name}
+    seen = survey.slice_geometry(
+        _three_dimensional(volumes.read_header(path)), None, survey.lengths(metadata)
+    )
     # Which contrast it is does not matter here, but those of no interest are not examined.
-    row = survey.acquisition({**said, "contrast": CONTRASTS[0]}, seen)
+    row = survey.acquisition({**metadata, "contrast": CONTRASTS[0]}, seen)
     if row["dimension"] == "3D" and row["dimension_from"] == "geometry":
         # It may have been interpolated from thick slices.
         volume, affine = volumes.read(path)
-        found = examination.sharpness(volume, affine)
-        if examination.is_thick(found):
-            axis = int(found.thickness_mm.argmax())
+        measured = examination.sharpness(volume, affine)
+        if examination.is_thick(measured):
+            axis = int(measured.thickness_mm.argmax())
             plane, _ = survey.orientation(affine[:3, axis])
-            return plane, Resolution(round(float(found.thickness_mm[axis]), 1), 0)
+            return plane, Resolution(round(float(measured.thickness_mm[axis]), 1), 0)
     if row["dimension"] == "3D":
         return None
     if row["unfit"]:
@@ -268,11 +270,13 @@ class _Sidecars:
             folders.append(os.path.join(folders[-1], part))
         for folder in dict.fromkeys(map(os.path.normpath, folders)):
             candidates = [
-                each
+                candidate
                 for sub in {None, entities.get("sub")}
-                for each in self.index.get((folder, suffix, sub), ())
+                for candidate in self.index.get((folder, suffix, sub), ())
             ]
-            for sidecar, wanted in sorted(candidates, key=lambda each: (len(each[1]), each[0])):
+            for sidecar, wanted in sorted(
+                candidates, key=lambda candidate: (len(candidate[1]), candidate[0])
+            ):
                 if wanted <= entities.items():
                     content, fault = self._load(sidecar)
                     metadata |= content
