@@ -97,9 +97,8 @@ class Group:
 
     def image(self, subject: int, scanner: int, contrast: int, path: int, k: int) -> Tensor:
         """A slice as a network sees it, shape (1, 224, 224)."""
-        return torch.from_numpy(np.asarray(self.images[subject, scanner, contrast, path, k], np.float32))[
-            None
-        ]
+        image = np.asarray(self.images[subject, scanner, contrast, path, k], np.float32)
+        return torch.from_numpy(image)[None]
 
 
 def cut(padded: np.ndarray, positions: Sequence[tuple[str, int]]) -> np.ndarray:

@@ -272,11 +272,16 @@ def source_images(
     """Contrast -> path of the image that HACA3 gets for it in an experiment of Table 1; nothing for a dropped
     contrast."""
     return {
-        contrast: participants.cohort(plan, subject)[contrast]
-        if orientation == "3D"
-        else registered(plan, subject, contrast, orientation, resolution, resolved=resolved)
+        contrast: _source_file(plan, subject, contrast, orientation, resolution, resolved)
         for contrast, orientation in plan.sources(experiment).items()
     }
+
+
+def _source_file(plan, subject, contrast, orientation, resolution, resolved: bool) -> Path:
+    """A source of HACA3 as a file on the 1 mm grid: the 3D image, or a stack brought back."""
+    if orientation == "3D":
+        return participants.cohort(plan, subject)[contrast]
+    return registered(plan, subject, contrast, orientation, resolution, resolved=resolved)
 
 
 def harmonized(
@@ -636,10 +641,9 @@ def _encoding(
 
     Of a whole volume in three planes that would take 0.5 GB of memory: it is encoded slice by slice.
     """
-    if orientation == "3D":
-        resolution, resolved, path = None, False, participants.cohort(plan, subject)[contrast]
-    else:
-        path = registered(plan, subject, contrast, orientation, resolution, resolved=resolved)
+    path = _source_file(plan, subject, contrast, orientation, resolution, resolved)
+    if orientation == "3D":  # one image, whatever the stacks beside it
+        resolution, resolved = None, False
     source = (plan, subject, contrast, orientation, resolution, resolved)
     if plan.slice_step > 1:
         return _encoded_slices(*source, version=cache.content_hash(path))
@@ -670,10 +674,9 @@ def _given(
 ):
     """A source as another harmonizer than HACA3 takes it: the brain, whole, or what the harmonizer's own
     `encode` makes of it."""
-    if orientation == "3D":
-        resolution, resolved, path = None, False, participants.cohort(plan, subject)[contrast]
-    else:
-        path = registered(plan, subject, contrast, orientation, resolution, resolved=resolved)
+    path = _source_file(plan, subject, contrast, orientation, resolution, resolved)
+    if orientation == "3D":  # one image, whatever the stacks beside it
+        resolution, resolved = None, False
     mask = participants.cohort(plan, subject)["mask"]
     versions = (cache.content_hash(path), cache.content_hash(mask))
     return _given_version(plan, subject, contrast, orientation, resolution, resolved, versions)
