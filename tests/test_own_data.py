@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from helpers import grid, layout, registration, volumes
 from helpers.acquisition import degradation
 from helpers.analysis import claims
-from helpers.cohort import phantom, preparation
+from helpers.cohort import examination, phantom, preparation
 from helpers.pipeline import (
     cli,
     execution,
@@ -749,7 +749,7 @@ def test_images_are_looked_at_once_and_not_after_they_were_prepared(tmp_path, mo
     for _ in range(2):
         participants.check_cohort(plan)
     assert len(calls) == 3
-    participants._examine_version.cache_clear()  # As in another process.
+    examination._examine_version.cache_clear()  # As in another process.
     volumes.write_bytes(
         volumes.sidecar_path(layout.image(tmp_path / "results", "01", "T1w", desc="preproc")), b"{}"
     )

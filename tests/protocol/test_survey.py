@@ -1,4 +1,5 @@
 import csv
+import gzip
 import io
 import itertools
 import json
@@ -20,14 +21,23 @@ from helpers.protocol import figures as protocol_figures, reading, survey
 from helpers.study import CONTRASTS, RESOLUTIONS
 
 SAID = {"MRAcquisitionType": "2D", "SliceThickness": 5, "SpacingBetweenSlices": 6.5}
+AFFINE = np.diag([1, 1, 6.5, 1])
 PLANES = ("sagittal", "coronal", "axial")
+
+
+def block(shape):
+    """What passes for a head: values above a background of 0."""
+    inner = [n * 3 // 4 for n in shape[:3]]
+    volume = np.zeros(shape, np.uint8)
+    where = tuple(slice((n - m) // 2, (n - m) // 2 + m) for n, m in zip(shape, inner))
+    pattern = 20 + sum(index * step for index, step in zip(np.indices(inner), (3, 5, 7))) % 149
+    volume[where] = pattern.reshape(*pattern.shape, *[1] * (len(shape) - 3))
+    return volume
 
 
 def write_image(path, voxel_mm=(1, 1, 6.5), shape=(160, 160, 24), affine=None, units="mm"):
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = nib.Nifti1Image(
-        np.zeros(shape, np.uint8), np.diag([*voxel_mm, 1.0]) if affine is None else affine
-    )
+    image = nib.Nifti1Image(block(shape), np.diag([*voxel_mm, 1.0]) if affine is None else affine)
     image.header.set_xyzt_units(units)
     nib.save(image, path)
     return path
@@ -271,7 +281,11 @@ def test_a_header_without_a_position_has_no_affine(tmp_path):
     header["sform_code"] = header["qform_code"] = 0
     rewrite(path, header)
     assert volumes.read_header(path).affine is None
-    assert only(tmp_path)["unfit"] == "orientation is unknown"
+    assert (
+        only(tmp_path)["unfit"]
+        == "neither qform nor sform is set, so left and right cannot be told: accepted is a header with one of "
+        "them; orientation is unknown"
+    )
 
 
 def test_what_lies_nearer_to_the_image_overrides(tmp_path):
@@ -441,6 +455,38 @@ def test_missing_truncated_and_4d_images_are_listed(tmp_path):
     assert table.unfit["04"] == ""
     # What the sidecar says is not lost with the image.
     assert table.thickness_mm["01"] == 5
+
+
+def test_an_image_that_a_study_would_refuse_is_unfit_before_it_is_tried(tmp_path):
+    content = gzip.compress(nib.Nifti1Image(block((160, 160, 24)), AFFINE).to_bytes(), 0, mtime=0)
+    flipped = bytearray(content)
+    flipped[len(flipped) // 2] ^= 0x40
+    # One missing number, z-scores, a mask.
+    voxels = block((160, 160, 24)).astype(np.float32)
+    missing, scores, mask = voxels.copy(), (voxels - voxels.mean()) / voxels.std(), voxels > 0
+    missing[80, 80, 12] = np.nan
+    files = {"whole": content, "flipped": bytes(flipped), "cut": content[:-8]}
+    for name, values in (("missing", missing), ("scores", scores), ("mask", mask.astype(np.uint8))):
+        files[name] = gzip.compress(nib.Nifti1Image(values, AFFINE).to_bytes(), 1)
+    for name, stored in files.items():
+        acquire(tmp_path, f"sub-{name}_FLAIR").unlink()
+        (tmp_path / f"sub-{name}" / "anat" / f"sub-{name}_FLAIR.nii.gz").write_bytes(stored)
+    # A contrast that the study has no use for is not read.
+    acquire(tmp_path, "sub-whole_PDw").with_suffix(".nii.gz").write_bytes(bytes(flipped))
+    (tmp_path / "sub-whole" / "anat" / "sub-whole_PDw.nii").unlink()
+    table = reading.from_bids(tmp_path)
+    assert list(table.unfit[table.subject == "whole"]) == ["", ""]
+    reasons = table.set_index("subject").unfit.drop("whole")
+    expected = {
+        "flipped": "not a readable NIfTI volume (CRC check failed",
+        "cut": "not a readable NIfTI volume",
+        "missing": "has 1 voxels that are NaN or infinite: accepted are finite numbers",
+        "scores": "accepted are magnitude images",
+        "mask": "2 different values, a mask or a segmentation",
+    }
+    assert set(reasons.index) == set(expected)
+    for name, words in expected.items():
+        assert words in reasons[name] and "\n" not in reasons[name] and str(tmp_path) not in reasons[name]
 
 
 def test_links_are_not_followed_out_of_the_folder_nor_round_in_loops(tmp_path):

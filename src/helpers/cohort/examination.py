@@ -1,9 +1,14 @@
 """Whether an image of one's own is fit for the study: its grid, its values, how sharp it is along each
 direction."""
 
+import functools
 import itertools
 import math
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -313,6 +318,64 @@ def examine(volume: np.ndarray, affine: np.ndarray) -> tuple[list[Finding], Shar
         )
         findings.append(Finding(False, text))
     return findings, measured
+
+
+def examine_file(path: str | Path) -> list[Finding]:
+    """Read an image to its last byte: can its values be the signal of a head or a brain?
+
+    Looked for once in a process, as long as the file does not change.
+
+    Parameters
+    ----------
+    path : str or Path
+        A ``.nii`` or ``.nii.gz`` file.
+
+    Returns
+    -------
+    list of Finding
+        As `examine_values`.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `helpers.volumes.read`: damaged, of another length than its header says, not finite.
+    """
+    facts = volumes.look(path)
+    if facts is None:
+        raise FileNotFoundError(f"{path}: no such file")
+    return list(_examine_version(Path(path), *facts))
+
+
+@functools.cache
+def _examine_version(path: Path, size: int, changed_ns: int) -> tuple[Finding, ...]:
+    return tuple(examine_values(*volumes.read(path)))
+
+
+def side_by_side(
+    examine: Callable[[Path], list], paths: Iterable[str | Path]
+) -> dict[str | Path, Callable[[], list]]:
+    """Examine several files at once, with a progress bar where it takes longer than two seconds.
+
+    Parameters
+    ----------
+    examine : callable
+        Takes a path.
+    paths : iterable of str or Path
+
+    Returns
+    -------
+    dict
+        Path -> a function that returns what `examine` returned, or raises what it raised.
+    """
+    from tqdm import tqdm
+
+    # Decompression and arithmetic leave the interpreter to other threads; four volumes at a time fit into any
+    # memory.
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        jobs = {path: pool.submit(examine, path) for path in paths}
+        for job in tqdm(jobs.values(), desc="images looked at", delay=2, leave=False):
+            job.exception()
+    return {path: job.result for path, job in jobs.items()}
 
 
 def examine_values(volume: np.ndarray, affine: np.ndarray) -> list[Finding]:

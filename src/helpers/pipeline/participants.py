@@ -5,9 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -197,33 +195,15 @@ def _is_prepared(plan: Study, label: str, contrast: str, path: Path) -> bool:
 
 def _examine_files(paths: Sequence[Path], voxels: bool) -> dict[Path, Callable[[], list]]:
     """Image -> a function that returns what is wrong with it, or raises why it cannot be read."""
-    from tqdm import tqdm
-
-    # Decompression and arithmetic leave the interpreter to other threads; four volumes at a time fit into any
-    # memory.
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        jobs = {path: pool.submit(_examine_file, path, voxels) for path in paths}
-        for job in tqdm(jobs.values(), desc="images looked at", delay=2, leave=False):
-            job.exception()
-    return {path: job.result for path, job in jobs.items()}
-
-
-def _examine_file(path: Path, voxels: bool) -> list:
     from helpers.cohort import examination
 
-    findings = examination.examine_grid(*volumes.geometry(path))
-    if voxels and not any(finding.refuses for finding in findings):
-        findings += _examine_version(path, *volumes.look(path))
-    return findings
+    def examine(path):
+        faults = examination.examine_grid(*volumes.geometry(path))
+        if voxels and not any(fault.refuses for fault in faults):
+            faults += examination.examine_file(path)
+        return faults
 
-
-@functools.cache
-def _examine_version(path: Path, size: int, changed_ns: int) -> tuple:
-    """What is wrong with the values of an image, looked for once in a process as long as it does not
-    change."""
-    from helpers.cohort import examination
-
-    return tuple(examination.examine_values(*volumes.read(path)))
+    return examination.side_by_side(examine, paths)
 
 
 def findings(plan: Study, unfit: Iterable[str] = ()) -> list[str]:

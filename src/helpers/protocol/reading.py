@@ -45,8 +45,9 @@ def from_bids(folder: str | Path) -> pd.DataFrame:
     """Survey the anatomical images of a BIDS folder, with a progress bar.
 
     An acquisition is an image in a folder ``anat``, or a sidecar there that names a subject and has no image.
-    Voxels are not read. A missing image is a reason against an acquisition unless the folder holds no image
-    at all: a collection of sidecars.
+    Images of the study's contrasts are read to their last byte and looked at as a study looks at them before
+    it begins (about 0.2 s each, several side by side); of others the header is read. A missing image is a
+    reason against an acquisition unless the folder holds no image at all: a collection of sidecars.
 
     Parameters
     ----------
@@ -77,6 +78,7 @@ def from_bids(folder: str | Path) -> pd.DataFrame:
         if _in_anat(path) and "sub" in _entities(path)[0] and _stem(path) not in stems
     ]
     collection = _Sidecars(top, sidecars)
+    acquisitions, readable = {}, {}
     for path in tqdm(sorted([*images, *alone]), desc="acquisitions", mininterval=0.5):
         metadata, seen, faults = collection.of(path)
         normal = seen.pop("normal", None)
@@ -84,17 +86,23 @@ def from_bids(folder: str | Path) -> pd.DataFrame:
             faults += ["no image beside the sidecar"] if images else []
         else:
             try:
+                file = _inside(path, top)
                 seen |= survey.slice_geometry(
-                    _three_dimensional(volumes.read_header(_inside(path, top))),
-                    normal,
-                    survey.lengths(metadata),
+                    _three_dimensional(volumes.read_header(file)), normal, survey.lengths(metadata)
                 )
                 faults += [seen.pop("contradiction")] if "contradiction" in seen else []
+                if metadata["contrast"] in CONTRASTS:
+                    readable[path] = file
             except (ValueError, OSError) as error:
-                # The reason goes into a table: the folder's own path need not.
-                faults.append(
-                    str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ").replace(top + os.sep, "")
-                )
+                faults.append(_reason(error, path, top))
+        acquisitions[path] = metadata, seen, faults
+    examined = examination.side_by_side(examination.examine_file, readable.values())
+    for path, (metadata, seen, faults) in acquisitions.items():
+        if path in readable:
+            try:
+                faults += [fault.text for fault in examined[readable[path]]()]
+            except (ValueError, OSError) as error:
+                faults.append(_reason(error, readable[path], top))
         rows.append(survey.acquisition({**metadata, "file": os.path.relpath(path, top)}, seen, faults))
     return survey.as_table(rows)
 
@@ -242,6 +250,11 @@ def _read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _cells(line: str, separator: str) -> list[str]:
     return [cell.strip(' "').lower() for cell in line.split(separator)]
+
+
+def _reason(error: Exception, path: str, top: str) -> str:
+    """An error about a file, for a table beside its name: without the name and the folder's own path."""
+    return str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ").replace(top + os.sep, "")
 
 
 class _Sidecars:
