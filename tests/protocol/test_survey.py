@@ -281,9 +281,8 @@ def test_a_header_without_a_position_has_no_affine(tmp_path):
     header["sform_code"] = header["qform_code"] = 0
     rewrite(path, header)
     assert volumes.read_header(path).affine is None
-    assert (
-        only(tmp_path)["unfit"]
-        == "neither qform nor sform is set, so left and right cannot be told: accepted is a header with one of "
+    assert only(tmp_path)["unfit"] == (
+        "neither qform nor sform is set, so left and right cannot be told: accepted is a header with one of "
         "them; orientation is unknown"
     )
 
