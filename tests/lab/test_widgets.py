@@ -2,6 +2,7 @@
 
 import os
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -188,3 +189,16 @@ def test_table_1_shows_the_last_study_that_ran_all_of_it(tmp_path):
 def test_table_1_says_which_experiments_a_study_left_out():
     table = widgets.TableOne(("mine", pd.DataFrame({"experiment": ["3"], "subject": [1]})))
     assert "“mine” did not run this experiment" in table.says.value
+
+
+def test_lesions_are_a_panel_and_no_output_of_their_own(monkeypatch):
+    image = np.ones((20, 20))
+    spot = np.zeros((20, 20), bool)
+    spot[5:8, 5:8] = True
+    panel = {"image": image, "white": 1.0, "found": spot, "missed": spot}
+    panels = 3 * [panel | {"title": "3D scans", "says": "2 lesions"}]
+    monkeypatch.setattr(live, "lesion_panels", lambda *how: panels)
+    before = plt.get_fignums()
+    lesions = widgets.Lesions(lambda: None, None, {}, [])
+    assert plt.get_fignums() == before
+    assert "Green" in lesions.says.value and bytes(lesions.figure.value).startswith(b"\x89PNG")

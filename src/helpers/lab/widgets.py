@@ -88,6 +88,14 @@ def _still(picture: w.Image, words: w.HTML) -> None:
         display(Image(picture.value))
 
 
+def _png(figure: Figure, dpi: int) -> bytes:
+    """A figure of pyplot as a PNG; closed, so that the notebook does not show it again."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
 def _slider(description: str, value: float, low: float, high: float, step: float, **look):
     kind, form = (w.IntSlider, "d") if isinstance(step, int) else (w.FloatSlider, ".3g")
     return kind(
@@ -355,12 +363,14 @@ _WHITE, _DIFFERENCE = (
 )  # ends of the look-up tables, in units of the 95th percentile by which HACA3 divides
 #: What of the MNI grid is shown, voxels: first and last to the left, to the back, and up.
 _SHOWN = ((18, 174), (14, 204), (8, 166))
+#: Where the guesses and the lesions look, voxels.
+_POSITION = (92, 112, 88)
 _BIG = """<style>
 body[data-voila] .jp-MarkdownCell {display: none}
 .rm-app, .rm-app .widget-label, .rm-app select, .rm-app .widget-readout, .rm-app button {
   font-size: 18px !important}
-.rm-app .rm-big {font-size: 19px; line-height: 1.4}
-.rm-app .rm-big small {font-size: 15px} .rm-app .rm-big b {font-size: 23px}
+.rm-app .rm-big {font-size: 18px; line-height: 1.4} .rm-app .rm-big small {font-size: 15px}
+.rm-app .rm-big b {font-size: 21px; white-space: nowrap}
 .rm-app .lm-TabBar-tab, .rm-app .p-TabBar-tab {font-size: 19px; padding: 4px 18px; flex: 0 1 230px !important}
 .rm-app .widget-checkbox * {font-size: 16px !important}
 .rm-app button {height: 44px} .rm-app .widget-dropdown, .rm-app .widget-hslider {height: 32px}
@@ -507,12 +517,12 @@ class Explorer:
         else:
             before = live.compare(whole[contrast], sources[contrast], looked_at, position)
             how = "super-resolved" if scan.super_resolution else "as acquired"
-            given = f"{how} <b>{before[0]:.1f} dB</b>, SSIM {before[1]:.2f}"
+            given = f"{how} <b>{before[0]:.1f} dB</b> <small>SSIM {before[1]:.2f}</small>"
         self.scores.value = _text(
             [
                 f"{resolution.label} mm: a slice every <b>{resolution.separation_mm:g} mm</b>",
                 given,
-                f"harmonized <b>{after[0]:.1f} dB</b>, SSIM {after[1]:.2f}",
+                f"harmonized <b>{after[0]:.1f} dB</b> <small>SSIM {after[1]:.2f}</small>",
                 "<small>against the 3D image to the left of it,<br>inside the brain, in these planes</small>",
                 *(f"<small>{reason}</small>" for reason in reasons.values() if reason),
             ]
@@ -566,8 +576,6 @@ class Guess:
         Without it no question is about super-resolution.
     """
 
-    _POSITION = (92, 112, 88)
-
     def __init__(
         self,
         subject: Callable[[], live.Scene],
@@ -619,7 +627,7 @@ class Guess:
         can_resolve = self.resolver and self.resolver.resolution
         self.choices = live.duel(self.number, RESOLUTIONS, self.seed, can_resolve)
         looked_at = self.subject()
-        self.sources = [live.sources(looked_at, scan, self._POSITION, self.resolver) for scan in self.choices]
+        self.sources = [live.sources(looked_at, scan, _POSITION, self.resolver) for scan in self.choices]
         nothing = {plane: np.zeros_like(image) for plane, image in self.sources[0][self.contrast].items()}
         for name, source in zip("AB", self.sources, strict=True):
             self._put(name, False, source[self.contrast], looked_at.scale[self.contrast])
@@ -640,15 +648,15 @@ class Guess:
         self._enable(False)
         self.says.value = _text([f"{self._describe()} Harmonizing …"])
         looked_at = self.subject()
-        whole = live.whole(looked_at, self._POSITION)
+        whole = live.whole(looked_at, _POSITION)
         aim = {self.contrast: self.targets[self.contrast]}
         truth, *answers = (
-            live.harmonized(self.model, aim, looked_at, candidate, self._POSITION, geometry)[self.contrast]
+            live.harmonized(self.model, aim, looked_at, candidate, _POSITION, geometry)[self.contrast]
             for candidate, geometry in zip(
                 (whole, *self.sources), (None, *(scan.geometry() for scan in self.choices)), strict=True
             )
         )
-        scores = [live.compare(truth, image, looked_at, self._POSITION)[0] for image in answers]
+        scores = [live.compare(truth, image, looked_at, _POSITION)[0] for image in answers]
         for name, image in zip("AB", answers, strict=True):
             self._put(name, True, image, self.targets[self.contrast].norm)
         self.picture.show()
@@ -677,6 +685,40 @@ class Guess:
             self.images[name, harmonized, plane].set_data(_upright(planes, plane) / scale)
 
 
+class Lesions:
+    """Lesions that are found and missed in one slice, from thinner to thicker slices.
+
+    Parameters
+    ----------
+    subject, model, targets
+        As in `Guess`.
+    scans : sequence of live.Scan
+        Beside the 3D scans, from thinner to thicker slices.
+    """
+
+    def __init__(self, subject: Callable[[], live.Scene], model, targets: Mapping, scans):
+        panels = live.lesion_panels(model, targets, subject(), scans, _POSITION)
+        figure, *_ = figures.lesion_figure(panels)
+        self.says = w.HTML(
+            _text(
+                [
+                    "Harmonized FLAIR. Green: lesions that a simple published rule finds; orange: lesions of "
+                    "the 3D scans that it misses."
+                ]
+            )
+        )
+        self.figure = w.Image(
+            format="png",
+            value=_png(figure, _DPI + 40),
+            layout=w.Layout(max_width="100%", object_fit="contain"),
+        )
+        self.widget = w.VBox([self.says, self.figure])
+
+    def still(self) -> None:
+        """Show the slice without the app."""
+        _still(self.figure, self.says)
+
+
 class TableOne:
     """Table 1, experiment by experiment, with what the last study found.
 
@@ -688,10 +730,12 @@ class TableOne:
 
     def __init__(self, found: tuple[str, pd.DataFrame]):
         self.found = found
-        self.experiment = _choice("experiment", list(EXPERIMENTS), "1a", **_NARROW)
+        self.experiment = _choice("experiment", list(EXPERIMENTS), "1a")
         self.says, self.figure = (
             w.HTML(),
-            w.Image(format="png", layout=w.Layout(max_width="1200px", max_height="430px")),
+            w.Image(
+                format="png", layout=w.Layout(max_width="100%", max_height="430px", object_fit="contain")
+            ),
         )
         self.experiment.observe(self.update, "value")
         self.update()
@@ -719,11 +763,8 @@ class TableOne:
                 f"{number}):",
             ]
         )
-        buffer = io.BytesIO()
         figure, *_ = figures.score_figure(table, number)
-        figure.savefig(buffer, format="png", dpi=_DPI + 20)
-        plt.close(figure)
-        self.figure.value = buffer.getvalue()
+        self.figure.value = _png(figure, _DPI + 70)
 
     def still(self) -> None:
         """Show every experiment, one after the other."""
@@ -732,9 +773,10 @@ class TableOne:
             _still(self.figure, self.says)
 
 
-def lesson(explorer: Explorer, guess: Guess, table: TableOne) -> w.Widget:
-    """The three panels of the lab meeting as tabs, in letters that can be read from the last row."""
-    tabs = w.Tab([explorer.widget, guess.widget, table.widget], titles=["Explore", "Guess first", "Table 1"])
+def lesson(explorer: Explorer, guess: Guess, lesions: Lesions, table: TableOne) -> w.Widget:
+    """The panels of the lab meeting as tabs, in letters that can be read from the last row."""
+    panels = {"Explore": explorer, "Guess first": guess, "Lesions": lesions, "Table 1": table}
+    tabs = w.Tab([panel.widget for panel in panels.values()], titles=list(panels))
     box = w.VBox([w.HTML(_BIG), tabs])
     box.add_class("rm-app")
     return box
