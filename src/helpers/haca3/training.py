@@ -305,7 +305,10 @@ def draw(groups: Sequence[Group], rng: np.random.Generator, mixed: bool = False)
     kept = [c for c in range(contrasts) if c != contrast] if rng.random() < 0.5 else list(range(contrasts))
     if rng.random() < 0.3:
         kept = list(rng.permutation(kept)[:-1])
-    other = rng.integers(subjects) if rng.random() < 0.7 else subject
+    # Mostly another subject's: a target is a scanner, and not the anatomy of whoever lay in it.
+    other = subject
+    if subjects > 1 and rng.random() < 0.7:
+        other = (subject + rng.integers(1, subjects)) % subjects
     path = rng.integers(paths)
     source_paths = rng.integers(paths, size=len(kept)) if mixed else [path] * len(kept)
     truth_path = 0 if mixed else path
@@ -385,7 +388,7 @@ def loss_of(
         nearest = ((torch.arange(size) + 0.5) * networks.SLICE / size).long()
         mask, labels = (mask == 1).float(), labels[:, nearest][:, :, nearest]
 
-    logits = modules["beta_encoder"](sources)  # (kept, 5, H, W)
+    logits = modules["beta_encoder"](sources).float()  # (kept, 5, H, W)
     if forced:
         beta = networks.labels_to_beta(labels[:, None])
     else:
@@ -397,7 +400,7 @@ def loss_of(
         noise = min((progress - _FORCED) / (_RAMP - _FORCED), 1.0) * (rng.random() > 0.35)
         beta = sample_labels(fused, noise, True, generator)
     contrast = theta[:1, :, None, None].expand(-1, -1, size, size)
-    image = modules["decoder"](torch.cat([beta, contrast], dim=1))
+    image = modules["decoder"](torch.cat([beta, contrast], dim=1)).float()
 
     weight = mask * (1 + (_LESION_WEIGHT - 1) * (labels == LESION)[:, None])
     l1 = (weight * (image - truth).abs()).sum() / weight.sum().clamp(min=1)
@@ -632,6 +635,7 @@ def train(
     coarse_share: float = 0.65,
     begin: dict[str, nn.Module] | None = None,
     mixed: bool = False,
+    bfloat16: bool = False,
     tell: Callable[[str], None] = print,
 ) -> dict[str, nn.Module]:
     """Train, with a progress bar; a run that was interrupted goes on where it was saved last (once a minute)
@@ -657,6 +661,9 @@ def train(
         rate.
     mixed : bool
         Sources of one example differ in resolution, and the 3D image is asked for: see `draw`.
+    bfloat16 : bool
+        Convolve in bfloat16: 1.6 times as many steps in the same time on a processor with AVX-512 BF16,
+        slower on one without.
     tell : callable
         Is given a line once a minute.
 
@@ -671,7 +678,7 @@ def train(
     modules = fresh(seed, beta_base, decoder_base)
     average = fresh(seed, beta_base, decoder_base)
     rates = dict.fromkeys(("beta_encoder", "decoder", "attention_module", "patchifier"), _RATE) | {
-        "theta_encoder": 0.1 * _RATE
+        "theta_encoder": 0.3 * _RATE
     }
     optimizer = torch.optim.Adam(
         [{"params": modules[name].parameters(), "rate": rate} for name, rate in rates.items()]
@@ -708,7 +715,9 @@ def train(
         rng = np.random.default_rng(
             [seed, 2, step, number]
         )  # so that a run that goes on draws what it would have drawn
-        losses = loss_of(modules, draw(groups, rng, mixed), progress, side(progress, coarse_share), rng)
+        example = draw(groups, rng, mixed)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            losses = loss_of(modules, example, progress, side(progress, coarse_share), rng)
         return (
             torch.autograd.grad(losses["total"], parameters, allow_unused=True),
             losses["l1"].item(),
