@@ -232,8 +232,8 @@ def test_a_bad_value_of_a_study_is_named(field, value):
 
 
 def test_the_arms_of_a_study_are_those_that_its_remedies_make():
-    both = Study(remedies=["fusion", "super-resolution"])
-    assert both == Study(remedies=["super-resolution", "fusion"])
+    both = Study(remedies=["training", "fusion", "super-resolution"])
+    assert both == Study(remedies=["super-resolution", "fusion", "training"])
     assert both.arms == tuple(ARMS)
     assert Study().arms == ("harmonized",)
     assert Study(remedies=["fusion"]).arms == ("harmonized", "harmonized, resolution-aware")

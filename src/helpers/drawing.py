@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 BLUE, VERMILLION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
+PURPLE = "#CC79A7"
 GREY = "0.72"
 LIGHT_GREEN = "#5DE0A5"  # on a grey image
 COLOURS = {"T1w": "#0072B2", "T2w": "#D55E00", "FLAIR": "#009E73"}

@@ -26,14 +26,16 @@ ORIENTATIONS = ("axial", "sagittal", "coronal")
 TRANSFORMS = ("known", "rigid", "affine")
 ANATOMIES = ("shared", "independent", "argmax")
 MASKS = ("first", "union", "intersection")
-REMEDIES = ("super-resolution", "fusion")
-#: Arm of the score table -> what was done about the resolution of the sources: each stack super-resolved, and
-#: the anatomies mixed by weights that know how the sources were sliced.
+REMEDIES = ("super-resolution", "fusion", "training")
+#: Arm of the score table -> what was done about the resolution of the sources: each stack super-resolved, the
+#: anatomies mixed by weights that know how the sources were sliced, and a network trained on sources that
+#: differ in resolution.
 ARMS = {
     "harmonized": (),
     "harmonized, super-resolved": ("super-resolution",),
     "harmonized, resolution-aware": ("fusion",),
-    "harmonized, both": REMEDIES,
+    "harmonized, both": ("super-resolution", "fusion"),
+    "harmonized, resolution-trained": ("training",),
 }
 #: Variant -> the mask of its published program.
 VARIANTS = {"haca3": "first", "haca3plus": "union"}
@@ -542,7 +544,10 @@ class Study:
     remedies : tuple of str
         What is tried against the loss, beside what the paper does, each an arm of the score table (`ARMS`):
         ``super-resolution`` of each stack (`helpers.super_resolution`), ``fusion`` of the anatomies with
-        weights that know how each source was sliced (`helpers.haca3.resolution`).
+        weights that know how each source was sliced (`helpers.haca3.resolution`), ``training``: another
+        network, of `resolution_weights`.
+    resolution_weights : str
+        Checkpoint of a HACA3 that was trained to make the 3D image of sources that differ in resolution.
     taught_on : tuple of int or of str
         Subjects by whose stacks networks learn to super-resolve, one network for each resolution. Unless
         given: the first three.
@@ -602,6 +607,7 @@ class Study:
     precision: str = "float32"
     compiled: bool = True
     remedies: tuple[str, ...] = ()
+    resolution_weights: str = "data/models/harmonizer-resolution.pt"
     taught_on: tuple[int | str, ...] = ()
     teaching_steps: int = 4000
     seed: int = 0
@@ -622,8 +628,9 @@ class Study:
 
         if not (isinstance(self.name, str) and _NAME.fullmatch(self.name)):
             raise ValueError(f"name is {self.name!r}: accepted are letters, digits and hyphens")
-        for field in ("weights", "fusion", "bids_dir", "output_dir"):
-            if not isinstance(getattr(self, field), str) or (field == "weights" and not self.weights):
+        for field in ("weights", "resolution_weights", "fusion", "bids_dir", "output_dir"):
+            missing = field.endswith("weights") and not getattr(self, field)
+            if not isinstance(getattr(self, field), str) or missing:
                 raise ValueError(f"{field} is {getattr(self, field)!r}: accepted is a path as text")
             if getattr(self, field):
                 path = _path(field, getattr(self, field))
@@ -767,9 +774,9 @@ class Study:
                 f"dropped is {', '.join(self.dropped)} with harmonizer {harmonizer}, which has nothing to "
                 f"make that contrast from: {accepted}"
             )
-        if "fusion" in self.remedies:
+        if others := [remedy for remedy in self.remedies if remedy != "super-resolution"]:
             alone = "which HACA3 alone can do: accepted with harmonizer"
-            raise ValueError(f"remedies has fusion, {alone} {self.harmonizer_name} is super-resolution")
+            raise ValueError(f"remedies has {others[0]}, {alone} {self.harmonizer_name} is super-resolution")
         if isinstance(harmonizer, Program):
             for contrast in self.dropped:
                 if contrast in harmonizer.placeholders:

@@ -9,7 +9,7 @@ from helpers.analysis import claims, figures, remedies
 from helpers.analysis.claims import CONTRADICTED, REMEDY_CLAIMS, SUPPORTED, UNDECIDED
 from helpers.study import ARMS, CONTRASTS, EXPERIMENTS, RESOLUTIONS
 
-SUPER, AWARE, BOTH = list(ARMS)[1:]
+SUPER, AWARE, BOTH, TRAINED = list(ARMS)[1:]
 SOURCES = {"input": (), "super-resolved input": ("super-resolution",)}
 
 
@@ -32,13 +32,14 @@ def table(gain, subjects=10, experiments=EXPERIMENTS, noise=0.1, planes="axial+c
 
 
 def helpful(arm, experiment, contrast):
-    """Effects that make all six claims true."""
+    """Effects that make all seven claims true."""
     alike = experiment in ("1a", "1b", "1c")
     mixed = 3 * (experiment in ("2", "4", "6"))
     return {
         SUPER: 2,
         AWARE: 0 if alike else 3 + mixed,
         BOTH: 2 if alike else 6 + mixed,
+        TRAINED: 0 if alike else 2,
         "super-resolved input": 1,
     }.get(arm, 0)
 
@@ -79,7 +80,7 @@ def test_where_a_remedy_hurts_is_said_first_the_worst_before_the_others():
     back = remedies.recovered(table(gain))
     told = remedies.paragraph(back)
     assert told.startswith(
-        "Where a remedy hurts, 3 of 72 mean scores fall, with a 95 % interval below zero in 3: "
+        "Where a remedy hurts, 3 of 96 mean scores fall, with a 95 % interval below zero in 3: "
     )
     assert told.index("fusion by resolution in experiment 2") < told.index("come back")
     assert (remedies.harms(back).gain_db.diff().dropna() >= 0).all()
@@ -88,9 +89,9 @@ def test_where_a_remedy_hurts_is_said_first_the_worst_before_the_others():
 
 def test_claims_about_remedies_are_supported_where_they_are_true():
     found, rows = verdicts_of(table(helpful))
-    assert found == dict.fromkeys(["R1", "R2", "R3", "R4", "R5", "R6"], SUPPORTED)
-    # Holm within the six: the smallest p is multiplied by six, not by eighteen.
-    assert rows.p_holm.max() == pytest.approx(6 * 2**-10)
+    assert found == dict.fromkeys([f"R{n}" for n in range(1, 8)], SUPPORTED)
+    # Holm within the seven: the smallest p is multiplied by seven, not by eighteen.
+    assert rows.p_holm.max() == pytest.approx(7 * 2**-10)
 
 
 def test_claims_about_remedies_are_contradicted_where_they_are_false_and_open_where_nothing_is_to_be_seen():
@@ -130,5 +131,5 @@ def test_the_figure_shows_each_experiment_and_the_shares():
     scores = table(helpful, subjects=2)
     fig, axes, drawn = figures.remedies_figure(scores, remedies.recovered(scores))
     assert [ax.get_title() for ax in axes[:-1]] == [f"Experiment {each}" for each in EXPERIMENTS]
-    assert len(axes[-1].lines) >= 3 and set(drawn.arm) == {SUPER, AWARE, BOTH}
+    assert len(axes[-1].lines) >= 3 and set(drawn.arm) == {SUPER, AWARE, BOTH, TRAINED}
     fig.canvas.draw()

@@ -226,6 +226,20 @@ def test_only_where_sources_differ_the_harmonizer_learns_how_they_were_acquired(
     assert given == []
 
 
+def test_the_arm_of_another_training_has_its_network_in_all_experiments(plan, identity, monkeypatch):
+    asked = []
+    monkeypatch.setattr(models, "harmonizer", lambda plan: asked.append(plan.weights) or Identity())
+    monkeypatch.setattr(models, "checkpoint_hash", lambda path: path.name)
+    trained = dataclasses.replace(plan, remedies=["training"], resolution_weights="other.pt")
+    plain = steps.harmonized(trained, 1, "1a", COARSE)
+    assert set(asked) == {trained.weights}
+    asked.clear()
+    images = steps.harmonized(trained, 1, "1a", COARSE, arm="harmonized, resolution-trained")
+    assert set(asked) == {"other.pt"} and not set(plain.values()) & set(images.values())
+    assert volumes.read_sidecar(images["T1w"])["Harmonization"]["weights_file"] == "other.pt"
+    assert steps.harmonized(trained, 1, "1a", COARSE) == plain
+
+
 def test_remedies_are_arms_of_the_same_table_and_leave_the_others_as_they_are(plan, identity, quickly_taught):
     columns = ["arm", "contrast", "region"]
     for experiment in ("1a", "3"):
@@ -617,6 +631,9 @@ def test_a_preview_keeps_every_eleventh_slice_where_it_belongs(plan):
 def test_a_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.pt: no such checkpoint"):
         models.check_models(Study(weights=str(tmp_path / "nowhere.pt")))
+    with pytest.raises(FileNotFoundError, match="^resolution_weights is .*no such checkpoint"):
+        nowhere = str(tmp_path / "nowhere.pt")
+        models.check_models(Study(remedies=["training"], resolution_weights=nowhere))
 
 
 @pytest.mark.slow

@@ -404,6 +404,7 @@ _ARM_LOOKS = {
     "harmonized, super-resolved": (drawing.ORANGE, "s"),
     "harmonized, resolution-aware": (drawing.BLUE, "^"),
     "harmonized, both": (drawing.GREEN, "D"),
+    "harmonized, resolution-trained": (drawing.PURPLE, "v"),
 }
 
 

@@ -11,6 +11,7 @@ CALLED = {
     "harmonized, super-resolved": "super-resolution",
     "harmonized, resolution-aware": "fusion by resolution",
     "harmonized, both": "both together",
+    "harmonized, resolution-trained": "training on differing resolutions",
 }
 
 #: In place of an experiment, or of a contrast: all of the study's.

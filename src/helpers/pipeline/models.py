@@ -1,5 +1,6 @@
 """The checkpoints of a study, and HACA3 loaded from them."""
 
+import dataclasses
 import functools
 import hashlib
 from pathlib import Path
@@ -24,13 +25,16 @@ def check_models(plan: Study) -> None:
     if plan.harmonizer != "haca3":
         protocol.load(plan.harmonizer)
         return
-    for field in ("weights", "fusion"):
+    trained = "training" in plan.remedies
+    for field in ("weights", "fusion", *["resolution_weights"] * trained):
         if value := getattr(plan, field):
             try:
                 checkpoint_hash(layout.ROOT / value)
             except FileNotFoundError as error:
                 raise FileNotFoundError(f"{field} is {value!r}: {error}") from None
     harmonizer(plan)
+    if trained:
+        harmonizer(dataclasses.replace(plan, weights=plan.resolution_weights))
 
 
 @functools.cache

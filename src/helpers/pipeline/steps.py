@@ -4,6 +4,7 @@ registered stacks, harmonized images.
 Each function returns paths. Arrays and physics live in the other rooms; this one only connects them.
 """
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -36,6 +37,7 @@ _HARMONIZED = {
     ("super-resolution",): "harmonizedSuperResolved",
     ("fusion",): "harmonizedResolutionAware",
     ("super-resolution", "fusion"): "harmonizedBoth",
+    ("training",): "harmonizedResolutionTrained",
 }
 
 #: Width of the networks that super-resolve.
@@ -312,7 +314,7 @@ def harmonized(
     if plan.harmonizer != "haca3":
         return _harmonized_otherwise(plan, subject, experiment, resolution, again, arm)
     one = _harmonization(plan, subject, experiment, resolution, arm, again)
-    _harmonize(plan, subject, [one], resolution, _removable(plan))
+    _harmonize(_with_network(plan, one.remedies), subject, [one], resolution, _removable(plan))
     return one.paths
 
 
@@ -326,10 +328,12 @@ def harmonized_together(
         for arm in plan.arms:
             one = _harmonization(plan, subject, experiment, resolution, arm)
             together[experiment, one.remedies] = one
-    # What has the same stacks: all at once would take twice the memory.
-    for resolved in (False, True):
-        some = [one for one in together.values() if _resolved(one.remedies, resolution) == resolved]
-        _harmonize(plan, subject, some, resolution, _removable(plan))
+    # What has the same stacks and the same network: all at once would take twice the memory.
+    groups = collections.defaultdict(list)
+    for one in together.values():
+        groups[_with_network(plan, one.remedies), _resolved(one.remedies, resolution)].append(one)
+    for (network, _), some in groups.items():
+        _harmonize(network, subject, some, resolution, _removable(plan))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -361,7 +365,8 @@ def _harmonization(plan, subject, experiment, resolution, arm="harmonized", agai
         ),
         "slice_step": plan.slice_step,
     }
-    weights = [models.checkpoint_hash(path) for path in models.checkpoints(plan)]
+    network = _with_network(plan, remedies)
+    weights = [models.checkpoint_hash(path) for path in models.checkpoints(network)]
     parents = [*inputs.values(), *target_images(plan).values()]
     numbers = _numbers(plan)
     orientations = plan.sources(experiment)
@@ -378,6 +383,11 @@ def _harmonized_paths(plan, subject, experiment, resolution, remedies, again: bo
         contrast: layout.image(folders.root(plan), subject, contrast, desc=desc, rec=experiment, res=res)
         for contrast in CONTRASTS
     }
+
+
+def _with_network(plan: Study, remedies: Sequence[str]) -> Study:
+    """The study with the weights of an arm: those of its own, or those trained for differing resolutions."""
+    return dataclasses.replace(plan, weights=plan.resolution_weights) if "training" in remedies else plan
 
 
 def _resolved(remedies: Sequence[str], resolution: Resolution | None) -> bool:
@@ -604,9 +614,10 @@ def targets(plan: Study) -> dict:
         contrast: haca3.Target(np.float32(each[:2]), np.float32(each[2:4]), each[4])
         for contrast, each in given.items()
     }
-    path = folders.root(plan) / "encodings" / "targets.npz"
+    weights = models.checkpoint_hash(models.checkpoints(plan)[0])
+    path = folders.root(plan) / "encodings" / f"targets-{weights[:8]}.npz"
     parameters = {
-        "model": models.checkpoint_hash(models.checkpoints(plan)[0]),
+        "model": weights,
         **models.network_options(plan),
     }
     key = cache.key("harmonization", images.values(), parameters)
@@ -707,9 +718,10 @@ def _brain_of(volume: np.ndarray, mask: Path) -> np.ndarray:
     return brain
 
 
-@functools.lru_cache(maxsize=21)
+@functools.lru_cache(maxsize=33)
 def _encoded_slices(plan: Study, *source, version):
     # Remembered for this version of the file only.
-    # 21: the three 3D images and the nine stacks of each of two resolutions, or of one and super-resolved as
-    # well, 1 MB a slice. Who goes through Table 1 resolution by resolution encodes each source once.
+    # 33: the three 3D images and the nine stacks of one resolution, of these super-resolved as well, and
+    # another network's of the former, 1 MB a slice. Who goes through Table 1 resolution by resolution encodes
+    # each source once.
     return models.harmonizer(plan).encode(source_volume(plan, *source), plan.reconstruction, plan.slice_step)
