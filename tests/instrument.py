@@ -9,19 +9,24 @@ well on thick slices as on 3D images.
     python tests/instrument.py data/models/harmonizer-small.pt data/models
 
 writes three tables into the folder: ``fidelity.csv`` (PSNR and the brightness of the ventricles, by path and
-plane), ``pairs.csv`` (sharp images, with and without harmonizer) and ``scanners.csv`` (how well images of
-one subject by eight scanners agree).
+plane), ``pairs.csv`` (sharp images, with and without harmonizer, and without sources) and ``scanners.csv``
+(how well images of one subject by eight scanners agree). With ``--label-maps FILE FILE …``, brain label maps
+in FreeSurfer's numbers such as the training maps of SynthSeg, also ``people.csv``: sharp images of people
+whose brains no training has seen.
 """
 
 import argparse
 import dataclasses
 import itertools
+import sys
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
+from scipy import ndimage
 
-from helpers import grid, haca3, linear
+from helpers import grid, haca3, layout, linear
 from helpers.acquisition import degradation
 from helpers.analysis import metrics
 from helpers.cohort import phantom
@@ -43,6 +48,14 @@ ALL_PAIRS = (
 THICK = [(o, Resolution(*r)) for r in ((3, 0), (5, 1.5)) for o in ORIENTATIONS]
 PATHS = [None, *THICK, ("axial", Resolution(4, 0))]
 STEP = 23  # every n-th slice is harmonized
+#: FreeSurfer's numbers of the tissues of an embedded brain; fluid is what remains of the mask.
+LABELS = {
+    "WM": (2, 41, 7, 46, 16),
+    "CGM": (3, 42),
+    "CBM": (8, 47),
+    "SGM": (*range(10, 14), 17, 18, 26, 28, *range(49, 55), 58, 60),
+    "VCSF": (4, 5, 43, 44),
+}
 
 
 def label(path: tuple[str, Resolution] | None) -> str:
@@ -106,8 +119,36 @@ def fidelity(model, person, stranger, pair, paths, planes=ORIENTATIONS, step=STE
     return rows
 
 
+def labelled(file: Path) -> phantom.Subject:
+    """A person from a map of hard labels of 1 mm: edges softened by 0.5 mm, no lesions, no variation within a
+    tissue, the mask made as those of the embedded brains."""
+    sys.path.append(str(layout.ANATOMY))
+    from masks import brain_mask
+
+    image = nib.load(file)
+    turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.io_orientation(grid.AFFINE))
+    labels = np.asarray(image.as_reoriented(turn).dataobj).astype(int)
+    tissue = np.isin(labels, sum(LABELS.values(), ()))
+    # The middle of the brain's box in the middle of the grid: HACA3 works slice by slice.
+    corners = [(side.start + side.stop) // 2 for side in ndimage.find_objects(tissue.astype(np.uint8))[0]]
+    around = [slice(c + n // 2, c + n // 2 + n) for c, n in zip(corners, grid.SHAPE)]
+    labels = np.pad(labels, [(n, n) for n in grid.SHAPE])[tuple(around)]
+    parts = {
+        name: ndimage.gaussian_filter(np.isin(labels, numbers).astype(np.float32), 0.5)
+        for name, numbers in LABELS.items()
+    }
+    brain = brain_mask(sum(parts.values()) > 0.5)
+    parts = {name: part * brain for name, part in parts.items()}
+    parts["CSF"] = np.maximum(brain - sum(parts.values()), 0).astype(np.float32)
+    parts["lesion"] = np.zeros(grid.SHAPE, np.float32)
+    nothing = np.zeros(grid.SHAPE, bool)
+    still = np.zeros((3, *grid.SHAPE), np.float32)
+    return phantom.Subject(0, parts, brain, nothing, still, grid.AFFINE, file.name.partition(".")[0])
+
+
 def sharp(model, person, stranger, pair, step=11) -> list[dict]:
-    """A row per contrast and way: PSNR of sharp images, axial plane."""
+    """A row per contrast and way: PSNR of sharp images, axial plane, and how bright the ventricles are
+    against white matter, over the truth."""
     given, truth = images(person, pair[0], 1), images(person, pair[1])
     aims = targets(model, stranger, pair[1], truth)
     ways = {
@@ -115,12 +156,18 @@ def sharp(model, person, stranger, pair, step=11) -> list[dict]:
         for name, anatomy in (("sampled", "shared"), ("arg-max", "argmax"))
     }
     ways["not harmonized"] = {c: scaled(given[c], aims[c]) for c in CONTRASTS}
-    rows = []
+    for left_out in CONTRASTS:
+        some = {c: image for c, image in given.items() if c != left_out}
+        images_ = model.harmonize(some, aims, mask="union", slice_step=step).images
+        ways[f"without {left_out}"] = {c: np.nan_to_num(image) for c, image in images_.items()}
+    parts, rows = [person.fractions[tissue] > 0.95 for tissue in ("VCSF", "WM")], []
     for way, c in itertools.product(ways, CONTRASTS):
         seen = person.brain & np.isfinite(ways["sampled"][c])
         psnr_db = metrics.psnr(truth[c], np.nan_to_num(ways[way][c]), truth[c][person.brain].max(), seen)
         about = {"anatomy": person.anatomy, "pair": " → ".join(pair), "way": way, "contrast": c}
-        rows.append({**about, "psnr_db": psnr_db})
+        there = [part & seen for part in parts]
+        bright = ratio(np.nan_to_num(ways[way][c]), *there) / ratio(truth[c], *there)
+        rows.append({**about, "psnr_db": psnr_db, "ventricles": bright})
     return rows
 
 
@@ -148,6 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("weights", type=Path)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--label-maps", type=Path, nargs="+", default=[], metavar="FILE")
     options = parser.parse_args()
     model = haca3.load(options.weights, device="cpu")
     tables = {"fidelity": [], "pairs": [], "scanners": []}
@@ -158,8 +206,18 @@ def main() -> None:
         for pair in ALL_PAIRS:
             tables["pairs"] += sharp(model, person, stranger, pair)
         tables["scanners"] += agreement(model, person, stranger, [None, ("axial", Resolution(5, 1.5))])
-        for name, rows in tables.items():
-            pd.DataFrame(rows).round(4).to_csv(options.folder / f"{name}.csv", index=False)
+        write(options.folder, tables)
+    stranger = phantom.subject(STRANGERS[SUBJECTS[0]])
+    tables["people"] = []
+    for file, pair in itertools.product(options.label_maps, PAIRS):
+        tables["people"] += sharp(model, labelled(file), stranger, pair)
+    write(options.folder, tables)
+
+
+def write(folder: Path, tables: dict[str, list[dict]]) -> None:
+    for name, rows in tables.items():
+        if rows:
+            pd.DataFrame(rows).round(4).to_csv(folder / f"{name}.csv", index=False)
 
 
 if __name__ == "__main__":

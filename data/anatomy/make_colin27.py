@@ -31,7 +31,8 @@ import ants
 import nibabel as nib
 import numpy as np
 from edt import edt
-from make_anatomy import ball, brain_mask, grow, largest, read_template, to_ants, write
+from make_anatomy import read_template, to_ants, write
+from masks import ball, brain_mask, grow, largest
 from scipy import ndimage
 from skimage.segmentation import watershed
 
