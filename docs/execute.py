@@ -22,7 +22,8 @@ def tasks(study: str) -> list[graph.Task]:
     if plan.bids_dir or plan.output_dir:
         accepted = "accepted are studies of simulated subjects in data/derivatives"
         raise ValueError(f"{study}: bids_dir or output_dir is given: {accepted}")
-    first, *others = plan.subjects
+    literals = plan.literals()
+    first, *others = literals["subjects"]
     # A path of this machine would be seen on the page.
     by_study, by_name = {"study": study}, {"name": plan.name}
     own = {
@@ -40,7 +41,7 @@ def tasks(study: str) -> list[graph.Task]:
         "06_protocol_survey": by_name,
         "07_lab_meeting": {
             **by_name,
-            "subjects": list(plan.subjects[:3]),
+            "subjects": literals["subjects"][:3],
             "weights": plan.weights,
             "interactive": False,
         },

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from helpers import grid, layout, registration, volumes
 from helpers.acquisition import degradation
 from helpers.analysis import claims
-from helpers.cohort import examination, phantom, preparation
+from helpers.cohort import examination, origins, phantom, preparation
 from helpers.pipeline import (
     cli,
     execution,
@@ -35,7 +35,8 @@ from helpers.pipeline import (
     status,
     steps,
 )
-from helpers.study import CONTRASTS, GROUND_TRUTH, Resolution, Study, subject_seed, visited_slices
+from helpers.study import CONTRASTS, GROUND_TRUTH, Resolution, Study, visited_slices
+from helpers.study.subjects import ALL, OwnSubject, SimulatedSubject
 
 AFFINE = np.array([[-1.0, 0, 0, 60], [0, 1, 0, -60], [0, 0, 1, -60], [0, 0, 0, 1]])
 SHAPE = (120, 120, 120)
@@ -92,9 +93,9 @@ def refused(tmp_path, capsys, text):
 
 
 def test_a_study_of_ones_own_takes_everyone_unless_told_whom():
-    assert Study(bids_dir="x").subjects == ("all",)
-    assert Study(bids_dir="x", subjects=["01", "p07_ses-2"]).subjects == ("01", "p07_ses-2")
-    assert Study().subjects == (1,)
+    assert Study(bids_dir="x").subjects == (ALL,)
+    assert Study(bids_dir="x", subjects=["01", "p07_ses-2"]).literals()["subjects"] == ["01", "p07_ses-2"]
+    assert Study().subjects == (SimulatedSubject(1),)
 
 
 @pytest.mark.parametrize(
@@ -167,13 +168,16 @@ def test_a_study_of_ones_own_survives_the_trip_through_literals():
 
 
 def test_seeds_of_numbered_subjects_are_their_numbers_and_no_label_has_them():
-    assert [subject_seed(n) for n in (1, 11, 100)] == [1, 11, 100]
-    seeds = {subject_seed(label) for label in ("1", "01", "p07", "p07_ses-1")}
+    assert [SimulatedSubject(n).seed for n in (1, 11, 100)] == [1, 11, 100]
+    seeds = {OwnSubject(label).seed for label in ("1", "01", "p07", "p07_ses-1")}
     assert len(seeds) == 4
     assert min(seeds) >= 2**32
     # Golden: the motion of a label must be the same next year and on another machine.
-    assert subject_seed("p07") == 2**32 + 3427476158
-    first, second = (registration.motion(0, each, "T1w", "axial") for each in ("p07", 1))
+    assert OwnSubject("p07").seed == 2**32 + 3427476158
+    first, second = (
+        registration.motion(0, subject.seed, "T1w", "axial")
+        for subject in (OwnSubject("p07"), SimulatedSubject(1))
+    )
     assert not np.allclose(first, second)
 
 
@@ -271,7 +275,7 @@ def test_subjects_and_sessions_are_found(tmp_path):
     assert list(layout.find_subjects(tmp_path, ["02"], {})[0]) == ["02_ses-1", "02_ses-B"]
     assert list(layout.find_subjects(tmp_path, ["02_ses-B"], {})[0]) == ["02_ses-B"]
     assert (
-        layout.image("r", "02_ses-B", "T1w", desc="x").as_posix()
+        layout.image("r", OwnSubject("02_ses-B"), "T1w", desc="x").as_posix()
         == f"r/sub-02/ses-B/anat/sub-02_ses-B_space-{layout.SPACE}_desc-x_T1w.nii.gz"
     )
 
@@ -302,7 +306,7 @@ def test_a_subject_that_lacks_a_contrast_is_listed_and_left_out(tmp_path):
     wrong = tmp_path / "sub-03" / "anat" / "sub-03_T2w.nii.gz"
     wrong.rename(wrong.with_name("sub-03_T2w.mgz"))
     plan, left_out = participants.check_cohort(Study(bids_dir=str(tmp_path)))
-    assert plan.subjects == ("01",)
+    assert plan.subjects == (OwnSubject("01"),)
     assert (
         left_out["02"]
         == f'sub-02: no FLAIR in {tmp_path / "sub-02" / "anat"}: accepted in a study with dropped = ["FLAIR"]'
@@ -317,15 +321,13 @@ def test_a_subject_that_lacks_a_dropped_contrast_takes_part(tmp_path):
     # Nor is there a question which of several is meant that nobody needs.
     save(tmp_path / "sub-02" / "anat" / "sub-02_run-2_FLAIR.nii.gz", image(7))
     plan, left_out = participants.check_cohort(Study(bids_dir=str(tmp_path), dropped=["FLAIR"]))
-    assert plan.subjects == ("01", "02")
+    assert plan.literals()["subjects"] == ["01", "02"]
     hint = 'accepted in a study with dropped = ["T2w", "FLAIR"]'
     assert left_out == {"03": f"sub-03: no T2w in {tmp_path / 'sub-03' / 'anat'}: {hint}"}
-    assert set(participants.acquired(plan, "02")) == {"T1w", "T2w"}
-    assert participants.check_cohort(Study(bids_dir=str(tmp_path), dropped=["T2w", "FLAIR"]))[0].subjects == (
-        "01",
-        "02",
-        "03",
-    )
+    assert set(participants.acquired(plan, OwnSubject("02"))) == {"T1w", "T2w"}
+    assert participants.check_cohort(Study(bids_dir=str(tmp_path), dropped=["T2w", "FLAIR"]))[
+        0
+    ].subjects == tuple(map(OwnSubject, ("01", "02", "03")))
 
 
 def test_nobody_is_told_to_drop_the_t1w(tmp_path):
@@ -352,8 +354,8 @@ def without_flair(results_dir, tmp_path, monkeypatch):
     for contrast in ("T1w", "T2w"):
         path = tmp_path / "bids" / "sub-p1" / "anat" / f"sub-p1_{contrast}.nii.gz"
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(participants.cohort(shared, 1)[contrast], path)
-    participants.cohort(shared, phantom.TARGET_SEED)
+        shutil.copy(participants.cohort(shared, SimulatedSubject(1))[contrast], path)
+    participants.cohort(shared, origins.TARGET_SUBJECT)
     shutil.copytree(results_dir / "sub-sim11", tmp_path / "results" / "sub-sim11")
     what = {"experiments": ["1b"], "resolutions": ["5||1.5"], "dropped": ["FLAIR"], "slice_step": 37}
     return participants.check_cohort(
@@ -383,7 +385,7 @@ def test_a_data_set_without_flair_is_harmonized_without_it_to_all_three_contrast
             "1b",
             coarse,
             {
-                contrast: steps.registered_volume(plan, "p1", contrast, "sagittal", coarse)
+                contrast: steps.registered_volume(plan, OwnSubject("p1"), contrast, "sagittal", coarse)
                 for contrast in ("T1w", "T2w")
             },
         ),
@@ -391,12 +393,12 @@ def test_a_data_set_without_flair_is_harmonized_without_it_to_all_three_contrast
             GROUND_TRUTH,
             None,
             {
-                contrast: volumes.read(participants.cohort(plan, "p1")[contrast])[0]
+                contrast: volumes.read(participants.cohort(plan, OwnSubject("p1"))[contrast])[0]
                 for contrast in ("T1w", "T2w")
             },
         ),
     ):
-        paths = steps.harmonized(plan, "p1", experiment, resolution)
+        paths = steps.harmonized(plan, OwnSubject("p1"), experiment, resolution)
         seed = volumes.read_sidecar(paths["T1w"])["Harmonization"]["seed"]
         by_hand = (
             models.harmonizer(plan)
@@ -408,7 +410,7 @@ def test_a_data_set_without_flair_is_harmonized_without_it_to_all_three_contrast
             np.testing.assert_allclose(volumes.read(paths[contrast])[0], expected, atol=1e-5 * expected.max())
     # Later notebooks, which know nothing of the data set, find what was prepared.
     later = Study(subjects=["p1"], dropped=["FLAIR"], output_dir=plan.output_dir)
-    assert participants.cohort(later, "p1") == participants.cohort(plan, "p1")
+    assert participants.cohort(later, OwnSubject("p1")) == participants.cohort(plan, OwnSubject("p1"))
     verdicts, _ = claims.verdicts(scores, attention, scoring.cutoffs(curves))
     assert set(verdicts.verdict) == {claims.UNDECIDED}
     assert (
@@ -449,7 +451,7 @@ def test_a_copy_under_another_name_is_left_out(tmp_path):
     twin = tmp_path / "sub-02" / "anat" / "sub-02_T2w.nii.gz"
     twin.write_bytes((tmp_path / "sub-01" / "anat" / "sub-01_T2w.nii.gz").read_bytes())
     plan, left_out = participants.check_cohort(Study(bids_dir=str(tmp_path)))
-    assert plan.subjects == ("01",)
+    assert plan.subjects == (OwnSubject("01"),)
     assert left_out["02"] == f"{twin}: the same file as sub-01's T2w: accepted are images of different people"
 
 
@@ -464,25 +466,29 @@ def test_the_same_voxels_in_another_file_are_found_once_they_are_prepared(result
             # As another program would have compressed it.
             path.write_bytes(
                 gzip.compress(
-                    gzip.decompress(participants.cohort(shared, subject)[contrast].read_bytes()),
+                    gzip.decompress(
+                        participants.cohort(shared, SimulatedSubject(subject))[contrast].read_bytes()
+                    ),
                     1 if label == "02" else 6,
                 )
             )
     plan, left_out = participants.check_cohort(
         Study(bids_dir=str(tmp_path / "bids"), output_dir=str(tmp_path / "results"), dropped=["FLAIR"])
     )
-    assert plan.subjects == ("01", "02") and not left_out
-    for label in plan.subjects:
-        participants.cohort(plan, label)
+    assert plan.literals()["subjects"] == ["01", "02"] and not left_out
+    for subject in plan.subjects:
+        participants.cohort(plan, subject)
     copies = [line for line in participants.findings(plan) if "same voxels" in line]
     assert copies == ["sub-02 T2w: the same voxels as sub-01 T2w: accepted are images of different people"]
-    assert not any("same voxels" in line for line in participants.findings(plan, unfit=["01"]))
+    assert not any("same voxels" in line for line in participants.findings(plan, unfit=[OwnSubject("01")]))
     assert not any("scanned again" in line for line in participants.findings(plan))
 
 
 def test_a_person_under_two_names_is_found_once_the_images_are_prepared(results_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(preparation, "prepare", as_they_are)
-    volume, affine = volumes.read(participants.cohort(Study(output_dir=str(results_dir)), 1)["T1w"])
+    volume, affine = volumes.read(
+        participants.cohort(Study(output_dir=str(results_dir)), SimulatedSubject(1))["T1w"]
+    )
     rng = np.random.default_rng(0)
     for name in ("sub-01", "sub-02", "sub-03_ses-1", "sub-03_ses-2"):
         # Another day: another scale, other noise.
@@ -499,8 +505,8 @@ def test_a_person_under_two_names_is_found_once_the_images_are_prepared(results_
     )
     plan, left_out = participants.check_cohort(plan)
     assert len(plan.subjects) == 4 and not left_out
-    for label in plan.subjects:
-        participants.cohort(plan, label)
+    for subject in plan.subjects:
+        participants.cohort(plan, subject)
     found = [line for line in participants.findings(plan) if "scanned again" in line]
     assert [line.split(" (")[0] for line in found[:2]] == [
         f"{who} T1w: looks like sub-01 scanned again" for who in ("sub-02", "sub-03_ses-1")
@@ -695,7 +701,7 @@ def test_a_fault_of_an_image_is_one_line_with_its_path_and_nothing_half_written(
     break_it(path)
     plan = Study(bids_dir=str(tmp_path / "bids"), subjects=["01"], output_dir=str(tmp_path / "results"))
     with pytest.raises((ValueError, OSError)) as error:
-        participants.cohort(plan, "01")
+        participants.cohort(plan, OwnSubject("01"))
     assert path.name in str(error.value)
     assert str(path.parent) in str(error.value)
     assert message in str(error.value)
@@ -732,7 +738,7 @@ def test_an_image_that_cannot_be_used_is_refused_before_anything_runs(tmp_path, 
     break_it, message = EARLY[fault]
     break_it(path)
     plan, left_out = participants.check_cohort(Study(bids_dir=str(tmp_path / "bids")))
-    assert plan.subjects == ("02",)
+    assert plan.subjects == (OwnSubject("02"),)
     assert left_out["01"].startswith(f"{path}") and message in left_out["01"] and "\n" not in left_out["01"]
     with pytest.raises(ValueError, match=message):
         participants.check_cohort(Study(targets=dict.fromkeys(CONTRASTS, str(path))))
@@ -751,7 +757,8 @@ def test_images_are_looked_at_once_and_not_after_they_were_prepared(tmp_path, mo
     assert len(calls) == 3
     examination._examine_version.cache_clear()  # As in another process.
     volumes.write_bytes(
-        volumes.sidecar_path(layout.image(tmp_path / "results", "01", "T1w", desc="preproc")), b"{}"
+        volumes.sidecar_path(layout.image(tmp_path / "results", OwnSubject("01"), "T1w", desc="preproc")),
+        b"{}",
     )
     participants.check_cohort(plan)
     assert sorted(path.name for path in calls[3:]) == ["sub-01_FLAIR.nii.gz", "sub-01_T2w.nii.gz"]
@@ -772,7 +779,7 @@ def test_a_subject_that_was_never_prepared_is_named(tmp_path):
     with pytest.raises(
         FileNotFoundError, match="sub-p07.*: not there yet: notebook 00_cohort makes it from bids_dir"
     ):
-        participants.cohort(Study(subjects=["p07"], output_dir=str(tmp_path)), "p07")
+        participants.cohort(Study(subjects=["p07"], output_dir=str(tmp_path)), OwnSubject("p07"))
 
 
 @pytest.fixture
@@ -800,14 +807,14 @@ participants.check_cohort(study)  # What is imported on the way may lie where on
 os.setgid(65534)
 os.setuid(65534)
 plan, left_out = participants.check_cohort(study)
-print(plan.subjects, left_out)
+print(plan.literals()["subjects"], left_out)
 try:
     volumes.write({str(somewhere / "closed" / "x.nii.gz")!r}, np.ones((2, 2, 2)), np.eye(4))
 except OSError as error:
     print("refused:", error)
 """)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True).stdout
-    assert "('01',)" in done
+    assert "['01']" in done
     assert "Permission denied" in done.splitlines()[0]
     assert str(folder / "sub-02" / "anat") in done
     assert "refused: [Errno 13] Permission denied" in done
@@ -819,7 +826,7 @@ except OSError as error:
 
 def test_what_a_study_writes_is_a_valid_bids_derivative(results_dir):
     plan = Study(subjects=[1], output_dir=str(results_dir))
-    steps.registered(plan, 1, "T1w", "axial", Resolution(5, 1.5))
+    steps.registered(plan, SimulatedSubject(1), "T1w", "axial", Resolution(5, 1.5))
     volumes.write_bytes(results_dir / "tables" / "x.csv", b"a\n")
     volumes.write_bytes(results_dir / "report" / "x.html", b"a\n")
     errors = invalid(results_dir)
@@ -837,7 +844,7 @@ def invalid(folder):
 @pytest.mark.slow
 def test_a_bids_data_set_becomes_a_valid_derivative_that_says_where_it_comes_from(results_dir, tmp_path):
     # Subject 2: the edges of 1, who is warped most, are doubted.
-    simulated = participants.cohort(Study(subjects=[2], output_dir=str(results_dir)), 2)
+    simulated = participants.cohort(Study(subjects=[2], output_dir=str(results_dir)), SimulatedSubject(2))
     for contrast in CONTRASTS:
         volume, affine = volumes.read(simulated[contrast])
         save(
@@ -847,8 +854,8 @@ def test_a_bids_data_set_becomes_a_valid_derivative_that_says_where_it_comes_fro
         )
     plan = Study(bids_dir=str(tmp_path / "bids"), output_dir=str(tmp_path / "results"))
     plan, left_out = participants.check_cohort(plan)
-    assert (plan.subjects, left_out) == (("p1_ses-a",), {})
-    paths = participants.cohort(plan, "p1_ses-a")
+    assert (plan.subjects, left_out) == ((OwnSubject("p1_ses-a"),), {})
+    paths = participants.cohort(plan, OwnSubject("p1_ses-a"))
     before = {path: path.read_bytes() for path in paths.values()}
     sidecar = volumes.read_sidecar(paths["T2w"])
     assert sidecar["Sources"] == ["bids:source:sub-p1/ses-a/anat/sub-p1_ses-a_T2w.nii.gz"]
@@ -858,8 +865,8 @@ def test_a_bids_data_set_becomes_a_valid_derivative_that_says_where_it_comes_fro
     # Later stages take what is there, without knowing of the data set, and their files say the same of
     # themselves.
     later = Study(subjects=["p1_ses-a"], output_dir=str(tmp_path / "results"))
-    assert participants.cohort(later, "p1_ses-a") == paths
-    stack = steps.registered(later, "p1_ses-a", "T2w", "axial", Resolution(5, 1.5))
+    assert participants.cohort(later, OwnSubject("p1_ses-a")) == paths
+    stack = steps.registered(later, OwnSubject("p1_ses-a"), "T2w", "axial", Resolution(5, 1.5))
     assert volumes.read_sidecar(stack)["Note"] == sidecar["Note"]
     assert invalid(tmp_path / "results") == []
     assert {path.name for path in tmp_path.iterdir()} == {"bids", "results"}
@@ -871,7 +878,7 @@ def test_a_bids_data_set_becomes_a_valid_derivative_that_says_where_it_comes_fro
     # And again, the same bytes.
     for path in paths.values():
         volumes.sidecar_path(path).unlink()
-    participants.cohort(plan, "p1_ses-a")
+    participants.cohort(plan, OwnSubject("p1_ses-a"))
     assert all(path.read_bytes() == content for path, content in before.items())
 
 

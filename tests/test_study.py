@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import pytest
@@ -18,6 +19,7 @@ from helpers.study import (
     sources,
     visited_slices,
 )
+from helpers.study.subjects import SimulatedSubject
 
 
 def test_resolutions_are_the_papers_eight_in_its_order():
@@ -152,8 +154,16 @@ def test_the_acquisitions_of_table_1_are_nine_and_those_of_one_row_three():
 
 
 def test_a_study_survives_the_trip_through_literals():
-    plan = Study(subjects=[3, 1], experiments=["2", 3], resolutions=["7||0.7"], slice_step=7)
+    plan = Study(subjects=[3, 1], experiments=["2", 3], resolutions=["7||0.7"], slice_step=7, taught_on=[3])
     assert Study(**plan.literals()) == plan
+    assert (plan.literals()["subjects"], plan.literals()["taught_on"]) == ([3, 1], [3])
+
+
+@pytest.mark.parametrize("subjects", [{"subjects": [2, 3]}, {"subjects": ["01", "02"], "bids_dir": "x"}])
+def test_a_study_that_is_changed_keeps_its_subjects(subjects):
+    plan = Study(**subjects)
+    assert dataclasses.replace(plan, seed=1).subjects == plan.subjects
+    assert dataclasses.replace(plan, subjects=plan.subjects[1:]).subjects == plan.subjects[1:]
 
 
 def test_a_dropped_contrast_is_no_source_and_has_no_acquisitions():
@@ -246,10 +256,11 @@ def test_whom_networks_learn_from_does_not_depend_on_whom_a_notebook_shows(tmp_p
     file = tmp_path / "mine.toml"
     file.write_text('subjects = [2, 3, 4, 5]\nremedies = ["super-resolution"]\n')
     shown = Study.from_parameters(str(file), {}, subjects=[5])
-    assert shown.teachers == Study.from_toml(file).teachers == (2, 3, 4)
+    assert shown.teachers == Study.from_toml(file).teachers == tuple(map(SimulatedSubject, (2, 3, 4)))
     chosen = Study.from_parameters(str(file), {"taught_on": [4]}, subjects=[5])
-    assert chosen.teachers == (4,)
-    assert Study.from_parameters("", {"remedies": ["super-resolution"]}, subjects=[5]).teachers == (5,)
+    assert chosen.teachers == (SimulatedSubject(4),)
+    alone = Study.from_parameters("", {"remedies": ["super-resolution"]}, subjects=[5])
+    assert alone.teachers == (SimulatedSubject(5),)
 
 
 def test_a_preview_is_of_one_plane():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from helpers import layout, volumes
+from helpers.study.subjects import SimulatedSubject
 
 AFFINE = np.array([[-1.0, 0, 0, 96], [0, -1, 0, 96], [0, 0, 1.5, -78], [0, 0, 0, 1]])
 
@@ -120,7 +121,7 @@ def test_an_unreadable_sidecar_is_no_sidecar(tmp_path):
 
 
 def test_names_follow_bids():
-    path = layout.image("root", 2, "FLAIR", desc="harmonized", rec="1a", res="5skip1p5")
+    path = layout.image("root", SimulatedSubject(2), "FLAIR", desc="harmonized", rec="1a", res="5skip1p5")
     assert path.as_posix() == (
         "root/sub-sim02/anat/sub-sim02_rec-1a_space-MNI152NLin2009aSym_res-5skip1p5_desc-harmonized_FLAIR.nii.gz"
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from helpers.study import CONTRASTS, DROPPABLE, ENTITIES, REPOSITORY
+from helpers.study.subjects import Subject
 
 ROOT = REPOSITORY
 ANATOMY = ROOT / "data" / "anatomy"
@@ -18,23 +19,9 @@ FIGURES = ROOT / "figures"
 SPACE = "MNI152NLin2009aSym"
 
 
-def name(subject: int | str) -> str:
-    """Return a subject's part of the names of its files.
-
-    Simulated subjects have names that `helpers.study.require_label` refuses to images of one's own, so that
-    the two never share a file.
-
-    Examples
-    --------
-    >>> name(1), name("01"), name("p07_ses-2")
-    ('sub-sim01', 'sub-01', 'sub-p07_ses-2')
-    """
-    return f"sub-{subject}" if isinstance(subject, str) else f"sub-sim{subject:02d}"
-
-
 def image(
     root,
-    subject: int | str,
+    subject: Subject,
     suffix: str,
     *,
     desc: str,
@@ -48,8 +35,7 @@ def image(
     ----------
     root : str or Path
         Folder of the study's derivatives.
-    subject : int or str
-        Number of the subject, or label of one of your own, as in `name`.
+    subject : Subject
     suffix : str
         Contrast (``T1w``, ``T2w``, ``FLAIR``) or ``mask``.
     desc : str
@@ -63,14 +49,15 @@ def image(
 
     Examples
     --------
-    >>> image("x", 1, "T1w", desc="registered", acq="axial", res="5skip1p5").name
+    >>> from helpers.study.subjects import SimulatedSubject
+    >>> image("x", SimulatedSubject(1), "T1w", desc="registered", acq="axial", res="5skip1p5").name
     'sub-sim01_acq-axial_space-MNI152NLin2009aSym_res-5skip1p5_desc-registered_T1w.nii.gz'
     """
     entities = {"acq": acq, "rec": rec, "space": SPACE, "res": res, "desc": desc}
     stem = "_".join(
-        [name(subject), *(f"{key}-{value}" for key, value in entities.items() if value is not None)]
+        [subject.name, *(f"{key}-{value}" for key, value in entities.items() if value is not None)]
     )
-    return Path(root).joinpath(*name(subject).split("_"), "anat", f"{stem}_{suffix}.nii.gz")
+    return Path(root).joinpath(*subject.name.split("_"), "anat", f"{stem}_{suffix}.nii.gz")
 
 
 def uri(path: Path, dataset: str = "", root: str | Path = "") -> str:

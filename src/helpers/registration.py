@@ -19,7 +19,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from helpers import insides, linear, volumes
-from helpers.study import CONTRASTS, ORIENTATIONS, require, subject_seed
+from helpers.study import CONTRASTS, ORIENTATIONS, require
 
 #: Near the centre of mass of a brain in MNI space (RAS, mm): the point about which a head is turned.
 BRAIN_CENTRE_MM = (0.0, -20.0, 12.0)
@@ -40,7 +40,7 @@ _FINE = {
 _COARSE = {"aff_shrink_factors": (2, 1), "aff_smoothing_sigmas": (1, 0), "aff_iterations": (100, 50)}
 
 
-def motion(seed: int, subject: int | str, contrast: str, orientation: str) -> np.ndarray:
+def motion(seed: int, subject: int, contrast: str, orientation: str) -> np.ndarray:
     """Rigid motion of one simulated scan: how the head lay when these slices were acquired.
 
     Three rotations (about x, then y, then z) through the centre of the brain, `BRAIN_CENTRE_MM`, each uniform
@@ -51,8 +51,8 @@ def motion(seed: int, subject: int | str, contrast: str, orientation: str) -> np
     ----------
     seed : int
         Seed of the study, 0 or more.
-    subject : int or str
-        Number of the subject, 0 or more, or the label of one of your own.
+    subject : int
+        What random numbers of the subject start from (`helpers.study.subjects`), 0 or more.
     contrast : str
         ``T1w``, ``T2w`` or ``FLAIR``.
     orientation : str
@@ -70,7 +70,6 @@ def motion(seed: int, subject: int | str, contrast: str, orientation: str) -> np
     """
     contrast = require("contrast", contrast, CONTRASTS)
     orientation = require("orientation", orientation, ORIENTATIONS)
-    subject = subject_seed(subject)
     for name, value in (("seed", seed), ("subject", subject)):
         if value != int(value) or value < 0:
             raise ValueError(f"{name} is {value!r}: accepted are whole numbers from 0")

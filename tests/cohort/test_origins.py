@@ -17,7 +17,8 @@ from papermill.cli import papermill
 from helpers import grid, layout, volumes
 from helpers.cohort import examination, origins, phantom, preparation
 from helpers.pipeline import clean, cli, folders, participants, scoring
-from helpers.study import CONTRASTS, TARGET, Study, require_label
+from helpers.study import CONTRASTS, Study
+from helpers.study.subjects import OwnSubject, SimulatedSubject, TargetImages, require_label
 
 SHAPE = (8, 9, 10)
 
@@ -69,7 +70,7 @@ def own(tmp_path):
         subjects=["01"],
         output_dir=str(tmp_path / "results"),
     )
-    participants.cohort(plan, "01")
+    participants.cohort(plan, OwnSubject("01"))
     return plan
 
 
@@ -77,7 +78,7 @@ def own(tmp_path):
 def simulated(tmp_path):
     """A study of simulated subjects, two of which are there, and the target subject."""
     plan = Study(name="mine", subjects=[1, 2], output_dir=str(tmp_path / "results"))
-    for subject in (1, 2, phantom.TARGET_SEED):
+    for subject in (*plan.subjects, origins.TARGET_SUBJECT):
         participants.cohort(plan, subject)
     return plan
 
@@ -123,10 +124,12 @@ def test_no_label_that_is_accepted_has_the_files_of_a_simulated_subject_or_of_a_
         assume(False)
     files = {
         layout.image("r", subject, "T1w", desc="preproc").as_posix().lower()
-        for subject in (label, number, TARGET)
+        for subject in (OwnSubject(label), SimulatedSubject(number), TargetImages())
     }
     assert len(files) == 3  # also where upper and lower case are the same
-    assert not layout.image("r", label, "T1w", desc="preproc").is_relative_to(f"r/{layout.name(number)}")
+    assert not layout.image("r", OwnSubject(label), "T1w", desc="preproc").is_relative_to(
+        f"r/{SimulatedSubject(number).name}"
+    )
 
 
 def test_labels_that_simulated_subjects_or_targets_have_are_left_out(tmp_path):
@@ -134,7 +137,7 @@ def test_labels_that_simulated_subjects_or_targets_have_are_left_out(tmp_path):
     plan, left_out = participants.check_cohort(
         Study(bids_dir=str(folder), output_dir=str(tmp_path / "results")), voxels=False
     )
-    assert set(plan.subjects) == {"01", "simon", "Target2"}
+    assert {subject.label for subject in plan.subjects} == {"01", "simon", "Target2"}
     assert set(left_out) == {"sim01", "Sim7", "target"}
     assert "as files of simulated subjects are named" in left_out["sim01"]
 
@@ -143,7 +146,7 @@ def test_labels_that_simulated_subjects_or_targets_have_are_left_out(tmp_path):
 
 
 def asked_by_python(plan):
-    participants.cohort(plan, 1)
+    participants.cohort(plan, SimulatedSubject(1))
 
 
 def asked_at_the_start(plan):
@@ -172,17 +175,19 @@ def test_the_label_that_a_message_names_is_one_that_is_there(tmp_path):
         bids_dir=str(data_set(tmp_path / "bids", ["p7", "007"])), output_dir=str(tmp_path / "results")
     )
     for label in ("p7", "007"):
-        participants.cohort(plan, label)
+        participants.cohort(plan, OwnSubject(label))
     for number, label in ((7, "007"), (2, "007")):
         with pytest.raises(ValueError, match=rf"papermill -r subject {label}\)"):
-            participants.cohort(Study(subjects=[number], output_dir=plan.output_dir), number)
+            participants.cohort(
+                Study(subjects=[number], output_dir=plan.output_dir), SimulatedSubject(number)
+            )
 
 
 def test_the_simulated_target_stands_beside_images_of_ones_own(own):
     plan = Study(name="mine", subjects=[phantom.TARGET_SEED], output_dir=own.output_dir)
-    assert participants.cohort(plan, phantom.TARGET_SEED)["T1w"].name.startswith("sub-sim11_")
+    assert participants.cohort(plan, origins.TARGET_SUBJECT)["T1w"].name.startswith("sub-sim11_")
     assert origins.data_set(folders.folder(own)) == own.bids_dir
-    participants.cohort(Study(name="mine", subjects=["01"], output_dir=own.output_dir), "01")
+    participants.cohort(Study(name="mine", subjects=["01"], output_dir=own.output_dir), OwnSubject("01"))
 
 
 def test_a_study_of_simulated_subjects_does_not_run_in_a_folder_of_ones_own(own, tmp_path, capsys):
@@ -239,7 +244,7 @@ def test_a_label_is_refused_where_subjects_are_simulated(simulated, tmp_path):
         for ask in (
             participants.check_cohort,
             folders.root if settings else participants.check_cohort,
-            lambda plan: participants.cohort(plan, "01"),
+            lambda plan: participants.cohort(plan, OwnSubject("01")),
         ):
             with pytest.raises(ValueError, match=text) as error:
                 ask(plan)
@@ -249,15 +254,15 @@ def test_a_label_is_refused_where_subjects_are_simulated(simulated, tmp_path):
 
 def test_a_folder_in_which_only_the_target_was_simulated_takes_images_of_ones_own(tmp_path):
     where = {"name": "mine", "output_dir": str(tmp_path / "results")}
-    participants.cohort(Study(subjects=[phantom.TARGET_SEED], **where), phantom.TARGET_SEED)
+    participants.cohort(Study(subjects=[phantom.TARGET_SEED], **where), origins.TARGET_SUBJECT)
     plan = Study(bids_dir=str(data_set(tmp_path / "bids")), **where)
-    assert participants.cohort(plan, "01")["T1w"].is_file()
+    assert participants.cohort(plan, OwnSubject("01"))["T1w"].is_file()
     assert origins.data_set(tmp_path / "results") == plan.bids_dir
 
 
 def test_a_label_without_a_data_set_is_refused(tmp_path):
     with pytest.raises(ValueError, match="subject is '01', a label, and bids_dir is empty"):
-        participants.acquired(Study(subjects=["01"], output_dir=str(tmp_path)), "01")
+        participants.acquired(Study(subjects=["01"], output_dir=str(tmp_path)), OwnSubject("01"))
 
 
 # ---------------------------------------------------------------- folders that an earlier version wrote
@@ -268,11 +273,11 @@ def test_a_person_whom_an_earlier_version_replaced_by_the_simulated_brain_is_rec
 ):
     results = tmp_path / "results"
     simulated = Study(subjects=[1], output_dir=str(tmp_path / "other"))
-    participants.cohort(simulated, 1)
+    participants.cohort(simulated, SimulatedSubject(1))
     shutil.copytree(tmp_path / "other" / "sub-sim01", results / "sub-sim01")
     as_an_earlier_version(results)
     later = Study(name="mine", subjects=["01"], output_dir=own.output_dir)
-    for ask in (participants.check_cohort, lambda plan: participants.cohort(plan, "01")):
+    for ask in (participants.check_cohort, lambda plan: participants.cohort(plan, OwnSubject("01"))):
         for plan in (own, later):
             with pytest.raises(
                 ValueError, match="sub-01 holds a simulated brain instead of the image of the data set"
@@ -284,21 +289,21 @@ def test_a_person_whom_an_earlier_version_replaced_by_the_simulated_brain_is_rec
     assert capsys.readouterr().err.count("holds a simulated brain instead of") == 1
     # What it advises helps.
     shutil.rmtree(results / "sub-01")
-    paths = participants.cohort(own, "01")
-    assert volumes.read_sidecar(paths["T1w"])["Note"] == origins.OWN_DATA
+    paths = participants.cohort(own, OwnSubject("01"))
+    assert volumes.read_sidecar(paths["T1w"])["Note"] == OwnSubject.origin
     participants.check_cohort(own)
 
 
 def test_the_label_that_the_target_subject_had_is_recognised_too(tmp_path):
     results = tmp_path / "results"
     plan = Study(bids_dir=str(data_set(tmp_path / "bids", ["01", "11"])), output_dir=str(results))
-    participants.cohort(plan, "01")
-    participants.cohort(plan, phantom.TARGET_SEED)
+    participants.cohort(plan, OwnSubject("01"))
+    participants.cohort(plan, origins.TARGET_SUBJECT)
     as_an_earlier_version(results, phantom.TARGET_SEED)
     with pytest.raises(ValueError, match="sub-11 holds a simulated brain instead of"):
         participants.check_cohort(plan)
     others = Study(bids_dir=plan.bids_dir, subjects=["01"], output_dir=plan.output_dir)
-    assert participants.check_cohort(others)[0].subjects == ("01",)
+    assert participants.check_cohort(others)[0].subjects == (OwnSubject("01"),)
     assert origins.earlier_version(results)[0].startswith(
         f"{results}: sub-11: simulated by an earlier version"
     )
@@ -314,7 +319,7 @@ def test_simulated_subjects_of_an_earlier_version_are_named_and_the_study_goes_o
     with pytest.raises(
         ValueError, match="subject is '01', a label of a data set, but .* holds simulated subjects, sub-01"
     ):
-        participants.cohort(Study(subjects=["01"], output_dir=simulated.output_dir), "01")
+        participants.cohort(Study(subjects=["01"], output_dir=simulated.output_dir), OwnSubject("01"))
     (tmp_path / "mine.toml").write_text(f'subjects = [1, 2]\noutput_dir = "{simulated.output_dir}"\n')
     assert cli.main(["status", str(tmp_path / "mine.toml")]) == 0
     assert capsys.readouterr().out.count("sub-01, sub-02: simulated by an earlier version") == 1
@@ -328,8 +333,8 @@ def test_simulated_subjects_of_an_earlier_version_are_named_and_the_study_goes_o
 def test_a_folder_that_does_not_say_where_it_comes_from_is_of_no_data_set(tmp_path, text):
     (tmp_path / "dataset_description.json").write_text(text)
     assert origins.data_set(tmp_path) is None
-    origins.refuse_mixture(tmp_path, 1)
-    origins.refuse_mixture(tmp_path, "01")
+    origins.refuse_mixture(tmp_path, SimulatedSubject(1))
+    origins.refuse_mixture(tmp_path, OwnSubject("01"))
 
 
 # ---------------------------------------------------------------- the guard below all of it

@@ -10,13 +10,14 @@ from helpers.acquisition import degradation
 from helpers.cohort import examination, phantom, preparation
 from helpers.pipeline import participants
 from helpers.study import CONTRASTS, ORIENTATIONS, RESOLUTIONS, Resolution, Study
+from helpers.study.subjects import SimulatedSubject
 
 AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
 
 
 @pytest.fixture(scope="module")
 def cohort(results_dir):
-    paths = participants.cohort(Study(subjects=[1], output_dir=str(results_dir)), 1)
+    paths = participants.cohort(Study(subjects=[1], output_dir=str(results_dir)), SimulatedSubject(1))
     return {contrast: volumes.read(path) for contrast, path in paths.items()}
 
 

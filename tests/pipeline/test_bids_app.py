@@ -55,7 +55,7 @@ def test_a_call_becomes_a_study_file_that_says_the_same(bids, started, tmp_path)
     ((plan, where, only),) = started
     assert plan.name == "out-put"
     assert (plan.bids_dir, plan.output_dir) == (str(bids), str(out))
-    assert plan.subjects == ("01", "02")
+    assert plan.literals()["subjects"] == ["01", "02"]
     assert plan.experiments == ("1a", "1c")
     assert [each.label for each in plan.resolutions] == ["5||1.5", "3||0"]
     assert plan.harmonizer == "histogram"
@@ -120,7 +120,7 @@ def test_participants_come_before_the_analysis_and_the_group_is_all_of_it(bids, 
 )
 def test_subjects_and_sessions_are_chosen_by_their_labels(bids, started, tmp_path, options, subjects):
     assert call(bids, tmp_path / "out", "participant", *options) == 0
-    assert started[0][0].subjects == subjects
+    assert tuple(started[0][0].literals()["subjects"]) == subjects
 
 
 @pytest.mark.parametrize(

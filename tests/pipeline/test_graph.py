@@ -5,6 +5,7 @@ from hypothesis import given, strategies as st
 
 from helpers.pipeline import graph
 from helpers.study import CONTRASTS, Study
+from helpers.study.subjects import OwnSubject
 
 SIMULATED = {"subjects": (1, 2)}
 OWN = {"bids_dir": "/data/mine", "subjects": ("01", "02")}
@@ -90,7 +91,7 @@ def test_stacks_wait_for_the_network_of_their_resolution_and_it_for_the_stacks_t
         assert tasks[name].parameters["changes"]["taught_on"] == [1, 2, 3]
     assert all(set(lessons) <= set(tasks[name].needs) for name in order if name.startswith("03"))
     # Whoever turns out unfit teaches nobody.
-    unfit = {task.name: task for task in graph.tasks(Study(**OWN, **REMEDIED), unfit=["01"])}
+    unfit = {task.name: task for task in graph.tasks(Study(**OWN, **REMEDIED), unfit=[OwnSubject("01")])}
     (lesson,) = {
         str(task.parameters["changes"]["taught_on"]) for name, task in unfit.items() if name[:2] == "08"
     }

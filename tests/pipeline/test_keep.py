@@ -22,11 +22,11 @@ def plan(tmp_path):
 
 
 def steps_left(plan, done):
-    """The subjects and steps whose volumes something still needs."""
+    """The subjects (by number) and steps whose volumes something still needs."""
     everything = graph.tasks(plan)
     names = {task.name for task in everything if task.name.startswith(tuple(done))}
-    gone = set(keep.unneeded(plan, everything, names))
-    return {(s, step) for s in plan.subjects for step in keep._READ_BY} - gone
+    gone = {(subject.number, step) for subject, step in keep.unneeded(plan, everything, names)}
+    return {(s.number, step) for s in plan.subjects for step in keep._READ_BY} - gone
 
 
 def test_volumes_stay_as_long_as_a_notebook_of_their_subject_or_the_analysis_reads_them(plan):
@@ -43,11 +43,11 @@ def test_volumes_stay_as_long_as_a_notebook_of_their_subject_or_the_analysis_rea
 
 def test_only_volumes_of_what_is_over_are_removed_and_their_sidecars_stay(plan):
     paths = {}
-    for subject in (1, 2):
+    for subject in plan.subjects:
         for desc in ("preproc", "degraded", "registeredKnown", "harmonized", "harmonizedAgain"):
             path = layout.image(folders.root(plan), subject, "T1w", desc=desc)
             volumes.write(path, np.ones((2, 2, 2)), np.eye(4))
-            paths[subject, desc] = path
+            paths[subject.number, desc] = path
     everything = graph.tasks(plan)
     done = {task.name for task in everything if "sub-sim02" in task.name or "to_sub" in task.name}
     keep.remove_unneeded(plan, everything, done)

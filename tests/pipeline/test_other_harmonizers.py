@@ -11,7 +11,9 @@ from helpers.analysis import claims
 from helpers.harmonizers import protocol
 from helpers.pipeline import folders, graph, models, participants, scoring, status, steps
 from helpers.study import CONTRASTS, EXPERIMENTS, GROUND_TRUTH, ORIENTATIONS, Resolution, Study
+from helpers.study.subjects import OwnSubject, SimulatedSubject
 
+FIRST = SimulatedSubject(1)
 COARSE = Resolution(5, 1.5)
 
 
@@ -31,7 +33,7 @@ def images(tmp_path_factory):
             volume[tuple(places)] = (
                 inside if what == "mask" else inside * (waves + (subject == "target") * 50)
             )
-            people[subject][what] = layout.image(folder, subject, what, desc="preproc")
+            people[subject][what] = layout.image(folder, OwnSubject(subject), what, desc="preproc")
             volumes.write(people[subject][what], volume, grid.AFFINE)
     return people
 
@@ -40,7 +42,7 @@ def images(tmp_path_factory):
 def study(images, tmp_path, monkeypatch):
     """A study of that subject, with any harmonizer."""
     monkeypatch.setattr(
-        participants, "cohort", lambda plan, subject: images["subject" if subject == 1 else "target"]
+        participants, "cohort", lambda plan, subject: images["subject" if subject == FIRST else "target"]
     )
 
     def make(harmonizer, **changes):
@@ -71,7 +73,7 @@ def own(tmp_path, monkeypatch):
 
 def test_without_a_harmonizer_the_harmonized_arm_is_the_input(study):
     plan = study("none")
-    rows = scoring.scores(plan, 1, "3").query("region == 'brain'").set_index(["arm", "contrast"])
+    rows = scoring.scores(plan, FIRST, "3").query("region == 'brain'").set_index(["arm", "contrast"])
     for contrast in CONTRASTS:
         # Not the SSIM: at the rim of the brain its window sees the background, which was taken away.
         assert rows.psnr_db["harmonized", contrast] == pytest.approx(rows.psnr_db["input", contrast])
@@ -87,20 +89,20 @@ def test_what_haca3_alone_has_is_left_out_in_words_and_not_as_missing_numbers(st
     assert not (folders.root(plan) / "tables" / "attention.csv").exists()
     verdicts, _ = claims.verdicts(scores, scoring.all_attention(plan))
     assert verdicts.set_index("claim").reason["C17"] == "there is no attention"
-    sidecar = volumes.read_sidecar(steps.harmonized(plan, 1, "3", COARSE)["T1w"])
+    sidecar = volumes.read_sidecar(steps.harmonized(plan, FIRST, "3", COARSE)["T1w"])
     assert "Attention" not in sidecar
     assert sidecar["Harmonization"] == {"harmonizer": {"name": "none"}, "slice_step": 37}
 
 
 def test_the_ceiling_of_a_harmonizer_that_does_the_same_twice_is_infinite(study):
-    ceiling = scoring.scores(study("histogram"), 1, GROUND_TRUTH)
+    ceiling = scoring.scores(study("histogram"), FIRST, GROUND_TRUTH)
     assert set(ceiling.arm) == {"ceiling"}
     assert np.isinf(ceiling.psnr_db).all()
 
 
 def test_the_ceiling_of_a_harmonizer_of_chance_is_finite(study, own):
     noise = "return {c: s + (s != 0) * np.random.normal(0, 1, s.shape) for c, s in sources.items()}"
-    ceiling = scoring.scores(study(own(noise)), 1, GROUND_TRUTH)
+    ceiling = scoring.scores(study(own(noise)), FIRST, GROUND_TRUTH)
     assert np.isfinite(ceiling.psnr_db).all()
 
 
@@ -119,7 +121,7 @@ def test_sources_and_targets_are_brains_that_cannot_be_changed(study, own, image
             "return targets",
         )
     )
-    made = steps.harmonized(plan, 1, "1a", COARSE)
+    made = steps.harmonized(plan, FIRST, "1a", COARSE)
     target, _ = steps.visited(plan, *volumes.read(images["target"]["FLAIR"]))
     assert np.array_equal(volumes.read(made["FLAIR"])[0], target)
 
@@ -132,7 +134,7 @@ def test_a_source_is_encoded_once_for_all_experiments(study, own, tmp_path):
     )
     plan = study(own("return sources", before=encode))
     for experiment in ("1a", "3", "5"):
-        steps.harmonized(plan, 1, experiment, COARSE)
+        steps.harmonized(plan, FIRST, experiment, COARSE)
     assert len((tmp_path / "calls").read_text()) == 5  # Three stacks, and T1w and FLAIR in 3D.
 
 
@@ -153,21 +155,21 @@ def test_a_source_is_encoded_once_for_all_experiments(study, own, tmp_path):
 def test_a_bad_image_is_refused_by_name_and_nothing_is_written(study, own, line, message):
     plan = study(own(line))
     with pytest.raises(ValueError, match=message):
-        steps.harmonized(plan, 1, "1a", COARSE)
+        steps.harmonized(plan, FIRST, "1a", COARSE)
     assert not list(folders.root(plan).rglob("*desc-harmonized*"))
 
 
 def test_results_are_made_again_when_the_harmonizer_changes_and_only_then(study, own):
     plan = study(own("return sources"))
-    path = steps.harmonized(plan, 1, "1a", COARSE)["T1w"]
+    path = steps.harmonized(plan, FIRST, "1a", COARSE)["T1w"]
     first = volumes.read_sidecar(path)["Key"]
     path.touch()
     changed = path.stat().st_mtime_ns
     own("return sources")
-    steps.harmonized(plan, 1, "1a", COARSE)
+    steps.harmonized(plan, FIRST, "1a", COARSE)
     assert path.stat().st_mtime_ns == changed
     own("return {c: 2 * s for c, s in sources.items()}")
-    steps.harmonized(plan, 1, "1a", COARSE)
+    steps.harmonized(plan, FIRST, "1a", COARSE)
     assert volumes.read_sidecar(path)["Key"] != first
 
 
@@ -187,7 +189,7 @@ def test_a_program_harmonizes_a_study_and_its_log_is_kept(study, tmp_path):
     )
     tool.chmod(0o755)
     plan = study({"command": [str(tool), "{T1w}", "{T2w}", "{FLAIR}"]})
-    rows = scoring.scores(plan, 1, "1a").query("region == 'brain'").set_index(["arm", "contrast"])
+    rows = scoring.scores(plan, FIRST, "1a").query("region == 'brain'").set_index(["arm", "contrast"])
     assert rows.psnr_db["harmonized", "T2w"] == pytest.approx(rows.psnr_db["input", "T2w"])
     logs = sorted((status.report_folder(plan) / "programs").iterdir())
     assert len(logs) == 2  # The ground truth, and experiment 1a.

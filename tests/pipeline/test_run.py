@@ -271,8 +271,7 @@ def finish(tmp_path, subjects):
     (tmp_path / "results" / "tables" / "scores.csv").write_text(header + row)
     study = tmp_path / "finished.toml"
     study.write_text(
-        f'name = "finished"\nsubjects = {list(plan.subjects)}\noutput_dir = "{plan.output_dir}"\nslice_step '
-        "= 1\n"
+        f'name = "finished"\nsubjects = {list(subjects)}\noutput_dir = "{plan.output_dir}"\nslice_step = 1\n'
     )
     return plan, study, everything
 

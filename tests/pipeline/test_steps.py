@@ -15,11 +15,14 @@ import pytest
 from helpers import grid, layout, super_resolution, volumes
 from helpers.acquisition import degradation
 from helpers.analysis import claims
+from helpers.cohort import origins
 from helpers.haca3 import Acquisition
 from helpers.pipeline import cache, folders, models, participants, scoring, steps
 from helpers.study import ARMS, CONTRASTS, GROUND_TRUTH, ORIENTATIONS, REMEDIES, Resolution, Study
+from helpers.study.subjects import SimulatedSubject
 
 AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
+FIRST = SimulatedSubject(1)
 FINE, COARSE = Resolution(3, 0), Resolution(5, 1.5)
 # Of a mean over some million voxels in double precision, whatever the order in which they are added up.
 ROUNDING = 1e-9
@@ -71,9 +74,9 @@ def plan(results_dir, tmp_path_factory):
     harmonization."""
     shared = Study(subjects=[1], output_dir=str(results_dir))
     folder = tmp_path_factory.mktemp("identity")
-    for subject in (1, 11):
+    for subject in (FIRST, origins.TARGET_SUBJECT):
         participants.cohort(shared, subject)
-        shutil.copytree(results_dir / f"sub-sim{subject:02d}", folder / f"sub-sim{subject:02d}")
+        shutil.copytree(results_dir / subject.name, folder / subject.name)
     return Study(subjects=[1], resolutions=[COARSE], output_dir=str(folder))
 
 
@@ -88,7 +91,7 @@ def identity(monkeypatch):
 @pytest.fixture
 def scored(plan, identity):
     return {
-        each: scoring.scores(plan, 1, each).set_index(["arm", "contrast", "region"])
+        each: scoring.scores(plan, FIRST, each).set_index(["arm", "contrast", "region"])
         for each in ("1a", "3", "4", "5", GROUND_TRUTH)
     }
 
@@ -137,10 +140,10 @@ def test_a_2d_source_is_not_perfect_and_a_preview_claims_no_3d_ssim(scored):
 def test_without_harmonizer_quality_falls_with_slice_separation(plan, contrast):
     from helpers.analysis import metrics
 
-    reference, _ = volumes.read(participants.cohort(plan, 1)[contrast])
-    brain = volumes.read(participants.cohort(plan, 1)["mask"])[0] > 0
+    reference, _ = volumes.read(participants.cohort(plan, FIRST)[contrast])
+    brain = volumes.read(participants.cohort(plan, FIRST)["mask"])[0] > 0
     ladder = [Resolution(3, 0), Resolution(4, 0), Resolution(5, 0), Resolution(5, 1), COARSE]
-    images = [steps.registered_volume(plan, 1, contrast, "axial", each) for each in ladder]
+    images = [steps.registered_volume(plan, FIRST, contrast, "axial", each) for each in ladder]
     psnr = [metrics.psnr(reference, image, metrics.data_range(reference), brain) for image in images]
     assert (np.diff(psnr) < 0).all(), psnr
 
@@ -156,7 +159,7 @@ def test_with_an_identity_harmonizer_experiments_3_and_4_agree_on_t1w(scored):
 def test_without_harmonizer_psnr_and_ssim_fall_with_separation_in_the_mean_of_1a_to_1c(plan, identity):
     ladder = ["3||0", "4||0", "5||0", "5||1", "5||1.5"]
     several = Study(**{**plan.literals(), "resolutions": ladder})
-    rows = pd.concat([scoring.scores(several, 1, experiment) for experiment in ("1a", "1b", "1c")])
+    rows = pd.concat([scoring.scores(several, FIRST, experiment) for experiment in ("1a", "1b", "1c")])
     means = (
         rows[(rows.arm == "input") & (rows.region == "brain")]
         .groupby("separation_mm")[["psnr_db", "ssim_axial"]]
@@ -180,19 +183,19 @@ def test_the_known_transform_is_at_least_as_good_as_the_estimated_one(plan):
 
 
 def input_psnr(plan, contrast, transform):
-    path = steps.registered(plan, 1, contrast, "axial", COARSE, transform)
-    return scoring.input_scores(plan, 1, contrast, path).set_index("region").psnr_db["brain"]
+    path = steps.registered(plan, FIRST, contrast, "axial", COARSE, transform)
+    return scoring.input_scores(plan, FIRST, contrast, path).set_index("region").psnr_db["brain"]
 
 
 def test_the_attention_is_kept_beside_each_image_and_becomes_a_table(plan, identity):
-    found = scoring.attention(plan, 1, "3")
+    found = scoring.attention(plan, FIRST, "3")
     assert len(found) == 3 * 3
     assert set(found.plane) == {"axial"}
     # The identity looks at the source of its own contrast alone.
     np.testing.assert_array_equal(found.weight, (found.source == found.target).astype(float))
     assert (found.weight_sd == 0).all()
     assert found[found.source == "T1w"].orientation.eq("3D").all()
-    assert scoring.attention(plan, 1, GROUND_TRUTH).resolution.eq("3D").all()
+    assert scoring.attention(plan, FIRST, GROUND_TRUTH).resolution.eq("3D").all()
 
 
 @pytest.fixture
@@ -212,17 +215,17 @@ def test_only_where_sources_differ_the_harmonizer_learns_how_they_were_acquired(
     monkeypatch.setattr(models, "harmonizer", lambda plan: Curious())
     remedied = dataclasses.replace(plan, remedies=["fusion"])
     aware = "harmonized, resolution-aware"
-    plain = steps.harmonized(plan, 1, "3", COARSE)
+    plain = steps.harmonized(plan, FIRST, "3", COARSE)
     given.clear()
-    mixed = steps.harmonized(remedied, 1, "3", COARSE, arm=aware)
+    mixed = steps.harmonized(remedied, FIRST, "3", COARSE, arm=aware)
     stacks = dict.fromkeys(("T2w", "FLAIR"), Acquisition("axial", COARSE))
     assert given == [{"T1w": None, **stacks}]
     assert volumes.read_sidecar(mixed["T1w"])["Remedies"] == ["fusion"]
     assert not set(plain.values()) & set(mixed.values())
     # Where all sources are alike nothing is new, and what is there is taken.
-    alike = steps.harmonized(plan, 1, "1a", COARSE)
+    alike = steps.harmonized(plan, FIRST, "1a", COARSE)
     given.clear()
-    assert steps.harmonized(remedied, 1, "1a", COARSE, arm=aware) == alike
+    assert steps.harmonized(remedied, FIRST, "1a", COARSE, arm=aware) == alike
     assert given == []
 
 
@@ -243,8 +246,8 @@ def test_the_arm_of_another_training_has_its_network_in_all_experiments(plan, id
 def test_remedies_are_arms_of_the_same_table_and_leave_the_others_as_they_are(plan, identity, quickly_taught):
     columns = ["arm", "contrast", "region"]
     for experiment in ("1a", "3"):
-        bare = scoring.scores(plan, 1, experiment)
-        found = scoring.scores(dataclasses.replace(plan, **quickly_taught), 1, experiment)
+        bare = scoring.scores(plan, FIRST, experiment)
+        found = scoring.scores(dataclasses.replace(plan, **quickly_taught), FIRST, experiment)
         assert list(found) == list(bare)
         kept = found[found.arm.isin(bare.arm.unique())]
         pd.testing.assert_frame_equal(kept.reset_index(drop=True), bare)
@@ -307,16 +310,17 @@ def test_stacks_that_cannot_be_super_resolved_are_refused_before_any_is_made(pla
 def test_a_dropped_contrast_of_a_simulated_subject_is_harmonized_and_not_given(plan, identity, monkeypatch):
     monkeypatch.setattr(models, "harmonizer", lambda plan: Imputing())
     complete = Study(**{**plan.literals(), "experiments": ["1b", "5"]})
-    before = {experiment: scoring.scores(complete, 1, experiment) for experiment in ("1b", "5")}
+    before = {experiment: scoring.scores(complete, FIRST, experiment) for experiment in ("1b", "5")}
     keys = {
         contrast: volumes.read_sidecar(path)["Key"]
-        for contrast, path in steps.harmonized(complete, 1, "1b", COARSE).items()
+        for contrast, path in steps.harmonized(complete, FIRST, "1b", COARSE).items()
     }
     some = Study(**{**complete.literals(), "dropped": ["T2w"]})
     for experiment in ("1b", "5"):
         columns = ["arm", "contrast", "region"]
         known, found = (
-            table.set_index(columns) for table in (before[experiment], scoring.scores(some, 1, experiment))
+            table.set_index(columns)
+            for table in (before[experiment], scoring.scores(some, FIRST, experiment))
         )
         assert set(known.index) - set(found.index) == {
             ("input", "T2w", region) for region in ("full", "brain")
@@ -329,16 +333,16 @@ def test_a_dropped_contrast_of_a_simulated_subject_is_harmonized_and_not_given(p
         assert found.psnr_db["harmonized", "FLAIR", "brain"] == pytest.approx(kept, rel=ROUNDING)
         assert "dropped" not in known
         assert set(found.dropped) == {"T2w"}
-    assert list(scoring.attention(some, 1, "5").source.unique()) == ["T1w", "FLAIR"]
-    assert set(scoring.frequencies(some, 1, "1b").contrast) == {"T1w", "FLAIR"}
+    assert list(scoring.attention(some, FIRST, "5").source.unique()) == ["T1w", "FLAIR"]
+    assert set(scoring.frequencies(some, FIRST, "1b").contrast) == {"T1w", "FLAIR"}
     assert set(scoring.all_registrations(some).contrast) == {"T1w", "FLAIR"}
     # What was made with all three is not taken for what was made without one, nor the other way round.
     now = {
         contrast: volumes.read_sidecar(path)["Key"]
-        for contrast, path in steps.harmonized(some, 1, "1b", COARSE).items()
+        for contrast, path in steps.harmonized(some, FIRST, "1b", COARSE).items()
     }
     assert all(now[contrast] != keys[contrast] for contrast in CONTRASTS)
-    again = steps.harmonized(complete, 1, "1b", COARSE)
+    again = steps.harmonized(complete, FIRST, "1b", COARSE)
     assert {contrast: volumes.read_sidecar(path)["Key"] for contrast, path in again.items()} == keys
 
 
@@ -356,9 +360,9 @@ def test_weights_of_attention_are_means_over_slices_by_the_area_of_the_brain(pla
     monkeypatch.setattr(models, "checkpoint_hash", lambda path: "uneven")
     monkeypatch.setattr(steps, "targets", lambda plan: dict.fromkeys(CONTRASTS))
     monkeypatch.setattr(steps, "_encoding", lambda plan, *source: steps.source_volume(plan, *source))
-    image = steps.registered_volume(plan, 1, "T2w", "axial", COARSE)
+    image = steps.registered_volume(plan, FIRST, "T2w", "axial", COARSE)
     below, above = (np.count_nonzero(image[:, :, part]) for part in (slice(40, 96), slice(96, 150)))
-    found = scoring.attention(plan, 1, "1a")
+    found = scoring.attention(plan, FIRST, "1a")
     found = found[found.target == "T2w"].set_index("source").weight
     np.testing.assert_allclose(
         found[["T1w", "T2w", "FLAIR"]], [below / (below + above), 0, above / (below + above)], atol=1e-6
@@ -366,7 +370,7 @@ def test_weights_of_attention_are_means_over_slices_by_the_area_of_the_brain(pla
 
 
 def test_frequencies_are_lost_by_the_stack_and_not_by_an_identity(plan, identity):
-    curves = scoring.frequencies(plan, 1, "1b")
+    curves = scoring.frequencies(plan, FIRST, "1b")
     found = scoring.cutoffs(curves)
     assert len(found) == 3 * 2
     assert set(found.arm) == {"input", "harmonized"}
@@ -375,11 +379,11 @@ def test_frequencies_are_lost_by_the_stack_and_not_by_an_identity(plan, identity
     wide = found.pivot(index="contrast", columns="arm", values="cutoff_per_mm")
     np.testing.assert_allclose(wide.input, wide.harmonized)
     # An axial preview skips the direction in which axial stacks are coarse, and a 3D source has none.
-    empty = scoring.frequencies(plan, 1, "1a")
+    empty = scoring.frequencies(plan, FIRST, "1a")
     assert empty.empty and list(empty.columns) == list(curves.columns)
     assert scoring.cutoffs(empty).empty
     assert scoring.cutoffs(scoring.all_frequencies(Study(**{**plan.literals(), "experiments": ["3"]}))).empty
-    assert set(scoring.frequencies(plan, 1, "4").contrast) == {"T2w", "FLAIR"}
+    assert set(scoring.frequencies(plan, FIRST, "4").contrast) == {"T2w", "FLAIR"}
 
 
 def test_tables_are_gathered_beside_the_scores_and_again_with_the_same_bytes(plan, identity):
@@ -436,8 +440,8 @@ def keys_of(plan, monkeypatch):
     keys = {}
     with monkeypatch.context() as patch:
         patch.setattr(cache, "is_done", lambda path, key: bool(keys.setdefault(path, key)))
-        scoring.scores(plan, 1, "1a")
-        scoring.frequencies(plan, 1, "1a")
+        scoring.scores(plan, FIRST, "1a")
+        scoring.frequencies(plan, FIRST, "1a")
     return keys
 
 
@@ -463,7 +467,7 @@ def keys_of(plan, monkeypatch):
 def test_a_raised_version_and_another_library_run_exactly_what_depends_on_them(
     scored, plan, monkeypatch, raised, libraries
 ):
-    scoring.frequencies(plan, 1, "1a")
+    scoring.frequencies(plan, FIRST, "1a")
     before = keys_of(plan, monkeypatch)
     if raised:
         stage = cache.STAGES[raised]
@@ -486,15 +490,15 @@ def test_a_raised_version_and_another_library_run_exactly_what_depends_on_them(
 
 
 def test_what_is_done_is_not_done_again(plan):
-    path = steps.registered(plan, 1, "T1w", "axial", COARSE)
+    path = steps.registered(plan, FIRST, "T1w", "axial", COARSE)
     before = {each: each.stat().st_mtime_ns for each in path.parent.iterdir()}
-    assert steps.registered(plan, 1, "T1w", "axial", COARSE) == path
+    assert steps.registered(plan, FIRST, "T1w", "axial", COARSE) == path
     assert {each: each.stat().st_mtime_ns for each in path.parent.iterdir()} == before
 
 
 @pytest.mark.parametrize("damage", ["sidecar gone", "sidecar cut", "volume gone", "other key"])
 def test_what_is_half_done_is_done_again_with_the_same_bytes(plan, damage):
-    path = steps.registered(plan, 1, "T1w", "axial", COARSE)
+    path = steps.registered(plan, FIRST, "T1w", "axial", COARSE)
     sidecar = volumes.sidecar_path(path)
     before, said = digest(path), sidecar.read_text()
     if damage == "sidecar gone":
@@ -505,27 +509,27 @@ def test_what_is_half_done_is_done_again_with_the_same_bytes(plan, damage):
         path.unlink()
     else:
         sidecar.write_text(json.dumps({**json.loads(said), "Key": "another"}))
-    steps.registered(plan, 1, "T1w", "axial", COARSE)
+    steps.registered(plan, FIRST, "T1w", "axial", COARSE)
     assert (digest(path), sidecar.read_text()) == (before, said)
 
 
 def test_of_several_images_only_the_one_that_is_missing_is_made(plan, identity):
     for paths, name in (
-        (steps.harmonized(plan, 1, "1a", COARSE), "T2w"),
-        (participants.cohort(plan, 1), "FLAIR"),
+        (steps.harmonized(plan, FIRST, "1a", COARSE), "T2w"),
+        (participants.cohort(plan, FIRST), "FLAIR"),
     ):
         before, times = digest(paths[name]), {path: path.stat().st_mtime_ns for path in paths.values()}
         volumes.sidecar_path(paths[name]).unlink()
-        steps.harmonized(plan, 1, "1a", COARSE)
+        steps.harmonized(plan, FIRST, "1a", COARSE)
         assert digest(paths[name]) == before
         assert [path for path in paths.values() if path.stat().st_mtime_ns != times[path]] == [paths[name]]
 
 
 def test_another_seed_is_another_key_and_the_known_transform_gives_the_same_image(plan):
-    path = steps.registered(plan, 1, "T2w", "axial", COARSE)
+    path = steps.registered(plan, FIRST, "T2w", "axial", COARSE)
     first, key = volumes.read(path)[0], volumes.read_sidecar(path)["Key"]
     other = Study(**{**plan.literals(), "seed": 5})
-    steps.registered(other, 1, "T2w", "axial", COARSE)
+    steps.registered(other, FIRST, "T2w", "axial", COARSE)
     assert volumes.read_sidecar(path)["Key"] != key
     # Another motion, but known, so undone to rounding.
     np.testing.assert_allclose(volumes.read(path)[0], first, atol=1e-3 * first.max())
@@ -539,9 +543,9 @@ def test_a_preview_keeps_the_visited_slices_of_a_registered_stack_and_computes_t
             folders.folder(plan) / path, tmp_path / path, ignore=shutil.ignore_patterns("*acq-*", "*rec-*")
         )
     whole = dataclasses.replace(plan, slice_step=1, output_dir=str(tmp_path))
-    expected, affine = volumes.read(steps.registered(whole, 1, "T1w", "axial", COARSE))
-    np.testing.assert_array_equal(steps.registered_volume(plan, 1, "T1w", "axial", COARSE), expected)
-    path = steps.registered(plan, 1, "T1w", "axial", COARSE)
+    expected, affine = volumes.read(steps.registered(whole, FIRST, "T1w", "axial", COARSE))
+    np.testing.assert_array_equal(steps.registered_volume(plan, FIRST, "T1w", "axial", COARSE), expected)
+    path = steps.registered(plan, FIRST, "T1w", "axial", COARSE)
     kept, kept_affine = volumes.read(path)
     some, some_affine = steps.visited(plan, expected, affine)
     np.testing.assert_array_equal(kept, some)
@@ -553,14 +557,18 @@ def test_a_preview_keeps_the_visited_slices_of_a_registered_stack_and_computes_t
         == hashlib.sha256(np.ascontiguousarray(expected)).hexdigest()
     )
     # What ANTs estimates is costly, and kept whole.
-    assert volumes.geometry(steps.registered(plan, 1, "T1w", "axial", COARSE, "rigid"))[0] == (192, 224, 192)
+    assert volumes.geometry(steps.registered(plan, FIRST, "T1w", "axial", COARSE, "rigid"))[0] == (
+        192,
+        224,
+        192,
+    )
 
 
 def test_what_was_registered_for_other_slices_is_made_again(plan):
-    first = steps.registered(plan, 1, "FLAIR", "axial", COARSE)
+    first = steps.registered(plan, FIRST, "FLAIR", "axial", COARSE)
     shape = volumes.geometry(first)[0]
     other = dataclasses.replace(plan, slice_step=23)
-    assert steps.registered(other, 1, "FLAIR", "axial", COARSE) == first
+    assert steps.registered(other, FIRST, "FLAIR", "axial", COARSE) == first
     assert (shape, volumes.geometry(first)[0]) == ((192, 224, 17), (192, 224, 8))
 
 
@@ -578,7 +586,7 @@ def test_experiments_that_share_a_source_encode_it_once(plan, monkeypatch):
     steps._encoded_slices.cache_clear()
     rows = ("1a", "2", "3", "5")
     for row in rows:
-        steps.harmonized(plan, 1, row, COARSE)
+        steps.harmonized(plan, FIRST, row, COARSE)
     # Three axial stacks, two of other orientations in experiment 2, two 3D images.
     assert len(encoded) == len(set(encoded)) == 3 + 2 + 2
     steps._encoded_slices.cache_clear()
@@ -595,13 +603,13 @@ def test_experiments_that_are_harmonized_together_get_the_same_source_and_the_fi
             return super().harmonize_all(cases, targets, geometries, **settings)
 
     monkeypatch.setattr(models, "harmonizer", lambda plan: Watching())
-    alone = {row: steps.harmonized(plan, 1, row, COARSE) for row in rows}
+    alone = {row: steps.harmonized(plan, FIRST, row, COARSE) for row in rows}
     before = {path: digest(path) for paths in alone.values() for path in paths.values()}
     alone["2"]["T2w"].unlink()
     for path in alone["5"].values():
         path.unlink()
     taken.clear()
-    steps.harmonized_together(plan, 1, rows, COARSE)
+    steps.harmonized_together(plan, FIRST, rows, COARSE)
     assert {path: digest(path) for path in before} == before
     second, fifth = taken[0].values()  # what was missing
     assert len(taken) == 1
@@ -609,7 +617,7 @@ def test_experiments_that_are_harmonized_together_get_the_same_source_and_the_fi
 
 
 def test_a_stack_says_what_it_is(plan):
-    sidecar = volumes.read_sidecar(steps.degraded(plan, 1, "T1w", "sagittal", COARSE))
+    sidecar = volumes.read_sidecar(steps.degraded(plan, FIRST, "T1w", "sagittal", COARSE))
     assert sidecar["SliceThickness"] == 5
     assert sidecar["SpacingBetweenSlices"] == 6.5
     assert sidecar["MRAcquisitionType"] == "2D"
@@ -638,9 +646,9 @@ def test_a_missing_checkpoint_is_named(tmp_path):
 
 @pytest.mark.slow
 def test_with_noise_of_its_own_no_arm_is_better_than_the_noise_allows(results_dir, tmp_path):
-    for subject in (1, 11):
+    for subject in (FIRST, origins.TARGET_SUBJECT):
         participants.cohort(Study(output_dir=str(results_dir)), subject)
-        shutil.copytree(results_dir / f"sub-sim{subject:02d}", tmp_path / f"sub-sim{subject:02d}")
+        shutil.copytree(results_dir / subject.name, tmp_path / subject.name)
     plan = Study(
         subjects=[1],
         experiments=["1a", "3"],
@@ -663,9 +671,10 @@ def test_a_whole_volume_in_three_planes_fused_nears_the_exact_truth(results_dir)
 
     plan = Study(subjects=[1], slice_step=1, output_dir=str(results_dir))
     sources = {
-        contrast: volumes.read(path)[0] for contrast, path in steps.source_images(plan, 1, "3", FINE).items()
+        contrast: volumes.read(path)[0]
+        for contrast, path in steps.source_images(plan, FIRST, "3", FINE).items()
     }
-    target = volumes.read(participants.cohort(plan, phantom.TARGET_SEED)["T1w"])[0]
+    target = volumes.read(participants.cohort(plan, origins.TARGET_SUBJECT)["T1w"])[0]
     harmonizer = haca3.load(layout.ROOT / plan.weights)
     result = harmonizer.harmonize(sources, {"T1w": target}, orientations=ORIENTATIONS, details=True)
     image, planes = result.images["T1w"], result.unfused["T1w"]

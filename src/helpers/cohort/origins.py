@@ -1,6 +1,6 @@
 """Whose images lie in a folder of results: those of a data set of one's own, or of simulated subjects.
 
-Each kind has names of its own (`helpers.layout.name`), and a folder of results holds one kind: so no
+Each kind has names of its own (`helpers.study.subjects`), and a folder of results holds one kind: so no
 simulated brain can replace a person's image or be taken for it, and none of the other kind's tables either.
 The subjects that define the target stand in both.
 """
@@ -8,18 +8,11 @@ The subjects that define the target stand in both.
 import json
 from pathlib import Path
 
-from helpers import layout
 from helpers.cohort import phantom
-from helpers.study import TARGET
+from helpers.study.subjects import SimulatedSubject, Subject, TargetImages
 
-# Sidecars of earlier versions are recognised by these sentences: they stay as they are.
-OWN_DATA = "Prepared from images of a data set of one's own"
-SEMI_SYNTHETIC = "Semi-synthetic: simulated from tissue maps of real brains; not an acquisition of a person"
-
-
-def describe(subject: int | str) -> str:
-    """What a subject is, in a sentence for sidecars and reports."""
-    return OWN_DATA if isinstance(subject, str) else SEMI_SYNTHETIC
+#: The simulated subject whose images define the target unless others are given.
+TARGET_SUBJECT = SimulatedSubject(phantom.TARGET_SEED)
 
 
 def data_set(results: Path) -> str | None:
@@ -33,15 +26,14 @@ def data_set(results: Path) -> str | None:
         return None
 
 
-def refuse_mixture(results: Path, subject: int | str) -> None:
+def refuse_mixture(results: Path, subject: Subject) -> None:
     """Refuse a subject of the kind that a folder of results does not hold.
 
     Parameters
     ----------
     results : Path
         Folder of a study's results; it need not exist.
-    subject : int or str
-        Number of a simulated subject, or label of one's own.
+    subject : Subject
 
     Raises
     ------
@@ -49,45 +41,32 @@ def refuse_mixture(results: Path, subject: int | str) -> None:
         Naming the subject, what the folder holds and both readings; or that an earlier version replaced
         images of one's own there.
     """
+    if subject in (TARGET_SUBJECT, TargetImages()):
+        return
     source = data_set(results)
-    if isinstance(subject, int):
-        if source and subject != phantom.TARGET_SEED:
-            text = (
-                f"accepted are labels as text{_labels(results, subject)}, or for simulated subjects another "
-                "name or output_dir"
-            )
+    if subject.simulated:
+        if source:
             raise ValueError(
                 f"subject is {subject}, a simulated subject, but {results} holds images of the data set "
-                f"{source}: {text}"
+                f"{source}: accepted are labels as text{_labels(results, subject.number)}, or for simulated "
+                "subjects another name or output_dir"
             )
-    elif subject != TARGET:
-        simulated = _simulated_before(results, layout.name(subject).split("_")[0] if source else "sub-*")
-        if source and simulated:
-            raise ValueError(
-                f"{results}: {simulated[0]} holds a simulated brain instead of the image of the data set "
-                f"{source}: an earlier version "
-                "gave both the same name, and tables and figures may show the wrong one: remove "
-                f"{results / simulated[0]} and prepare "
-                "it again from bids_dir"
-            )
-        simulated = (
-            sorted(
-                path.name
-                for path in results.glob("sub-sim*")
-                if path.name != layout.name(phantom.TARGET_SEED)
-            )
-            or simulated
+        return
+    simulated = _simulated_before(results, f"sub-{subject.person}" if source else "sub-*")
+    if source and simulated:
+        raise ValueError(
+            f"{results}: {simulated[0]} holds a simulated brain instead of the image of the data set "
+            f"{source}: an earlier version gave both the same name, and tables and figures may show the "
+            f"wrong one: remove {results / simulated[0]} and prepare it again from bids_dir"
         )
-        if simulated and not source:
-            number = int(subject) if subject.isdecimal() and int(subject) else 1
-            text = (
-                f"accepted are numbers (papermill -p subject {number}), or for a data set another name or "
-                "output_dir"
-            )
-            raise ValueError(
-                f"subject is {subject!r}, a label of a data set, but {results} holds simulated subjects, "
-                f"{simulated[0]}: {text}"
-            )
+    names = sorted(path.name for path in results.glob("sub-sim*") if path.name != TARGET_SUBJECT.name)
+    if not source and (names or simulated):
+        number = int(subject.label) if subject.label.isdecimal() and int(subject.label) else 1
+        raise ValueError(
+            f"subject is {subject.label!r}, a label of a data set, but {results} holds simulated subjects, "
+            f"{(names or simulated)[0]}: accepted are numbers (papermill -p subject {number}), or for a "
+            "data set another name or output_dir"
+        )
 
 
 def earlier_version(results: Path) -> list[str]:
@@ -108,7 +87,7 @@ def _simulated_before(results: Path, name: str) -> list[str]:
     subject's 3D image."""
     subjects = set()
     for sidecar in results.glob(f"{name}/anat/*_desc-[pb]r*.json"):  # preproc and brain
-        if not sidecar.name.startswith("sub-sim") and _note(sidecar) == SEMI_SYNTHETIC:
+        if not sidecar.name.startswith("sub-sim") and _note(sidecar) == SimulatedSubject.origin:
             subjects.add(sidecar.parents[1].name)
     return sorted(subjects)
 
@@ -123,7 +102,7 @@ def _note(sidecar: Path) -> str | None:
 def _labels(results: Path, number: int) -> str:
     """How papermill is given a label: the one of the folder that a number may stand for, else its first."""
     labels = sorted(path.name.removeprefix("sub-") for path in results.glob("sub-*"))
-    labels = [label for label in labels if label != TARGET and not label.startswith("sim")]
+    labels = [label for label in labels if label != TargetImages().label and not label.startswith("sim")]
     label = next(
         (label for label in labels if label.isdecimal() and int(label) == number), next(iter(labels), "")
     )

@@ -26,6 +26,7 @@ from helpers.drawing import BLUE, GREEN, ORANGE, VERMILLION
 from helpers.grid import AXIS
 from helpers.lab import live
 from helpers.study import CONTRASTS, EXPERIMENTS, ONE_ORIENTATION, RESOLUTIONS, Resolution
+from helpers.study.subjects import Subject
 
 _DPI = 80
 _FILTERS = {
@@ -409,7 +410,7 @@ class Explorer:
 
     Parameters
     ----------
-    subjects : sequence of int
+    subjects : sequence of Subject
         To choose from.
     open_subject : callable
         Subject -> `live.Scene`.
@@ -424,7 +425,7 @@ class Explorer:
     def __init__(
         self,
         subjects,
-        open_subject: Callable[[int], live.Scene],
+        open_subject: Callable[[Subject], live.Scene],
         model,
         targets: Mapping,
         resolution: Resolution,

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import layout, volumes
-from helpers.cohort import origins
+from helpers.study.subjects import SimulatedSubject
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +155,7 @@ def compute(
             "Key": key,
             "Sources": [layout.uri(source) for source in inputs],
             "SpatialReference": layout.SPACE,
-            "Note": first.get("Note", origins.SEMI_SYNTHETIC),
+            "Note": first.get("Note", SimulatedSubject.origin),
             "SkullStripped": first.get("SkullStripped", True),
             "GeneratedBy": software(),
         }

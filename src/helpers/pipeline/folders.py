@@ -39,7 +39,7 @@ def root(plan: Study) -> Path:
             "Name": title(plan),
             "BIDSVersion": "1.10.0",
             "DatasetType": "derivative",
-            "GeneratedBy": [{**ours, "Description": origins.describe(plan.subjects[0])}, *others],
+            "GeneratedBy": [{**ours, "Description": plan.subjects[0].origin}, *others],
         }
         if plan.bids_dir:
             # Relative, as it would be shared: BIDS takes it from this folder.

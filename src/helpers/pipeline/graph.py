@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers import layout
-from helpers.cohort import phantom
+from helpers.cohort import origins, phantom
 from helpers.pipeline import cache, participants
-from helpers.study import GROUND_TRUTH, TARGET, Program, Study
+from helpers.study import GROUND_TRUTH, Program, Study
+from helpers.study.subjects import ALL, Subject, TargetImages
 
 #: The stages (`cache.STAGES`) whose results a notebook makes or shows: it is executed again when one of them
 #: changes.
@@ -91,14 +92,14 @@ class Task:
         return cache.notebook_key(self.notebook, self.parameters, STAGES.get(self.notebook.name[:2], ()))
 
 
-def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
+def tasks(plan: Study, unfit: Iterable[Subject] = ()) -> list[Task]:
     """The notebook executions that make up a study, in an order in which each comes after its needs.
 
     Parameters
     ----------
     plan : Study
         With its subjects named one by one, as `helpers.pipeline.participants.check_cohort` leaves them.
-    unfit : iterable of int or of str
+    unfit : iterable of Subject
         Subjects whose images could not be prepared: that is tried again, and the study is done with the
         others.
     """
@@ -113,7 +114,7 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
         )
         return name
 
-    literals = {**plan.literals(), "subjects": fit}
+    literals = {**plan.literals(), "subjects": [subject.literal for subject in fit]}
 
     def parameters(fields, **others):
         # Not the study file: a study may be made in Python, and a file may change while the study runs. And
@@ -123,7 +124,8 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
 
     remedied = "super-resolution" in plan.remedies
     learnt = ("remedies", "taught_on", "teaching_steps", "seed") if remedied else ()
-    literals["taught_on"] = [each for each in plan.taught_on if each in fit] or fit[:3] if remedied else []
+    teachers = [teacher for teacher in plan.taught_on if teacher in fit] or fit[:3] if remedied else []
+    literals["taught_on"] = [teacher.literal for teacher in teachers]
     # Only where a study has it, so that the keys of others stay what they were.
     kept = ("keep",) if plan.keep != "all" else ()
     common = ("name", "output_dir", "dropped", *kept)
@@ -174,13 +176,15 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
             add(
                 "00_cohort",
                 ["target"],
-                parameters(common, subject=phantom.TARGET_SEED),
+                parameters(common, subject=origins.TARGET_SUBJECT.literal),
                 images=3,
                 mb=3 * _COHORT_MB,
             )
         ]
-    elif aims := participants.acquired(plan, TARGET):  # Given as numbers, targets have no images to be made.
-        settings = parameters((*common, "targets", "seed"), subject=TARGET)
+    elif aims := participants.acquired(
+        plan, TargetImages()
+    ):  # Given as numbers, targets have no images to be made.
+        settings = parameters((*common, "targets", "seed"), subject=TargetImages().literal)
         target = [
             add(
                 "00_cohort",
@@ -195,17 +199,17 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
     def harmonize(subject, rows, number, encodings, needs, resolution=None):
         """Rows of Table 1 at all resolutions or at one: whoever harmonizes them together encodes each source
         once."""
-        who = [layout.name(subject)]
-        settings = parameters(harmonized, subject=subject, experiment=rows[0])
+        names = [subject.name]
+        settings = parameters(harmonized, subject=subject.literal, experiment=rows[0])
         settings |= {"other_experiments": rows[1:]} if rows[1:] else {}
         if resolution:
-            who.append(f"res-{resolution.slug}")
+            names.append(f"res-{resolution.slug}")
             settings["changes"] |= {"resolutions": [resolution.label]}
         elif rows == [GROUND_TRUTH]:
-            who.append(f"exp-{GROUND_TRUTH}")
+            names.append(f"exp-{GROUND_TRUTH}")
         more_s = number * harmonized_s + encodings * encoding_s
         notebook = "a2_other_harmonizer" if other else "04_harmonization"
-        return add(notebook, who, settings, needs, number, number * harmonized_mb, more_s)
+        return add(notebook, names, settings, needs, number, number * harmonized_mb, more_s)
 
     # What is simulated is simulated whole, and never unfit: it can go through the first notebooks together
     # with its neighbours.
@@ -214,7 +218,8 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
     groups = _groups(plan.subjects, 1 if plan.bids_dir else int(_TOGETHER_S / longest_s))
 
     def people(group):
-        return {"subject": group[0], **({"other_subjects": group[1:]} if group[1:] else {})}
+        first, *others = [subject.literal for subject in group]
+        return {"subject": first, **({"other_subjects": others} if others else {})}
 
     for group in groups:
         who, number = [_range(group)], len(group) * images
@@ -230,14 +235,19 @@ def tasks(plan: Study, unfit: Iterable[int | str] = ()) -> list[Task]:
         if group[0] not in fit:
             continue
         if group[0] == fit[0]:
-            add("01_slice_profiles", [], parameters(common, subject=fit[0], interactive=False), [start])
+            add(
+                "01_slice_profiles",
+                [],
+                parameters(common, subject=fit[0].literal, interactive=False),
+                [start],
+            )
         settings = parameters(acquired, **people(group), interactive=False)
         made_here = add("02_degradation", who, settings, [start], images=number, mb=number * _STACK_MB)
         stacks |= dict.fromkeys(group, made_here)
-    teachers = [subject for subject in literals["taught_on"] if subject in stacks]
+    teachers = [teacher for teacher in teachers if teacher in stacks]
     lessons = []
     for resolution in plan.resolutions if teachers else ():
-        settings = parameters(learning, subject=teachers[0], resolution=resolution.label, results="")
+        settings = parameters(learning, subject=teachers[0].literal, resolution=resolution.label, results="")
         needs = list(dict.fromkeys(stacks[subject] for subject in teachers))
         more_s = plan.teaching_steps * _TEACHING_STEP_S
         lessons.append(add("08_remedies", [f"res-{resolution.slug}"], settings, needs, more_s=more_s))
@@ -280,9 +290,9 @@ def _groups(values: Sequence, size: int) -> list[list]:
     return [list(values[start:end]) for start, end in itertools.pairwise(ends)]
 
 
-def _range(subjects: Sequence[int | str]) -> str:
+def _range(subjects: Sequence[Subject]) -> str:
     """What the task of some subjects is called after: the first of them and the last."""
-    return "_to_".join(dict.fromkeys((layout.name(subjects[0]), layout.name(subjects[-1]))))
+    return "_to_".join(dict.fromkeys((subjects[0].name, subjects[-1].name)))
 
 
 def choose(wanted: list[Task], patterns: Iterable[str]) -> list[Task]:
@@ -324,17 +334,17 @@ def check_subjects(plan: Study) -> None:
         Naming the subject and those that are accepted.
     """
     strangers = [subject for subject in plan.taught_on if subject not in plan.subjects]
-    if strangers and plan.subjects != ("all",):
+    if strangers and plan.subjects != (ALL,):
         accepted = f"accepted are the study's subjects, {', '.join(map(str, plan.subjects))}"
-        raise ValueError(f"taught_on has {strangers[0]!r}: {accepted}")
+        raise ValueError(f"taught_on has {strangers[0].literal!r}: {accepted}")
     for subject in plan.subjects:
-        if isinstance(subject, str):
+        if not subject.simulated:
             if not plan.bids_dir:
                 raise ValueError(
-                    f"subjects has {subject!r}, a label: accepted without bids_dir are numbers, 1 to 10"
+                    f"subjects has {subject.label!r}, a label: accepted without bids_dir are numbers, 1 to 10"
                 )
-        elif subject == phantom.TARGET_SEED or subject >= phantom.FIRST_TRAINING_SEED:
-            use = "defines the target" if subject == phantom.TARGET_SEED else "is for training"
+        elif subject == origins.TARGET_SUBJECT or subject.number >= phantom.FIRST_TRAINING_SEED:
+            use = "defines the target" if subject == origins.TARGET_SUBJECT else "is for training"
             raise ValueError(
                 f"subjects has {subject}, which {use}: accepted are 1 to 10, and 12 to "
                 f"{phantom.FIRST_TRAINING_SEED - 1}"

@@ -2,10 +2,10 @@
 
 from collections.abc import Collection, Iterator, Sequence
 
-from helpers import layout
 from helpers.pipeline import folders, graph
 from helpers.pipeline.graph import Task
 from helpers.study import Study
+from helpers.study.subjects import Subject
 
 #: What volumes of a step are called (``desc-``), and the notebooks that read them.
 _READ_BY = {
@@ -32,18 +32,16 @@ def remove_unneeded(plan: Study, everything: Sequence[Task], done: Collection[st
         return
     for subject, step in unneeded(plan, everything, done):
         names, _ = _READ_BY[step]
-        for folder in folders.folder(plan).glob(f"{layout.name(subject).split('_')[0]}*"):
+        for folder in folders.folder(plan).glob(f"{subject.name.split('_')[0]}*"):
             for name in names:
-                for path in folder.rglob(f"{layout.name(subject)}_*desc-{name}*.nii.gz"):
+                for path in folder.rglob(f"{subject.name}_*desc-{name}*.nii.gz"):
                     path.unlink(missing_ok=True)
 
 
-def unneeded(
-    plan: Study, everything: Sequence[Task], done: Collection[str]
-) -> Iterator[tuple[int | str, str]]:
+def unneeded(plan: Study, everything: Sequence[Task], done: Collection[str]) -> Iterator[tuple[Subject, str]]:
     """The subjects and steps of which no volume is needed by what is not done yet."""
     waiting = [task for task in everything if task.name not in done]
-    left = {}  # subject -> notebooks that are yet to be executed for it
+    left = {}  # number or label of a subject -> notebooks that are yet to be executed for it
     for task in waiting:
         for subject in _subjects(plan, task):
             left.setdefault(subject, set()).add(task.notebook.name[:2])
@@ -52,17 +50,18 @@ def unneeded(
             # A preview makes a registered volume anew from its stack.
             others = () if step == "degradation" and plan.slice_step == 1 else (*_HARMONIZE, _ANALYSES)
             own = ("03",) if step == "registration" else ()
-            if not left.get(subject, set()) & {*readers, *others, *own}:
+            if not left.get(subject.literal, set()) & {*readers, *others, *own}:
                 yield subject, step
 
 
-def _subjects(plan: Study, task: Task) -> list[int | str]:
-    """Of whom a task reads volumes: the analysis shows those of the first subject."""
+def _subjects(plan: Study, task: Task) -> list:
+    """Numbers or labels of the subjects of which a task reads volumes. The analysis shows those of the first
+    subject."""
     notebook, given = task.notebook.name[:2], task.parameters
     if notebook == _ANALYSES:
         return [given["changes"]["subjects"][0]]
     if notebook == "08":  # what super-resolves was taught on several
-        return list(plan.subjects)
+        return plan.literals()["subjects"]
     return [given["subject"], *given.get("other_subjects", [])]
 
 
@@ -79,13 +78,13 @@ def largest_mb(plan: Study, order: Sequence[Task]) -> float:
     size, done, alive, largest = 0.0, set(), {}, 0.0
     for task in order:
         done.add(task.name)
-        who, step = _subjects(plan, task), steps.get(task.notebook.name[:2])
+        subjects, step = _subjects(plan, task), steps.get(task.notebook.name[:2])
         size += task.size_mb if step is None else graph.REPORT_MB
-        for subject in who if step else ():
-            volumes_mb = (task.size_mb - graph.REPORT_MB) / len(who)
+        for subject in subjects if step else ():
+            volumes_mb = (task.size_mb - graph.REPORT_MB) / len(subjects)
             alive[subject, step] = alive.get((subject, step), 0.0) + volumes_mb
         largest = max(largest, size + sum(alive.values()))
         if plan.keep == "tables":
-            for one in unneeded(plan, order, done):
-                alive.pop(one, None)
+            for subject, removed in unneeded(plan, order, done):
+                alive.pop((subject.literal, removed), None)
     return largest

@@ -13,14 +13,15 @@ import numpy as np
 from helpers import grid, layout, volumes
 from helpers.cohort import origins, phantom
 from helpers.pipeline import cache, folders
-from helpers.study import CONTRASTS, TARGET, Study, require_label
+from helpers.study import CONTRASTS, Study
+from helpers.study.subjects import OwnSubject, Subject, TargetImages, require_label
 
 
-def cohort(plan: Study, subject: int | str) -> dict[str, Path]:
+def cohort(plan: Study, subject: Subject) -> dict[str, Path]:
     """The subject's high-resolution images and brain mask, 1 mm isotropic in MNI space.
 
-    A number is a semi-synthetic subject: n is scanned by the study's scanner n, the target subject by the
-    target scanner. A label is one of the study's `bids_dir`, or `TARGET`; without a `bids_dir` what was
+    Simulated subject n is scanned by the study's scanner n, the target subject by the target scanner. Images
+    of one's own are prepared from the study's `bids_dir`, or from its `targets`; without these, what was
     prepared before is taken.
 
     Returns
@@ -38,15 +39,15 @@ def cohort(plan: Study, subject: int | str) -> dict[str, Path]:
         If it was not prepared, and the study does not say from what.
     """
     origins.refuse_mixture(folders.folder(plan), subject)
-    contrasts = CONTRASTS if isinstance(subject, int) or subject == TARGET else plan.given
+    contrasts = plan.given if subject.may_lack_contrasts else CONTRASTS
     paths = {
         contrast: layout.image(folders.root(plan), subject, contrast, desc="preproc")
         for contrast in contrasts
     }
     paths["mask"] = layout.image(folders.root(plan), subject, "mask", desc="brain")
-    if isinstance(subject, int):
-        _simulate(subject, paths)
-    elif plan.bids_dir or (subject == TARGET and plan.targets):
+    if subject.simulated:
+        _simulate(subject.number, paths)
+    elif plan.bids_dir or (subject == TargetImages() and plan.targets):
         _prepare(plan, subject, paths)
     elif missing := [
         path
@@ -58,9 +59,9 @@ def cohort(plan: Study, subject: int | str) -> dict[str, Path]:
 
 
 def anatomies(plan: Study) -> dict[int, str]:
-    """Simulated subject -> the embedded brain that it was made from, as its sidecar names it."""
-    masks = {s: cohort(plan, s)["mask"] for s in plan.subjects if isinstance(s, int)}
-    return {subject: volumes.read_sidecar(path)["Anatomy"] for subject, path in masks.items()}
+    """Number of a simulated subject -> the embedded brain that it was made from, as its sidecar names it."""
+    simulated = [subject for subject in plan.subjects if subject.simulated]
+    return {s.number: volumes.read_sidecar(cohort(plan, s)["mask"])["Anatomy"] for s in simulated}
 
 
 #: `helpers.cohort.phantom.subject`, remembering the last one: notebook 00 writes a subject's images, then
@@ -68,22 +69,22 @@ def anatomies(plan: Study) -> dict[int, str]:
 person = functools.lru_cache(maxsize=1)(phantom.subject)
 
 
-def _simulate(subject: int, paths: Mapping[str, Path]) -> None:
-    target = subject == phantom.TARGET_SEED
-    scanner = "target" if target else f"study-{(subject - 1) % 10 + 1}"
+def _simulate(number: int, paths: Mapping[str, Path]) -> None:
+    target = number == phantom.TARGET_SEED
+    scanner = "target" if target else f"study-{(number - 1) % 10 + 1}"
     # What `phantom.subject` reads.
-    files = sorted(layout.ANATOMY.glob(f"sub-{phantom.anatomy_of(subject)}_*.nii.gz"))
+    files = sorted(layout.ANATOMY.glob(f"sub-{phantom.anatomy_of(number)}_*.nii.gz"))
     anatomy = {path.name: volumes.read_sidecar(path)["ContentSha256"] for path in files}
-    key = cache.key("cohort", [], {"subject": subject, "scanner": scanner, "anatomy": anatomy})
+    key = cache.key("cohort", [], {"subject": number, "scanner": scanner, "anatomy": anatomy})
 
     def work(missing):
-        someone, machine = person(subject), phantom.scanner(scanner)
+        someone, machine = person(number), phantom.scanner(scanner)
         for name in missing:
             if name == "mask":
                 yield someone.brain, someone.affine, {"Type": "Brain", "Anatomy": someone.anatomy}
             else:
                 image = phantom.render(
-                    someone, machine, name, noise_seed=1000 * subject + CONTRASTS.index(name)
+                    someone, machine, name, noise_seed=1000 * number + CONTRASTS.index(name)
                 )
                 yield (
                     image,
@@ -98,22 +99,22 @@ def _simulate(subject: int, paths: Mapping[str, Path]) -> None:
     cache.compute(paths, key, [], work)
 
 
-def acquired(plan: Study, subject: int | str) -> dict[str, Path]:
+def acquired(plan: Study, subject: Subject) -> dict[str, Path]:
     """Contrast -> the image that the subject's high-resolution image is made from: for a simulated subject
     that image itself."""
-    if isinstance(subject, int):
+    if subject.simulated:
         return {contrast: path for contrast, path in cohort(plan, subject).items() if contrast != "mask"}
-    if subject == TARGET:
+    if subject == TargetImages():
         return {contrast: Path(path) for contrast, path in plan.targets if isinstance(path, str)}
     if not plan.bids_dir:
         raise ValueError(
-            f"subject is {subject!r}, a label, and bids_dir is empty: accepted are numbers, or bids_dir "
-            "with that label in it"
+            f"subject is {subject.label!r}, a label, and bids_dir is empty: accepted are numbers, or "
+            "bids_dir with that label in it"
         )
-    subjects, left_out = layout.find_subjects(plan.bids_dir, [subject], dict(plan.select), plan.given)
-    if subject not in subjects:
+    subjects, left_out = layout.find_subjects(plan.bids_dir, [subject.label], dict(plan.select), plan.given)
+    if subject.label not in subjects:
         raise ValueError(f"{plan.bids_dir}: {'; '.join(left_out.values())}")
-    return subjects[subject]
+    return subjects[subject.label]
 
 
 def check_cohort(plan: Study, voxels: bool = True) -> tuple[Study, dict[str, str]]:
@@ -150,32 +151,34 @@ def check_cohort(plan: Study, voxels: bool = True) -> tuple[Study, dict[str, str
         raise ValueError(
             f"output_dir is {plan.bids_dir}, which is bids_dir as well: accepted is a folder of its own"
         )
-    subjects, left_out = layout.find_subjects(plan.bids_dir, plan.subjects, dict(plan.select), plan.given)
-    for label in subjects:
-        origins.refuse_mixture(folders.folder(plan), label)
+    labels = [subject.label for subject in plan.subjects]
+    paths, left_out = layout.find_subjects(plan.bids_dir, labels, dict(plan.select), plan.given)
+    subjects = {OwnSubject(label): images for label, images in paths.items()}
+    for subject in subjects:
+        origins.refuse_mixture(folders.folder(plan), subject)
     files = {
-        path: _is_prepared(plan, label, contrast, path)
-        for label, images in subjects.items()
+        path: _is_prepared(plan, subject, contrast, path)
+        for subject, images in subjects.items()
         for contrast, path in images.items()
     }
     examined = _examine_files([path for path, done in files.items() if not done], voxels)
     examined |= _examine_files([path for path, done in files.items() if done], voxels=False)
     seen: dict[tuple, str] = {}
-    for label, images in subjects.items():
+    for subject, images in subjects.items():
         try:
-            require_label(label)
+            require_label(subject.label)
             _refuse(images, {contrast: examined[path]() for contrast, path in images.items()})
             for contrast, path in images.items():
                 # Nothing but a copy has the same bytes: even the same voxels are compressed with another
                 # time.
-                twin = seen.setdefault(volumes.fingerprint(path), f"{layout.name(label)}'s {contrast}")
-                if twin != f"{layout.name(label)}'s {contrast}":
+                twin = seen.setdefault(volumes.fingerprint(path), f"{subject.name}'s {contrast}")
+                if twin != f"{subject.name}'s {contrast}":
                     raise ValueError(
                         f"{path}: the same file as {twin}: accepted are images of different people"
                     )
         except (ValueError, OSError) as error:
-            left_out[label] = str(error)
-    fit = tuple(label for label in subjects if label not in left_out)
+            left_out[subject.label] = str(error)
+    fit = tuple(subject for subject in subjects if subject.label not in left_out)
     if not fit:
         first = "; ".join(list(left_out.values())[:3])
         raise ValueError(
@@ -184,10 +187,10 @@ def check_cohort(plan: Study, voxels: bool = True) -> tuple[Study, dict[str, str
     return dataclasses.replace(plan, subjects=fit), left_out
 
 
-def _is_prepared(plan: Study, label: str, contrast: str, path: Path) -> bool:
+def _is_prepared(plan: Study, subject: Subject, contrast: str, path: Path) -> bool:
     """Whether an image was prepared after it last changed, so that it was looked at then."""
     prepared = volumes.look(
-        volumes.sidecar_path(layout.image(folders.folder(plan), label, contrast, desc="preproc"))
+        volumes.sidecar_path(layout.image(folders.folder(plan), subject, contrast, desc="preproc"))
     )
     image = volumes.look(path)
     return bool(prepared and image and prepared[1] > image[1])
@@ -206,7 +209,7 @@ def _examine_files(paths: Sequence[Path], voxels: bool) -> dict[Path, Callable[[
     return examination.side_by_side(examine, paths)
 
 
-def findings(plan: Study, unfit: Iterable[str] = ()) -> list[str]:
+def findings(plan: Study, unfit: Iterable[Subject] = ()) -> list[str]:
     """What is wrong with images of one's own that take part all the same, a line each; those of `unfit`
     subjects do not.
 
@@ -220,22 +223,20 @@ def findings(plan: Study, unfit: Iterable[str] = ()) -> list[str]:
         for contrast in plan.given:
             path = layout.image(folders.root(plan), subject, contrast, desc="preproc")
             sidecar = volumes.read_sidecar(path) or {}
-            name = f"{layout.name(subject)} {contrast}"
+            name = f"{subject.name} {contrast}"
             lines += [f"{name}: {item}" for item in sidecar.get("Findings", [])]
             twin = first.setdefault(sidecar.get("ContentSha256", name), name)
             if twin != name:
                 lines.append(f"{name}: the same voxels as {twin}: accepted are images of different people")
-            elif (
-                contrast == "T1w" and isinstance(subject, str) and cache.is_done(path, sidecar.get("Key", ""))
-            ):
+            elif contrast == "T1w" and not subject.simulated and cache.is_done(path, sidecar.get("Key", "")):
                 portraits[subject] = _portrait(plan, path)
     for one, other in itertools.combinations(portraits, 2):
         alike = float(portraits[one] @ portraits[other])
         # Sessions of one subject are one person.
-        if alike > preparation.SAME_PERSON and one.split("_")[0] != other.split("_")[0]:
+        if alike > preparation.SAME_PERSON and one.person != other.person:
             value = f"correlation {alike:.2f}, suspicious above {preparation.SAME_PERSON}"
             lines.append(
-                f"{layout.name(other)} T1w: looks like {layout.name(one)} scanned again ({value}): accepted "
+                f"{other.name} T1w: looks like {one.name} scanned again ({value}): accepted "
                 "are different people"
             )
     return lines
@@ -253,7 +254,7 @@ def _portrait(plan: Study, image: Path) -> np.ndarray:
     return cache.read_arrays(path)["portrait"]
 
 
-def _prepare(plan: Study, subject: str, paths: Mapping[str, Path]) -> None:
+def _prepare(plan: Study, subject: OwnSubject, paths: Mapping[str, Path]) -> None:
     """Examine images of one's own and bring them onto the MNI grid."""
     from helpers.cohort import examination, preparation
 
@@ -262,11 +263,12 @@ def _prepare(plan: Study, subject: str, paths: Mapping[str, Path]) -> None:
         volumes.record_use(path)
     contents = {contrast: hashlib.sha256(path.read_bytes()).hexdigest() for contrast, path in files.items()}
     # Notebooks that use a target know nothing of what is done to subjects.
-    brain = plan.brain if subject != TARGET else "extract"
+    targets = subject == TargetImages()
+    brain = "extract" if targets else plan.brain
     parameters = {"contents": contents, "brain": brain, "seed": plan.seed}
     key = cache.key("preparation", [], parameters)
     # Each image of a target is a subject of its own, of whom nothing else need be known.
-    together = [list(files)] if subject != TARGET else [[contrast] for contrast in files]
+    together = [[contrast] for contrast in files] if targets else [list(files)]
 
     def work(missing):
         images = {contrast: volumes.read(path) for contrast, path in files.items()}
@@ -285,7 +287,7 @@ def _prepare(plan: Study, subject: str, paths: Mapping[str, Path]) -> None:
                     prepared.images[contrast],
                     grid.AFFINE,
                     {
-                        "Note": origins.OWN_DATA,
+                        "Note": subject.origin,
                         **_origin([files[contrast]], plan, subject),
                         "SkullStripped": brain == "extract" or examination.is_stripped(images[contrast][0]),
                         "Findings": [str(item) for item in [*findings, *prepared.findings[contrast]]],
@@ -302,16 +304,16 @@ def _prepare(plan: Study, subject: str, paths: Mapping[str, Path]) -> None:
             yield (
                 union,
                 grid.AFFINE,
-                {"Type": "Brain", "Note": origins.OWN_DATA, **_origin(files.values(), plan, subject)},
+                {"Type": "Brain", "Note": subject.origin, **_origin(files.values(), plan, subject)},
             )
 
     cache.compute({name: paths[name] for name in (*files, "mask")}, key, [], work)
 
 
-def _origin(files: Iterable[Path], plan: Study, subject: str) -> dict:
+def _origin(files: Iterable[Path], plan: Study, subject: OwnSubject) -> dict:
     """Where a prepared image comes from. Images of a target need not be in any data set: they are named
     only."""
-    if subject == TARGET:
+    if subject == TargetImages():
         return {"Sources": [], "TargetImages": [path.name for path in files]}
     return {"Sources": [layout.uri(path, "source", plan.bids_dir) for path in files]}
 

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 
 from helpers.analysis import figures, remedies
-from helpers.cohort import origins
 from helpers.pipeline import folders
 from helpers.study import CONTRASTS, ONE_ORIENTATION, Resolution, Study
 
@@ -185,7 +184,7 @@ def page(plan: Study, states: pd.DataFrame, folder: Path, remarks: Mapping[str, 
         left = int((states.state != "done").sum())
         told_left = f"Not at its end yet: {left} of {len(states)} notebooks are to be executed"
         parts.append(f"<p>{told_left}, and the result comes with the last.</p>")
-    parts.append(f'<p class="note">{origins.describe(plan.subjects[0])}. {html.escape(_settings(plan))}</p>')
+    parts.append(f'<p class="note">{plan.subjects[0].origin}. {html.escape(_settings(plan))}</p>')
     if told:
         parts += [*_verdicts(plan), *_remedies(plan)]
     parts += [*_figures(plan, folder, done), *_remarks(remarks), *_notebooks(states, folder)]

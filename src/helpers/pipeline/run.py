@@ -16,7 +16,7 @@ from types import MappingProxyType
 
 import pandas as pd
 
-from helpers import layout, volumes
+from helpers import volumes
 from helpers.cohort import origins
 from helpers.pipeline import (
     clean,
@@ -110,7 +110,7 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
                 )
                 unfit = status.unfit_subjects(plan, {name for name, each in before.items() if _failed(each)})
                 left_out |= {
-                    subject: f"{layout.name(subject)}: {before[f'00_cohort_{layout.name(subject)}'].error}"
+                    subject.name: f"{subject.name}: {before[f'00_cohort_{subject.name}'].error}"
                     for subject in unfit
                 }
                 everything = graph.tasks(plan, unfit)

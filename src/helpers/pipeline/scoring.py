@@ -20,9 +20,10 @@ from helpers.study import (
     Study,
     sources,
 )
+from helpers.study.subjects import Subject
 
 
-def scores(plan: Study, subject: int | str, experiment: str) -> pd.DataFrame:
+def scores(plan: Study, subject: Subject, experiment: str) -> pd.DataFrame:
     """Score one experiment at every resolution; one CSV per resolution is kept.
 
     Arms: ``harmonized`` against the harmonized 3D images, ``input`` (no harmonizer: the registered
@@ -42,11 +43,11 @@ def scores(plan: Study, subject: int | str, experiment: str) -> pd.DataFrame:
     )
 
 
-def _scores(plan: Study, subject: int | str, experiment: str, resolution: Resolution | None) -> pd.DataFrame:
+def _scores(plan: Study, subject: Subject, experiment: str, resolution: Resolution | None) -> pd.DataFrame:
     from helpers.analysis import metrics
 
     slug = f"_res-{resolution.slug}" if resolution else ""
-    path = folders.root(plan) / "tables" / f"{layout.name(subject)}_exp-{experiment}{slug}_scores.csv"
+    path = folders.root(plan) / "tables" / f"{subject.name}_exp-{experiment}{slug}_scores.csv"
     mask, truth = (
         participants.cohort(plan, subject)["mask"],
         steps.harmonized(plan, subject, GROUND_TRUTH, None),
@@ -88,7 +89,7 @@ def _scores(plan: Study, subject: int | str, experiment: str, resolution: Resolu
     return cache.read_table(path)
 
 
-def input_scores(plan: Study, subject: int | str, contrast: str, image: Path) -> pd.DataFrame:
+def input_scores(plan: Study, subject: Subject, contrast: str, image: Path) -> pd.DataFrame:
     """Score a source of HACA3 against the subject's 3D image: what is lost before the harmonizer does
     anything.
 
@@ -113,7 +114,7 @@ def input_scores(plan: Study, subject: int | str, contrast: str, image: Path) ->
     return cache.read_table(path)
 
 
-def frequencies(plan: Study, subject: int | str, experiment: str) -> pd.DataFrame:
+def frequencies(plan: Study, subject: Subject, experiment: str) -> pd.DataFrame:
     """What is left of each through-plane frequency in the sources of HACA3 and in what it makes of them; a
     CSV per resolution is kept.
 
@@ -133,13 +134,13 @@ def frequencies(plan: Study, subject: int | str, experiment: str) -> pd.DataFram
     return pd.concat(parts, ignore_index=True)
 
 
-def _frequencies(plan: Study, subject: int | str, experiment: str, resolution: Resolution) -> pd.DataFrame:
+def _frequencies(plan: Study, subject: Subject, experiment: str, resolution: Resolution) -> pd.DataFrame:
     from helpers.analysis import metrics
 
     path = (
         folders.root(plan)
         / "tables"
-        / f"{layout.name(subject)}_exp-{experiment}_res-{resolution.slug}_frequencies.csv"
+        / f"{subject.name}_exp-{experiment}_res-{resolution.slug}_frequencies.csv"
     )
     mask, truth = (
         participants.cohort(plan, subject)["mask"],
@@ -212,7 +213,7 @@ def cutoffs(curves: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, "cutoff_per_mm"])
 
 
-def attention(plan: Study, subject: int | str, experiment: str) -> pd.DataFrame:
+def attention(plan: Study, subject: Subject, experiment: str) -> pd.DataFrame:
     """How much each source weighed in each harmonized image of one experiment, from the sidecars.
 
     Returns
@@ -272,7 +273,7 @@ def all_registrations(plan: Study) -> pd.DataFrame:
                     steps.registered(plan, subject, contrast, orientation, resolution)
                 )
                 about = {
-                    "subject": _called(subject),
+                    "subject": subject.table_value,
                     "contrast": contrast,
                     "orientation": orientation,
                     "resolution": resolution.label,
@@ -295,7 +296,7 @@ def all_registrations(plan: Study) -> pd.DataFrame:
     return _gather(plan, "registrations", [pd.DataFrame(rows, columns=columns)])
 
 
-def downstream(plan: Study, subject: int | str, experiment: str) -> pd.DataFrame:
+def downstream(plan: Study, subject: Subject, experiment: str) -> pd.DataFrame:
     """Lesions and volumes in the images of one experiment at every resolution, against a reference; one CSV
     per resolution is kept.
 
@@ -316,11 +317,11 @@ def downstream(plan: Study, subject: int | str, experiment: str) -> pd.DataFrame
 
 
 def _downstream(
-    plan: Study, subject: int | str, experiment: str, resolution: Resolution | None
+    plan: Study, subject: Subject, experiment: str, resolution: Resolution | None
 ) -> pd.DataFrame:
     slug = f"_res-{resolution.slug}" if resolution else ""
-    path = folders.root(plan) / "tables" / f"{layout.name(subject)}_exp-{experiment}{slug}_downstream.csv"
-    exact = {"exact": segmentations.exact(plan, subject)} if isinstance(subject, int) else {}
+    path = folders.root(plan) / "tables" / f"{subject.name}_exp-{experiment}{slug}_downstream.csv"
+    exact = {"exact": segmentations.exact(plan, subject)} if subject.simulated else {}
     known = {
         arm: segmentations.segmented(plan, subject, GROUND_TRUTH, None, arm, images)
         for arm, images in segmentations.arms(plan, subject, GROUND_TRUTH, None).items()
@@ -396,14 +397,9 @@ def _gather(plan: Study, name: str, parts: list[pd.DataFrame]) -> pd.DataFrame:
     return table
 
 
-def _called(subject: int | str) -> int | str:
-    """A subject in tables. A label of digits would be read back as a number."""
-    return layout.name(subject) if isinstance(subject, str) else subject
-
-
-def _about(subject: int | str, experiment: str, resolution: Resolution | None, contrast: str) -> dict:
+def _about(subject: Subject, experiment: str, resolution: Resolution | None, contrast: str) -> dict:
     return {
-        "subject": _called(subject),
+        "subject": subject.table_value,
         "experiment": experiment,
         "resolution": resolution.label if resolution else GROUND_TRUTH,
         "thickness_mm": resolution.thickness_mm if resolution else 1.0,
@@ -489,7 +485,7 @@ def headline(plan: Study) -> str:
 
 
 def figure_2_panels(
-    plan: Study, subject: int | str, examples: Mapping[str, tuple[str, Resolution | None]]
+    plan: Study, subject: Subject, examples: Mapping[str, tuple[str, Resolution | None]]
 ) -> dict[str, np.ndarray]:
     """The panels of figure 2: a slice of the T1w source and of the harmonized T1w image for each example.
 

@@ -11,6 +11,7 @@ from helpers.analysis import downstream
 from helpers.cohort import phantom
 from helpers.pipeline import cache, folders, participants, steps
 from helpers.study import CONTRASTS, GROUND_TRUTH, Resolution, Study
+from helpers.study.subjects import SimulatedSubject, Subject
 
 #: Label -> tissues of `helpers.cohort.phantom` that it stands for.
 _EXACT = {
@@ -24,7 +25,7 @@ _INPUTS = {"input": "input", "super-resolved input": "superResolvedInput"}
 
 
 def arms(
-    plan: Study, subject: int | str, experiment: str, resolution: Resolution | None
+    plan: Study, subject: Subject, experiment: str, resolution: Resolution | None
 ) -> dict[str, dict[str, Path]]:
     """Arm -> contrast -> image, for the arms of the score table; of the ground truth also itself, as
     ``harmonized``.
@@ -44,7 +45,7 @@ def arms(
 
 def segmented(
     plan: Study,
-    subject: int | str,
+    subject: Subject,
     experiment: str,
     resolution: Resolution | None,
     arm: str,
@@ -83,7 +84,7 @@ def segmented(
     return path
 
 
-def exact(plan: Study, subject: int) -> Path:
+def exact(plan: Study, subject: SimulatedSubject) -> Path:
     """Labels of a simulated subject as it was made, by the tissue that has most of a voxel; in the sidecar
     the volumes of its tissues, fractions of voxels and all, as ``VolumesMl``."""
     path = layout.image(folders.root(plan), subject, "dseg", desc="exact")
@@ -92,7 +93,7 @@ def exact(plan: Study, subject: int) -> Path:
     def work(_):
         fractions = {
             name: steps.visited(plan, part, grid.AFFINE)
-            for name, part in participants.person(subject).fractions.items()
+            for name, part in participants.person(subject.number).fractions.items()
         }
         affine = fractions["WM"][1]
         parts = {label: sum(fractions[tissue][0] for tissue in names) for label, names in _EXACT.items()}
@@ -163,7 +164,7 @@ def measures(plan: Study, reference: Path, other: Path) -> list[dict]:
     ]
 
 
-def lesion_panels(plan: Study, subject: int | str, experiment: str) -> list[dict]:
+def lesion_panels(plan: Study, subject: Subject, experiment: str) -> list[dict]:
     """A slice of the harmonized FLAIR images of an experiment, with the lesions found and missed in it.
 
     It is the slice that shows most of what is missed at the coarsest resolution.

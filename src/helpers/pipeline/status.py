@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers import layout
 from helpers.pipeline import cache, folders, graph, log
 from helpers.study import Study
+from helpers.study.subjects import Subject
 
 
 def report_folder(plan: Study) -> Path:
@@ -59,9 +59,9 @@ def first_tasks(wanted: list[graph.Task]) -> list[graph.Task]:
     return [task for task in wanted if not task.needs]
 
 
-def unfit_subjects(plan: Study, failed: set[str]) -> tuple[int | str, ...]:
+def unfit_subjects(plan: Study, failed: set[str]) -> tuple[Subject, ...]:
     """The subjects whose images could not be prepared, given the tasks that failed."""
-    return tuple(subject for subject in plan.subjects if f"00_cohort_{layout.name(subject)}" in failed)
+    return tuple(subject for subject in plan.subjects if f"00_cohort_{subject.name}" in failed)
 
 
 def states(wanted: list[graph.Task], folder: Path, repair: bool = False) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from helpers import grid, layout, volumes
-from helpers.cohort import phantom
+from helpers.cohort import origins
 from helpers.grid import AXIS
 from helpers.harmonizers import protocol
 from helpers.pipeline import cache, folders, models, participants
@@ -23,13 +23,12 @@ from helpers.study import (
     CONTRASTS,
     GRID_MM,
     ORIENTATIONS,
-    TARGET,
     Program,
     Resolution,
     Study,
-    subject_seed,
     visited_slices,
 )
+from helpers.study.subjects import Subject, TargetImages
 
 #: Remedies -> what images that were harmonized with them are called.
 _HARMONIZED = {
@@ -44,9 +43,7 @@ _HARMONIZED = {
 RESOLVER_CHANNELS = 32
 
 
-def degraded(
-    plan: Study, subject: int | str, contrast: str, orientation: str, resolution: Resolution
-) -> Path:
+def degraded(plan: Study, subject: Subject, contrast: str, orientation: str, resolution: Resolution) -> Path:
     """The 2D acquisition simulated from the subject's high-resolution image."""
     from helpers.acquisition import degradation, rf_pulse
 
@@ -134,7 +131,7 @@ def _load_resolver(path: Path, content: str, resolution: Resolution):
 
 
 def super_resolved(
-    plan: Study, subject: int | str, contrast: str, orientation: str, resolution: Resolution
+    plan: Study, subject: Subject, contrast: str, orientation: str, resolution: Resolution
 ) -> Path:
     """The simulated 2D acquisition with 1 mm between its slices, by the `resolver` of its resolution."""
     from helpers import super_resolution
@@ -158,7 +155,7 @@ def super_resolved(
 
 def registered(
     plan: Study,
-    subject: int | str,
+    subject: Subject,
     contrast: str,
     orientation: str,
     resolution: Resolution,
@@ -198,7 +195,7 @@ def registered(
 
     def work(_):
         brain, affine = cache.read_volume(images["mask"])
-        true = registration.motion(plan.seed, subject, contrast, orientation)
+        true = registration.motion(plan.seed, subject.seed, contrast, orientation)
         if transform == "known":
             estimated = true
         else:
@@ -229,7 +226,7 @@ def registered(
 
 def registered_volume(
     plan: Study,
-    subject: int | str,
+    subject: Subject,
     contrast: str,
     orientation: str,
     resolution: Resolution,
@@ -243,7 +240,7 @@ def registered_volume(
     transform, acquired = transform or plan.transform, (plan, subject, contrast, orientation, resolution)
     if not _holds_slices(plan, transform):
         return cache.read_volume(registered(*acquired, transform, resolved))[0]
-    true = registration.motion(plan.seed, subject, contrast, orientation)
+    true = registration.motion(plan.seed, subject.seed, contrast, orientation)
     return _resampled(_stack(*acquired, resolved), true, true)
 
 
@@ -269,7 +266,7 @@ def _resampled(stack: Path, true: np.ndarray, estimated: np.ndarray) -> np.ndarr
 
 
 def source_images(
-    plan: Study, subject: int | str, experiment: str, resolution: Resolution | None, resolved: bool = False
+    plan: Study, subject: Subject, experiment: str, resolution: Resolution | None, resolved: bool = False
 ) -> dict[str, Path]:
     """Contrast -> path of the image that HACA3 gets for it in an experiment of Table 1; nothing for a dropped
     contrast."""
@@ -288,7 +285,7 @@ def _source_file(plan, subject, contrast, orientation, resolution, resolved: boo
 
 def harmonized(
     plan: Study,
-    subject: int | str,
+    subject: Subject,
     experiment: str,
     resolution: Resolution | None,
     again: bool = False,
@@ -319,7 +316,7 @@ def harmonized(
 
 
 def harmonized_together(
-    plan: Study, subject: int | str, experiments: Iterable[str], resolution: Resolution
+    plan: Study, subject: Subject, experiments: Iterable[str], resolution: Resolution
 ) -> None:
     """Compute what is missing of `harmonized`, in all arms of several experiments of Table 1 at one
     resolution: a source that they share is encoded once."""
@@ -360,9 +357,7 @@ def _harmonization(plan, subject, experiment, resolution, arm="harmonized", agai
         "anatomy": plan.anatomy,
         "mask": plan.mask,
         # One noise field per subject, the same for its ground truth and for every arm.
-        "seed": int(
-            np.random.SeedSequence([plan.seed, subject_seed(subject), int(again)]).generate_state(1)[0]
-        ),
+        "seed": int(np.random.SeedSequence([plan.seed, subject.seed, int(again)]).generate_state(1)[0]),
         "slice_step": plan.slice_step,
     }
     network = _with_network(plan, remedies)
@@ -402,7 +397,7 @@ def _numbers(plan: Study) -> dict[str, list]:
 
 def _harmonize(
     plan: Study,
-    subject: int | str,
+    subject: Subject,
     together: Sequence[_Harmonization],
     resolution: Resolution | None,
     removable: bool,
@@ -496,7 +491,7 @@ def _attention(result, target: str) -> dict:
 
 def _harmonized_otherwise(
     plan: Study,
-    subject: int | str,
+    subject: Subject,
     experiment: str,
     resolution: Resolution | None,
     again: bool,
@@ -554,14 +549,13 @@ def _geometry(orientations: dict[str, str], resolution: Resolution) -> dict:
 def target_images(plan: Study) -> dict[str, Path]:
     """Contrast -> path of the image that says how harmonized images look; a contrast given by theta and eta
     has none."""
-    if not plan.targets:
-        return {contrast: participants.cohort(plan, phantom.TARGET_SEED)[contrast] for contrast in CONTRASTS}
     given = [contrast for contrast, target in plan.targets if isinstance(target, str)]
-    return {contrast: participants.cohort(plan, TARGET)[contrast] for contrast in given}
+    contrasts = given if plan.targets else CONTRASTS
+    return {contrast: participants.cohort(plan, _target_subject(plan))[contrast] for contrast in contrasts}
 
 
-def _target_subject(plan: Study) -> int | str:
-    return TARGET if plan.targets else phantom.TARGET_SEED
+def _target_subject(plan: Study) -> Subject:
+    return TargetImages() if plan.targets else origins.TARGET_SUBJECT
 
 
 def visited(plan: Study, volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -642,7 +636,7 @@ def targets(plan: Study) -> dict:
 
 def _encoding(
     plan: Study,
-    subject: int | str,
+    subject: Subject,
     contrast: str,
     orientation: str,
     resolution: Resolution | None,
@@ -663,7 +657,7 @@ def _encoding(
 
 def source_volume(
     plan: Study,
-    subject: int | str,
+    subject: Subject,
     contrast: str,
     orientation: str,
     resolution: Resolution | None,
@@ -677,7 +671,7 @@ def source_volume(
 
 def _given(
     plan: Study,
-    subject: int | str,
+    subject: Subject,
     contrast: str,
     orientation: str,
     resolution: Resolution | None,

@@ -10,14 +10,15 @@ import os
 import re
 import tomllib
 import urllib.parse
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from pathlib import Path
 
+from helpers.study.subjects import ALL, SimulatedSubject, Subject, read_subject
+
 #: Where relative paths of weights start, and those of study files in a notebook.
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 CONTRASTS = ("T1w", "T2w", "FLAIR")
 #: What HACA3 can do without. Not T1w: it is what is registered to MNI, and what the brain is found in.
@@ -45,20 +46,11 @@ BRAINS = ("extract", "keep")
 HARMONIZERS = ("haca3", "none", "histogram", "zscore", "nyul")
 KEEP = ("all", "tables")
 
-#: The subject that stands for images given as targets.
-TARGET = "target"
-
 #: Smallest and largest thickness, spacing and voxel that a scan of a brain may have, mm.
 PLAUSIBLE_MM = (0.1, 20.0)
 
 #: Voxels of the grid on which a study computes: thinner slices than these cannot be simulated from them, mm.
 GRID_MM = 1.0
-
-#: A subject of one's own: a BIDS label, and of several sessions which.
-_LABEL = re.compile(r"[A-Za-z0-9]+(_ses-[A-Za-z0-9]+)?")
-#: Labels that are not free, whatever the case: some file systems do not tell upper from lower case.
-_SIMULATED_LABEL = re.compile(r"sim[0-9]+(_.*)?", re.IGNORECASE)
-_TARGET_LABEL = re.compile(rf"{TARGET}(_.*)?", re.IGNORECASE)
 
 #: Which of several images: entities, and ``no-<key>`` for one that its name must not have.
 ENTITIES = re.compile(r"[A-Za-z]+-[A-Za-z0-9+]+(_[A-Za-z]+-[A-Za-z0-9+]+)*")
@@ -234,7 +226,7 @@ def require(name: str, value, accepted: Iterable):
 
     Examples
     --------
-    >>> check("experiment", 2, EXPERIMENTS)
+    >>> require("experiment", 2, EXPERIMENTS)
     '2'
     """
     accepted = tuple(accepted)
@@ -410,48 +402,6 @@ def _target_table(numbers: tuple[float, ...]) -> dict:
     return {"theta": list(numbers[:2]), "eta": list(numbers[2:4]), "norm": numbers[4]}
 
 
-def require_label(label: str) -> str:
-    """Return `label` if images of one's own may have it, else raise one line that says why not.
-
-    Raises
-    ------
-    ValueError
-        If it is no label of BIDS, or would give files of one's own the names of a simulated subject's or of a
-        target's.
-
-    Examples
-    --------
-    >>> check_label("01_ses-2")
-    '01_ses-2'
-    """
-    if not _LABEL.fullmatch(label):
-        raise ValueError(f"{label!r}: accepted are labels of letters and digits, such as '01' or '01_ses-2'")
-    if _SIMULATED_LABEL.fullmatch(label):
-        raise ValueError(
-            f"{label!r}, as files of simulated subjects are named: accepted are other labels than sim and "
-            "digits"
-        )
-    if _TARGET_LABEL.fullmatch(label):
-        raise ValueError(
-            f"{label!r}, as files of images given as targets are named: accepted are other labels than "
-            f"{TARGET}"
-        )
-    return label
-
-
-def subject_seed(subject: int | str) -> int:
-    """What random numbers of a subject start from: its number, or for a label one that no numbered subject
-    has.
-
-    Examples
-    --------
-    >>> subject_seed(7), subject_seed("7") > 2**32
-    (7, True)
-    """
-    # A checksum, since Python's own hash of a text differs from process to process.
-    return 2**32 + zlib.crc32(subject.encode()) if isinstance(subject, str) else subject
-
-
 def read_toml(path: str | Path) -> list[tuple[Path, dict]]:
     """A study file and the files that it builds on (``extends = "ten.toml"``, relative to the file that says
     so).
@@ -506,9 +456,9 @@ class Study:
     ----------
     name : str
         Letters, digits and hyphens; the folder below ``data/derivatives``.
-    subjects : tuple of int or of str
-        Seeds of the semi-synthetic subjects, of which 1 to 10 are the study's; or labels of your own, as in
-        ``sub-<label>``, which stand for all sessions of a subject, ``"01_ses-2"`` for one. Unless given:
+    subjects : tuple of Subject
+        Given as seeds of the semi-synthetic subjects, of which 1 to 10 are the study's; or as labels of your
+        own, ``sub-<label>``, which stand for all sessions of a subject, ``"01_ses-2"`` for one. Unless given:
         subject 1, or all in `bids_dir`, as does ``"all"``.
     experiments : tuple of str
         Keys of `EXPERIMENTS`.
@@ -548,7 +498,7 @@ class Study:
         network, of `resolution_weights`.
     resolution_weights : str
         Checkpoint of a HACA3 that was trained to make the 3D image of sources that differ in resolution.
-    taught_on : tuple of int or of str
+    taught_on : tuple of Subject
         Subjects by whose stacks networks learn to super-resolve, one network for each resolution. Unless
         given: the first three.
     teaching_steps : int
@@ -592,7 +542,7 @@ class Study:
     """
 
     name: str = "demo"
-    subjects: tuple[int | str, ...] | None = None
+    subjects: tuple[Subject, ...] | None = None
     experiments: tuple[str, ...] = tuple(EXPERIMENTS)
     resolutions: tuple[Resolution, ...] = RESOLUTIONS
     transform: str = "known"
@@ -608,7 +558,7 @@ class Study:
     compiled: bool = True
     remedies: tuple[str, ...] = ()
     resolution_weights: str = "data/models/harmonizer-resolution.pt"
-    taught_on: tuple[int | str, ...] = ()
+    taught_on: tuple[Subject, ...] = ()
     teaching_steps: int = 4000
     seed: int = 0
     planes: tuple[str, ...] = ()
@@ -638,35 +588,24 @@ class Study:
                 # there.
                 settle(field, str(path.resolve() if field.endswith("_dir") else path))
         if self.subjects is None:
-            settle("subjects", ("all",) if self.bids_dir else (1,))
+            settle("subjects", (ALL,) if self.bids_dir else (SimulatedSubject(1),))
         for field in ("subjects", "experiments", "resolutions", "reconstruction"):
             values = getattr(self, field)
-            values = (values,) if isinstance(values, (str, int, Resolution)) else values
+            values = (values,) if isinstance(values, (str, int, Resolution, Subject)) else values
             if not isinstance(values, (list, tuple)) or not values:
                 raise ValueError(f"{field} is {values!r}: accepted is a list of at least one")
             settle(field, tuple(values))
-        for subject in self.subjects:
-            if isinstance(subject, str):
-                # Notebook 00 prepares a target's images as a subject of their own.
-                if subject != TARGET or self.bids_dir:
-                    try:
-                        require_label(subject)
-                    except ValueError as error:
-                        raise ValueError(f"subjects has {error}") from None
-            elif isinstance(subject, bool) or not isinstance(subject, int) or subject < 1:
-                raise ValueError(
-                    f"subjects has {subject!r}: accepted are whole numbers from 1, and with bids_dir labels "
-                    "as text (papermill -r subject LABEL)"
-                )
-            elif self.bids_dir:
-                raise ValueError(
-                    f"subjects has {subject!r}, the number of a simulated subject: accepted with bids_dir "
-                    "are labels as text, "
-                    f"such as '{subject:02d}' (papermill -r subject {subject:02d})"
-                )
-        if len({type(subject) for subject in self.subjects}) > 1:
+        if not isinstance(self.taught_on, (list, tuple)):
+            raise ValueError(f"taught_on is {self.taught_on!r}: accepted is a list of subjects")
+        for field in ("subjects", "taught_on"):
+            try:
+                settle(field, tuple(read_subject(e, bool(self.bids_dir)) for e in getattr(self, field)))
+            except ValueError as error:
+                raise ValueError(f"{field} has {error}") from None
+        if len({subject.simulated for subject in self.subjects}) > 1:
+            names = [subject.literal for subject in self.subjects]
             text = "accepted are numbers of semi-synthetic subjects or labels of your own, not both"
-            raise ValueError(f"subjects is {list(self.subjects)!r}: {text}")
+            raise ValueError(f"subjects is {names!r}: {text}")
         for field in ("planes", "ladder"):
             if not isinstance(getattr(self, field), (list, tuple)) or not all(
                 isinstance(each, str) and each for each in getattr(self, field)
@@ -704,9 +643,6 @@ class Study:
                 )
             # In the order of the vocabulary: which was named first makes no other study.
             settle(field, tuple(sorted((require(field, each, known) for each in values), key=known.index)))
-        if not isinstance(self.taught_on, (list, tuple)):
-            raise ValueError(f"taught_on is {self.taught_on!r}: accepted is a list of subjects")
-        settle("taught_on", tuple(self.taught_on))
         for field in (
             "subjects",
             "experiments",
@@ -882,6 +818,7 @@ class Study:
             plain["harmonizer"] |= {"command": list(self.harmonizer.command)}
         return {
             **plain,
+            **{field: [e.literal for e in getattr(self, field)] for field in ("subjects", "taught_on")},
             "resolutions": [each.label for each in self.resolutions],
             "select": dict(self.select),
             "targets": targets,
@@ -901,7 +838,7 @@ class Study:
         }
 
     @property
-    def teachers(self) -> tuple[int | str, ...]:
+    def teachers(self) -> tuple[Subject, ...]:
         """Subjects by whose stacks networks learn to super-resolve."""
         return self.taught_on or self.subjects[:3]
 
