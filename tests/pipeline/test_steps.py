@@ -234,13 +234,13 @@ def test_the_arm_of_another_training_has_its_network_in_all_experiments(plan, id
     monkeypatch.setattr(models, "harmonizer", lambda plan: asked.append(plan.weights) or Identity())
     monkeypatch.setattr(models, "checkpoint_hash", lambda path: path.name)
     trained = dataclasses.replace(plan, remedies=["training"], resolution_weights="other.pt")
-    plain = steps.harmonized(trained, 1, "1a", COARSE)
+    plain = steps.harmonized(trained, FIRST, "1a", COARSE)
     assert set(asked) == {trained.weights}
     asked.clear()
-    images = steps.harmonized(trained, 1, "1a", COARSE, arm="harmonized, resolution-trained")
+    images = steps.harmonized(trained, FIRST, "1a", COARSE, arm="harmonized, resolution-trained")
     assert set(asked) == {"other.pt"} and not set(plain.values()) & set(images.values())
     assert volumes.read_sidecar(images["T1w"])["Harmonization"]["weights_file"] == "other.pt"
-    assert steps.harmonized(trained, 1, "1a", COARSE) == plain
+    assert steps.harmonized(trained, FIRST, "1a", COARSE) == plain
 
 
 def test_remedies_are_arms_of_the_same_table_and_leave_the_others_as_they_are(plan, identity, quickly_taught):

@@ -38,7 +38,7 @@ from helpers.analysis import statistics, tables
 from helpers.study import CONTRASTS, EXPERIMENTS, ONE_ORIENTATION, ORIENTATIONS, RESOLUTIONS, TRANSFORMS
 
 #: Resolutions that C11 calls the higher ones: slice separation below 5 mm.
-FINER = tuple(each.label for each in RESOLUTIONS if each.separation_mm < 5)
+FINER = tuple(resolution.label for resolution in RESOLUTIONS if resolution.separation_mm < 5)
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 

@@ -693,11 +693,11 @@ class Harmonizer:
             Case -> by target the slices (`slicing.volume_of`) and the attention, by source the keys.
         """
         axis = AXIS[orientation]
-        inside, shown, results = {}, {}, {}
+        inside, not_empty, results = {}, {}, {}
         for case, sources in cases.items():
             masks = {k: _COMBINE[mask](self._foregrounds(sources, orientation, k)) for k in ks}
-            inside[case] = {k: each for k, each in masks.items() if each.any()}
-            shown |= dict.fromkeys(inside[case])
+            inside[case] = {k: part for k, part in masks.items() if part.any()}
+            not_empty |= dict.fromkeys(inside[case])
             results[case] = (
                 {name: {} for name in targets},
                 {name: np.full((SLICE, len(sources)), np.nan, np.float32) for name in targets},
@@ -728,7 +728,7 @@ class Harmonizer:
                     }
 
         with side_by_side(self.device) as run:
-            list(run(work, self._batches(sorted(shown))))
+            list(run(work, self._batches(sorted(not_empty))))
         crop = slice(slicing.PAD[axis], slicing.PAD[axis] + SHAPE[axis])
         return {
             case: (
@@ -749,13 +749,13 @@ class Harmonizer:
         results : dict of str to (ndarray of shape (B, n), list of B ndarrays of shape (224, 224))
             Target contrast -> attention, and images in the units of the target.
         """
-        if self._empty is None and any(logits is None for each in codes for _, logits, _ in each):
+        if self._empty is None and any(logits is None for source in codes for _, logits, _ in source):
             # What an instance norm makes of nothing is rounding: the layers as published have the published
             # one.
             (self._empty,) = self._encode([np.zeros((SLICE, SLICE), np.float32)], self.networks)
-        filled = [[(code[1:] if code[1] is not None else self._empty) for code in each] for each in codes]
-        logits = [torch.stack([logits for logits, _ in each]) for each in filled]  # n of (B, 5, 224, 224)
-        key = torch.stack([torch.stack([key for _, key in each]) for each in filled], dim=1)  # (B, n, 4)
+        filled = [[(code[1:] if code[1] is not None else self._empty) for code in source] for source in codes]
+        logits = [torch.stack([logits for logits, _ in source]) for source in filled]  # n of (B, 5, 224, 224)
+        key = torch.stack([torch.stack([key for _, key in source]) for source in filled], dim=1)  # (B, n, 4)
         noise = {
             run: torch.stack([draw(k, run) for k in some]).to(self.device)
             for run in set((runs or {}).values())
@@ -771,14 +771,14 @@ class Harmonizer:
             attention = weights.cpu().numpy()
             weights = weights[:, :, None, None]  # (B, n, 1, 1)
             if self.variant == "haca3plus":
-                shown = [np.stack([shown for shown, _, _ in each]) for each in codes]  # n of (B, 224, 224)
-                known = torch.from_numpy(np.stack(shown, axis=1)).to(self.device)
+                masks = [np.stack([mask for mask, _, _ in source]) for source in codes]  # n of (B, 224, 224)
+                known = torch.from_numpy(np.stack(masks, axis=1)).to(self.device)
                 weights = attention_map(weights * known)  # (B, n, 224, 224)
             if acquisitions:
                 fused = self._mixed(logits, weights, attention, acquisitions, orientation, some)
             else:
                 fused = sum(
-                    weights[:, number, None] * each for number, each in enumerate(logits)
+                    weights[:, number, None] * part for number, part in enumerate(logits)
                 )  # (B, 5, 224, 224)
             if runs is not None:
                 fused = fused + noise[runs[name]]
@@ -942,11 +942,10 @@ def _checked(volume, what: str) -> np.ndarray:
         raise ValueError(f"{what} has shape {volume.shape}: accepted is the MNI grid {SHAPE}")
     if not volume.any():
         raise ValueError(f"{what} is zero everywhere: accepted is an image")
-    if (
-        shown := np.count_nonzero(volume > 0) / volume.size
-    ) <= 0.05:  # Its 95th percentile, by which it is scaled, would be 0.
+    filled = np.count_nonzero(volume > 0) / volume.size
+    if filled <= 0.05:  # Its 95th percentile, by which it is scaled, would be 0.
         raise ValueError(
-            f"{what} shows something in {shown:.1%} of its voxels: accepted is an image of more than 5%"
+            f"{what} shows something in {filled:.1%} of its voxels: accepted is an image of more than 5%"
         )
     return volume
 

@@ -725,12 +725,12 @@ class TableOne:
 
     Parameters
     ----------
-    found : (str, DataFrame)
+    scores : (str, DataFrame)
         Name and score table of a study that was run.
     """
 
-    def __init__(self, found: tuple[str, pd.DataFrame]):
-        self.found = found
+    def __init__(self, scores: tuple[str, pd.DataFrame]):
+        self.scores = scores
         self.experiment = _choice("experiment", list(EXPERIMENTS), "1a")
         self.says, self.figure = (
             w.HTML(),
@@ -750,7 +750,7 @@ class TableOne:
             + ", ".join(f"{contrast} <b>{how}</b>" for contrast, how in EXPERIMENTS[experiment].items())
             + "."
         ]
-        name, table = self.found
+        name, table = self.scores
         if experiment not in set(table.experiment):
             self.says.value = _text([*lines, f"The study “{name}” did not run this experiment."])
             self.figure.value = b""

@@ -106,12 +106,11 @@ def tasks(plan: Study, unfit: Iterable[Subject] = ()) -> list[Task]:
     planned, fit = [], [subject for subject in plan.subjects if subject not in set(unfit)]
 
     def add(notebook, who, parameters, needs=(), images=0, mb=0.0, more_s=0.0):
-        fixed, each = COST_S[notebook[:2]]
+        fixed_s, image_s = COST_S[notebook[:2]]
         name = "_".join((notebook, *who))
         path = layout.NOTEBOOKS / f"{notebook}.ipynb"
-        planned.append(
-            Task(name, path, parameters, tuple(needs), images, fixed + each * images + more_s, REPORT_MB + mb)
-        )
+        cost_s = fixed_s + image_s * images + more_s
+        planned.append(Task(name, path, parameters, tuple(needs), images, cost_s, REPORT_MB + mb))
         return name
 
     literals = {**plan.literals(), "subjects": [subject.literal for subject in fit]}

@@ -29,7 +29,7 @@ _CAPTIONS = {
     **{
         str(
             number
-        ): f"Figure {number}: {' and '.join(figures.MEASURES[each].split()[0] for each in measures)}, "
+        ): f"Figure {number}: {' and '.join(figures.MEASURES[measure].split()[0] for measure in measures)}, "
         f"experiment{'s' if len(experiments) > 1 else ''} {', '.join(experiments)}"
         for number, (experiments, measures) in figures.SCORE_FIGURES.items()
     },

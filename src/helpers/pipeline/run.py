@@ -108,7 +108,8 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
                 before = execute_all(
                     [task for task in status.first_tasks(wanted) if task.name in left], folder, where
                 )
-                unfit = status.unfit_subjects(plan, {name for name, each in before.items() if _failed(each)})
+                failed = {name for name, result in before.items() if _failed(result)}
+                unfit = status.unfit_subjects(plan, failed)
                 left_out |= {
                     subject.name: f"{subject.name}: {before[f'00_cohort_{subject.name}'].error}"
                     for subject in unfit
@@ -138,11 +139,10 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
                 )
             except OSError as error:  # A full disk must not take with it what is to be said of the notebooks.
                 print(f"the report could not be written: {error}", file=sys.stderr)
-    failed = {name: each.error for name, each in results.items() if _failed(each)}
+    failed = {name: result.error for name, result in results.items() if _failed(result)}
     skipped = [task.name for task in wanted if task.name not in results]
-    return Outcome(
-        failed, skipped, sum(each is not None for each in results.values()), page, time.monotonic() - started
-    )
+    executed = sum(result is not None for result in results.values())
+    return Outcome(failed, skipped, executed, page, time.monotonic() - started)
 
 
 def refuse_early(plan: Study, wanted: list[graph.Task]) -> None:
@@ -260,7 +260,7 @@ def _log(folder: Path, **event) -> bool:
 
 def _gather(
     client,
-    again,
+    renew: Callable[[], None],
     wanted: list[graph.Task],
     folder: Path,
     where: Cluster,
@@ -310,7 +310,7 @@ def _gather(
             if not waiting and not running:
                 return results
             if time.monotonic() - renewed > 20:
-                again()
+                renew()
                 renewed = time.monotonic()
             bar.show()
             if not running:

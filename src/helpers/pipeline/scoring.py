@@ -52,7 +52,7 @@ def _scores(plan: Study, subject: Subject, experiment: str, resolution: Resoluti
         participants.cohort(plan, subject)["mask"],
         steps.harmonized(plan, subject, GROUND_TRUTH, None),
     )
-    scored = steps.harmonized(plan, subject, experiment, resolution, again=resolution is None)
+    scored = steps.harmonized(plan, subject, experiment, resolution, repeat=resolution is None)
     row = (plan, subject, experiment, resolution)
     outputs = {"harmonized" if resolution else "ceiling": scored}
     inputs = {"input": steps.source_images(*row)}
@@ -67,15 +67,15 @@ def _scores(plan: Study, subject: Subject, experiment: str, resolution: Resoluti
         rows = []
         for contrast in CONTRASTS:
             arms, known = {}, {}
-            for arm, made in outputs.items():
-                if made[contrast] not in known:  # Arms may share an image.
-                    known[made[contrast]] = metrics.score(
+            for arm, paths in outputs.items():
+                if paths[contrast] not in known:  # Arms may share an image.
+                    known[paths[contrast]] = metrics.score(
                         cache.read_volume(truth[contrast])[0],
-                        volumes.read(made[contrast])[0],
+                        volumes.read(paths[contrast])[0],
                         brain,
                         steps.preview_axis(plan),
                     )
-                arms[arm] = known[made[contrast]]
+                arms[arm] = known[paths[contrast]]
             for arm, given in inputs.items():
                 if resolution and contrast in given:
                     arms[arm] = input_scores(plan, subject, contrast, given[contrast]).to_dict("records")
@@ -326,14 +326,14 @@ def _downstream(
         arm: segmentations.segmented(plan, subject, GROUND_TRUTH, None, arm, images)
         for arm, images in segmentations.arms(plan, subject, GROUND_TRUTH, None).items()
     }
-    made = known
+    labelled = known
     if resolution:
-        made = {
+        labelled = {
             arm: segmentations.segmented(plan, subject, experiment, resolution, arm, images)
             for arm, images in segmentations.arms(plan, subject, experiment, resolution).items()
         }
     pairs = {}
-    for arm, labels in made.items():
+    for arm, labels in labelled.items():
         reference = known.get("input" if "input" in arm else "harmonized")
         references = {"3D": reference} if reference and reference != labels else {}
         pairs |= {(arm, name): (then, labels) for name, then in (references | exact).items()}

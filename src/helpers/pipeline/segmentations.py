@@ -34,7 +34,7 @@ def arms(
     """
     row = (plan, subject, experiment, resolution)
     if experiment == GROUND_TRUTH:
-        outputs = {"harmonized": steps.harmonized(*row), "ceiling": steps.harmonized(*row, again=True)}
+        outputs = {"harmonized": steps.harmonized(*row), "ceiling": steps.harmonized(*row, repeat=True)}
     else:
         outputs = {arm: steps.harmonized(*row, arm=arm) for arm in plan.arms}
         if "super-resolution" in plan.remedies:

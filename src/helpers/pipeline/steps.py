@@ -288,7 +288,7 @@ def harmonized(
     subject: Subject,
     experiment: str,
     resolution: Resolution | None,
-    again: bool = False,
+    repeat: bool = False,
     arm: str = "harmonized",
 ) -> dict[str, Path]:
     """The three harmonized images of one experiment at one resolution.
@@ -297,7 +297,7 @@ def harmonized(
     ----------
     experiment : str
         A key of Table 1, or ``"3D"`` for the ground truth (then `resolution` is None).
-    again : bool
+    repeat : bool
         Sample the anatomy with another seed, or ask another harmonizer than HACA3 a second time: two ground
         truths give the self-noise ceiling.
     arm : str
@@ -309,8 +309,8 @@ def harmonized(
         Target contrast -> path. A preview holds the visited slices only, with the affine that says so.
     """
     if plan.harmonizer != "haca3":
-        return _harmonized_otherwise(plan, subject, experiment, resolution, again, arm)
-    one = _harmonization(plan, subject, experiment, resolution, arm, again)
+        return _harmonized_otherwise(plan, subject, experiment, resolution, repeat, arm)
+    one = _harmonization(plan, subject, experiment, resolution, arm, repeat)
     _harmonize(_with_network(plan, one.remedies), subject, [one], resolution, _removable(plan))
     return one.paths
 
@@ -348,16 +348,16 @@ class _Harmonization:
     weights: list
 
 
-def _harmonization(plan, subject, experiment, resolution, arm="harmonized", again=False) -> _Harmonization:
+def _harmonization(plan, subject, experiment, resolution, arm="harmonized", repeat=False) -> _Harmonization:
     remedies = plan.remedies_in(arm, experiment)
     inputs = source_images(plan, subject, experiment, resolution, _resolved(remedies, resolution))
-    paths = _harmonized_paths(plan, subject, experiment, resolution, remedies, again)
+    paths = _harmonized_paths(plan, subject, experiment, resolution, remedies, repeat)
     settings = {
         "orientations": list(plan.reconstruction),
         "anatomy": plan.anatomy,
         "mask": plan.mask,
         # One noise field per subject, the same for its ground truth and for every arm.
-        "seed": int(np.random.SeedSequence([plan.seed, subject.seed, int(again)]).generate_state(1)[0]),
+        "seed": int(np.random.SeedSequence([plan.seed, subject.seed, int(repeat)]).generate_state(1)[0]),
         "slice_step": plan.slice_step,
     }
     network = _with_network(plan, remedies)
@@ -372,8 +372,9 @@ def _harmonization(plan, subject, experiment, resolution, arm="harmonized", agai
     return _Harmonization(experiment, remedies, orientations, paths, parents, key, settings, weights)
 
 
-def _harmonized_paths(plan, subject, experiment, resolution, remedies, again: bool) -> dict[str, Path]:
-    desc, res = "harmonizedAgain" if again else _HARMONIZED[remedies], resolution.slug if resolution else None
+def _harmonized_paths(plan, subject, experiment, resolution, remedies, repeat: bool) -> dict[str, Path]:
+    desc = "harmonizedAgain" if repeat else _HARMONIZED[remedies]
+    res = resolution.slug if resolution else None
     return {
         contrast: layout.image(folders.root(plan), subject, contrast, desc=desc, rec=experiment, res=res)
         for contrast in CONTRASTS
@@ -392,7 +393,7 @@ def _resolved(remedies: Sequence[str], resolution: Resolution | None) -> bool:
 
 def _numbers(plan: Study) -> dict[str, list]:
     """The target contrasts that are given by theta, eta and norm."""
-    return {contrast: list(each) for contrast, each in plan.targets if not isinstance(each, str)}
+    return {contrast: list(target) for contrast, target in plan.targets if not isinstance(target, str)}
 
 
 def _harmonize(
@@ -494,7 +495,7 @@ def _harmonized_otherwise(
     subject: Subject,
     experiment: str,
     resolution: Resolution | None,
-    again: bool,
+    repeat: bool,
     arm: str,
 ) -> dict[str, Path]:
     """`harmonized` with another harmonizer than HACA3, which sees whole volumes."""
@@ -502,12 +503,12 @@ def _harmonized_otherwise(
     resolved = _resolved(remedies, resolution)
     inputs = source_images(plan, subject, experiment, resolution, resolved)
     aims = target_images(plan)
-    paths = _harmonized_paths(plan, subject, experiment, resolution, remedies, again)
+    paths = _harmonized_paths(plan, subject, experiment, resolution, remedies, repeat)
     masks = [participants.cohort(plan, person)["mask"] for person in (subject, _target_subject(plan))]
     parents = [*inputs.values(), *aims.values(), *masks]
     identity = protocol.identity(plan.harmonizer)
     orientations = plan.sources(experiment)
-    parameters = {"harmonizer": identity, "again": again}
+    parameters = {"harmonizer": identity, "again": repeat}
     if plan.slice_step > 1:
         parameters |= {"plane": plan.reconstruction[0], "slice_step": plan.slice_step}
     key = cache.key("other harmonizers", parents, parameters)
@@ -522,8 +523,7 @@ def _harmonized_otherwise(
             name = paths[missing[0]].name.removesuffix(".nii.gz").rpartition("_")[0]
             log = folders.folder(plan) / "report" / "programs" / f"{name}.log"
             tool = dataclasses.replace(tool, log=log)
-        made = tool.harmonize(sources, _given_targets(plan))
-        images = protocol.check_images(plan.harmonizer_name, made)
+        images = protocol.check_images(plan.harmonizer_name, tool.harmonize(sources, _given_targets(plan)))
         facts = {
             "Experiment": experiment,
             "SourceOrientations": orientations,
@@ -603,10 +603,9 @@ def targets(plan: Study) -> dict:
     from helpers import haca3
 
     images = target_images(plan)
-    given = {contrast: each for contrast, each in plan.targets if not isinstance(each, str)}
     aims = {
-        contrast: haca3.Target(np.float32(each[:2]), np.float32(each[2:4]), each[4])
-        for contrast, each in given.items()
+        contrast: haca3.Target(np.float32(numbers[:2]), np.float32(numbers[2:4]), numbers[4])
+        for contrast, numbers in _numbers(plan).items()
     }
     weights = models.checkpoint_hash(models.checkpoints(plan)[0])
     path = folders.root(plan) / "encodings" / f"targets-{weights[:8]}.npz"

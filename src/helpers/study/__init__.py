@@ -607,30 +607,26 @@ class Study:
             text = "accepted are numbers of semi-synthetic subjects or labels of your own, not both"
             raise ValueError(f"subjects is {names!r}: {text}")
         for field in ("planes", "ladder"):
-            if not isinstance(getattr(self, field), (list, tuple)) or not all(
-                isinstance(each, str) and each for each in getattr(self, field)
-            ):
-                raise ValueError(
-                    f"{field} is {getattr(self, field)!r}: accepted is a list of names or folders of studies"
-                )
-            settle(field, tuple(_study_place(field, each) for each in getattr(self, field)))
-        settle("experiments", tuple(require("experiment", each, EXPERIMENTS) for each in self.experiments))
+            studies = getattr(self, field)
+            if not isinstance(studies, (list, tuple)) or not all(isinstance(e, str) and e for e in studies):
+                raise ValueError(f"{field} is {studies!r}: accepted is a list of names or folders of studies")
+            settle(field, tuple(_study_place(field, study) for study in studies))
+        settle("experiments", tuple(require("experiment", row, EXPERIMENTS) for row in self.experiments))
         settle(
             "resolutions",
             tuple(
-                each if isinstance(each, Resolution) else Resolution.parse(each) for each in self.resolutions
+                value if isinstance(value, Resolution) else Resolution.parse(value)
+                for value in self.resolutions
             ),
         )
-        for each in self.resolutions:
-            if each.thickness_mm < GRID_MM:
+        for resolution in self.resolutions:
+            if resolution.thickness_mm < GRID_MM:
                 thin = f"slices thinner than the voxels of {GRID_MM:g} mm that they are made from"
-                raise ValueError(
-                    f"resolutions has {each.label}, {thin}: accepted are {GRID_MM:g} to {PLAUSIBLE_MM[1]:g} "
-                    "mm"
-                )
+                accepted = f"accepted are {GRID_MM:g} to {PLAUSIBLE_MM[1]:g} mm"
+                raise ValueError(f"resolutions has {resolution.label}, {thin}: {accepted}")
         settle(
             "reconstruction",
-            tuple(require("reconstruction", each, ORIENTATIONS) for each in self.reconstruction),
+            tuple(require("reconstruction", plane, ORIENTATIONS) for plane in self.reconstruction),
         )
         for field, known, what in (
             ("dropped", DROPPABLE, "contrasts"),
@@ -642,7 +638,7 @@ class Study:
                     f"{field} is {values!r}: accepted is a list of {what}, of {', '.join(known)}"
                 )
             # In the order of the vocabulary: which was named first makes no other study.
-            settle(field, tuple(sorted((require(field, each, known) for each in values), key=known.index)))
+            settle(field, tuple(sorted((require(field, value, known) for value in values), key=known.index)))
         for field in (
             "subjects",
             "experiments",
@@ -811,15 +807,15 @@ class Study:
             key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
         }
         targets = {
-            contrast: each if isinstance(each, str) else _target_table(each)
-            for contrast, each in self.targets
+            contrast: target if isinstance(target, str) else _target_table(target)
+            for contrast, target in self.targets
         }
         if isinstance(self.harmonizer, Program):
             plain["harmonizer"] |= {"command": list(self.harmonizer.command)}
         return {
             **plain,
             **{field: [e.literal for e in getattr(self, field)] for field in ("subjects", "taught_on")},
-            "resolutions": [each.label for each in self.resolutions],
+            "resolutions": [resolution.label for resolution in self.resolutions],
             "select": dict(self.select),
             "targets": targets,
         }

@@ -62,8 +62,8 @@ class BoxedFusion(nn.Module):
         # How many voxels are like each of them?
         empty = x.new_zeros((1, 3, *(min(n, 2 * LAYERS - 1) for n in shape)))
         alike = [_alike(n) for n in shape]
-        number = _product([torch.bincount(each) for each in alike]) - _product(
-            [torch.bincount(each[part], minlength=int(each.max()) + 1) for each, part in zip(alike, box)]
+        number = _product([torch.bincount(kinds) for kinds in alike]) - _product(
+            [torch.bincount(kinds[part], minlength=int(kinds.max()) + 1) for kinds, part in zip(alike, box)]
         )
         number = number.to(x.device)
 
@@ -87,7 +87,7 @@ class BoxedFusion(nn.Module):
             mean, slope = mean.float(), self.relu.negative_slope
             layer.normalize(result, mean, factor, slope, run)
             surround(result)
-            mean, factor = (each.view(-1, 1, 1, 1) for each in (mean, factor))
+            mean, factor = (moment.view(-1, 1, 1, 1) for moment in (mean, factor))
             return F.leaky_relu((beyond - mean) * factor, slope)
 
         both, fine = new(19), new(8)
@@ -100,7 +100,7 @@ class BoxedFusion(nn.Module):
         third.convolve(both, mixed, run, slope=self.relu.negative_slope)
         surround(mixed)
         beyond = self.net.conv2(torch.cat([empty, beyond], dim=1))[0, 0]
-        along_z, along_y, along_x = (each.to(x.device) for each in alike)
+        along_z, along_y, along_x = (indices.to(x.device) for indices in alike)
         result = beyond[along_z][:, along_y][:, :, along_x]
         fused = x.new_empty([part.stop - part.start for part in box])
         last.convolve(mixed, fused, run, slope=0.0)
@@ -214,11 +214,11 @@ def _inner(volume: Tensor) -> Tensor:
 def _box(x: Tensor) -> tuple[slice, ...]:
     """Where the result is not that of an empty volume, (3, D, H, W) -> three slices; to a face of the volume
     if it comes near it."""
-    shown = (x != 0).any(0)
+    not_empty = (x != 0).any(0)
     box = []
-    for axis, n in enumerate(shown.shape):
+    for axis, n in enumerate(not_empty.shape):
         others = [other for other in range(3) if other != axis]
-        places = shown.any(others[1]).any(others[0]).nonzero()
+        places = not_empty.any(others[1]).any(others[0]).nonzero()
         low, high = (int(places[0]), int(places[-1])) if len(places) else (n // 2, n // 2)
         low, high = low - LAYERS, high + LAYERS + 1
         box.append(slice(low if low >= LAYERS else 0, high if high <= n - LAYERS else n))
@@ -237,5 +237,5 @@ def _alike(n: int) -> Tensor:
 
 def _product(counts: Sequence[Tensor]) -> Tensor:
     """Numbers of voxels from those along three axes."""
-    along_z, along_y, along_x = (each.double() for each in counts)
+    along_z, along_y, along_x = (count.double() for count in counts)
     return along_z[:, None, None] * along_y[:, None] * along_x
