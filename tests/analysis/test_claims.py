@@ -1,6 +1,8 @@
 """The claims: what is there is found, what is not is not, and bad tables are refused. All tables here are
 made up."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +10,7 @@ from scipy import stats
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 
-from helpers.analysis import claims, statistics, tables
+from helpers.analysis import claim_comparisons, claims, statistics, tables
 from helpers.analysis.claims import CLAIMS, CONTRADICTED, SUPPORTED, UNDECIDED
 from helpers.analysis.statistics import Comparison, Rules
 from helpers.analysis.tables import LABELS, SEPARATIONS_MM, Data
@@ -249,7 +251,9 @@ def test_the_power_is_that_of_statsmodels_and_of_simulation():
 
 def test_the_interval_of_a_variance_ratio_covers_it():
     rng = np.random.default_rng(6)
-    made = [[claims._deviations(sd * rng.normal(0, 1, (10, 8))) for sd in (2, 1)] for _ in range(400)]
+    made = [
+        [claim_comparisons.deviations(sd * rng.normal(0, 1, (10, 8))) for sd in (2, 1)] for _ in range(400)
+    ]
     table = statistics.test_comparison(
         [Comparison("x", "more variable", "variance ratio", np.stack(pair)) for pair in made], Rules()
     )
@@ -333,11 +337,11 @@ def simulate(seed, runs, effect, **settings):
     studies = [study(rng, effect, noise=0.15, **settings) for _ in range(runs)]
     p, against = {}, {}
     for claim in CLAIMS:
-        made = [claim.comparisons(data) for data in studies]
-        table = statistics.test_comparison([each for comparisons in made for each in comparisons], Rules())
+        compared = [list(claim.comparisons(data)) for data in studies]
+        table = statistics.test_comparison(list(itertools.chain(*compared)), Rules())
         p[claim.id] = table.p.to_numpy().reshape(runs, -1).max(axis=1)
         against[claim.id] = np.minimum(
-            table.p_against.to_numpy().reshape(runs, -1).min(axis=1) * len(made[0]), 1
+            table.p_against.to_numpy().reshape(runs, -1).min(axis=1) * len(compared[0]), 1
         )
     for number in (0, runs - 1):
         verdicts = claims.decide(studies[number])[0].set_index("claim")

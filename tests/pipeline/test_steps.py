@@ -287,7 +287,7 @@ def test_a_resolver_is_taught_by_stacks_of_the_study_once_for_all_subjects(plan,
 
 def test_a_super_resolved_stack_lies_where_its_head_lies_and_gives_back_its_slices(plan, quickly_taught):
     several = dataclasses.replace(plan, **quickly_taught)
-    where = (several, 1, "T1w", "coronal", COARSE)
+    where = (several, FIRST, "T1w", "coronal", COARSE)
     whole, affine = volumes.read(steps.super_resolved(*where))
     assert whole.shape == grid.SHAPE
     np.testing.assert_allclose(affine, grid.AFFINE, atol=1e-6)

@@ -34,11 +34,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from helpers.analysis import statistics, tables
-from helpers.study import CONTRASTS, EXPERIMENTS, ONE_ORIENTATION, ORIENTATIONS, RESOLUTIONS, TRANSFORMS
-
-#: Resolutions that C11 calls the higher ones: slice separation below 5 mm.
-FINER = tuple(resolution.label for resolution in RESOLUTIONS if resolution.separation_mm < 5)
+from helpers.analysis import claim_comparisons as compare, statistics, tables
+from helpers.study import CONTRASTS, ONE_ORIENTATION, ORIENTATIONS
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 
@@ -58,7 +55,7 @@ class Claim:
     experiments : str
         Those that it speaks of.
     comparisons : callable
-        `Data` -> list of `Comparison`; raises `NotRun`.
+        Of `helpers.analysis.claim_comparisons`: `Data` -> iterable of `Comparison`; raises `NotRun`.
     all_planes : bool
         It compares orientations, which only a reconstruction in all three planes treats alike.
     own_source : tuple of str
@@ -70,412 +67,113 @@ class Claim:
     id: str
     statement: str
     experiments: str
-    comparisons: Callable[[tables.Data], list[statistics.Comparison]]
+    comparisons: Callable[[tables.Data], Iterable[statistics.Comparison]]
     all_planes: bool = False
     own_source: tuple[str, ...] = ()
     own_resolutions: bool = False
 
 
-# ---------------------------------------------------------------- what each claim compares
-
-
-def _each(data: tables.Data, contrasts: Iterable[str] = CONTRASTS):
-    return [(measure, contrast) for measure in data.measures for contrast in contrasts]
-
-
-def _name(*parts: str) -> str:
-    return ", ".join({"psnr_db": "PSNR", "ssim": "SSIM"}.get(part, part) for part in parts)
-
-
-def _differences(
-    data: tables.Data, kind: str, pairs: Iterable[tuple[str, str, str]]
-) -> list[statistics.Comparison]:
-    """For (experiment, other experiment, contrast): mean over the resolutions of their paired difference."""
-    comparisons = []
-    for measure in data.measures:
-        for first, second, contrast in pairs:
-            one, other = (data.get("scores", measure, experiment, contrast) for experiment in (first, second))
-            with np.errstate(invalid="ignore"):  # Two infinite scores have no difference.
-                d = (one - other).mean(axis=1)
-            comparisons.append(
-                statistics.Comparison(
-                    _name(f"{first} - {second}", contrast, measure), kind, tables.UNITS[measure], d
-                )
-            )
-    return comparisons
-
-
-def _fall(values: np.ndarray, separation_mm: np.ndarray) -> np.ndarray:
-    """Fall from the smallest to the largest slice separation along each subject's line: (n, r) and (r,) ->
-    (n,)."""
-    x = separation_mm - separation_mm.mean()
-    with np.errstate(invalid="ignore"):  # An infinite score has no line.
-        return -(values @ x) / (x @ x) * np.ptp(separation_mm)
-
-
-def _span(separation_mm: np.ndarray) -> str:
-    return f"from {separation_mm.min():g} to {separation_mm.max():g} mm"
-
-
-def _deviations(values: np.ndarray) -> np.ndarray:
-    """Absolute deviation of each subject from the median at each resolution, mean over the resolutions: (n,
-    r) -> (n,)."""
-    with np.errstate(invalid="ignore"):
-        return np.abs(values - np.median(values, axis=0)).mean(axis=1)
-
-
-def _falls_with_separation(data):
-    comparisons = []
-    for measure, contrast in _each(data):
-        # Nothing can fall where an image is its own reference: that of a 3D source, with a harmonizer that
-        # sees each contrast by itself.
-        values = [
-            data.get("scores", measure, experiment, contrast)
-            for experiment in EXPERIMENTS
-            if not np.isinf(data.get("scores", "psnr_db", experiment, contrast)).all()
-        ]
-        x = data.separations_mm()
-        fall = np.mean([_fall(scores, x) for scores in values], axis=0)
-        comparisons.append(
-            statistics.Comparison(
-                _name(f"fall {_span(x)}", contrast, measure), "above zero", tables.UNITS[measure], fall
-            )
-        )
-    return comparisons
-
-
-def _same_separation(first, second):
-    def compare(data):
-        comparisons = []
-        for measure, contrast in _each(data):
-            for experiment in ONE_ORIENTATION:
-                pair = data.get("scores", measure, experiment, contrast, labels=(first, second))
-                name = _name(f"{first} - {second}", experiment, contrast, measure)
-                comparisons.append(
-                    statistics.Comparison(name, "similar", tables.UNITS[measure], pair[:, 0] - pair[:, 1])
-                )
-        return comparisons
-
-    return compare
-
-
-def _consistent(data):
-    comparisons = []
-    for measure, contrast in _each(data):
-        for experiment in ONE_ORIENTATION:
-            values = data.get("scores", measure, experiment, contrast)
-            pair = np.stack([values.mean(axis=1), _fall(values, data.separations_mm())])
-            comparisons.append(
-                statistics.Comparison(
-                    _name("SD against fall", experiment, contrast, measure), "small spread", "SD / fall", pair
-                )
-            )
-    return comparisons
-
-
-def _sagittal_varies_most(data):
-    comparisons = []
-    for measure in data.measures:
-        spread = {
-            (e, c): _deviations(data.get("scores", measure, e, c)) for e in ONE_ORIENTATION for c in CONTRASTS
-        }
-        pairs = [(("1b", c), (e, c), f"1b / {e}", c) for e in ("1a", "1c") for c in CONTRASTS]
-        pairs += [(("1b", "T2w"), ("1b", c), f"T2w / {c}", "1b") for c in ("T1w", "FLAIR")]
-        for more, less, *words in pairs:
-            comparisons.append(
-                statistics.Comparison(
-                    _name(*words, measure),
-                    "more variable",
-                    "variance ratio",
-                    np.stack([spread[more], spread[less]]),
-                )
-            )
-    return comparisons
-
-
-def _mixing_against_alike(data):
-    matched = [
-        ("2", "1b", "T2w"),
-        ("2", "1c", "FLAIR"),
-    ]  # T1w is axial in experiment 2, so matched with 1a already.
-    return _differences(data, "not above zero", [("2", "1a", contrast) for contrast in CONTRASTS] + matched)
-
-
-def _flair_stays_t2w_varies(data):
-    comparisons = _differences(data, "similar", [("4", "3", "FLAIR")])
-    finer = [label for label in FINER if label in data.labels]
-    if not finer:
-        raise tables.NotRun("no resolution with a slice separation below 5 mm")
-    where = "separation below 5 mm" if len(finer) == len(FINER) else f"at {', '.join(finer)}"
-    for measure in data.measures:
-        spread = [
-            _deviations(data.get("scores", measure, experiment, "T2w", labels=finer))
-            for experiment in ("4", "3")
-        ]
-        name = _name("4 / 3", "T2w", where, measure)
-        comparisons.append(statistics.Comparison(name, "more variable", "variance ratio", np.stack(spread)))
-    return comparisons
-
-
-def _own_contrast_only(data):
-    comparisons = []
-    for measure in data.measures:
-        for experiment, own in (("3", "T1w"), ("5", "FLAIR")):
-            gain = {
-                c: (data.get("scores", measure, experiment, c) - data.get("scores", measure, "1a", c)).mean(
-                    axis=1
-                )
-                for c in CONTRASTS
-            }
-            for other in (c for c in CONTRASTS if c != own):
-                name = _name(f"gain of {own} - gain of {other}", f"{experiment} - 1a", measure)
-                comparisons.append(
-                    statistics.Comparison(name, "above zero", tables.UNITS[measure], gain[own] - gain[other])
-                )
-    return comparisons
-
-
-def _best_is_alike_and_fine(data):
-    comparisons = []
-    for measure, contrast in _each(data):
-        values = {
-            experiment: data.get("scores", measure, experiment, contrast)
-            for experiment in (*ONE_ORIENTATION, "2")
-        }
-        finest = data.separations_mm().argmin()
-        best = np.max([values[experiment][:, finest] for experiment in ONE_ORIENTATION], axis=0)
-        others = [np.delete(values[experiment], finest, axis=1).T for experiment in ONE_ORIENTATION]
-        rest = np.max(np.concatenate([values["2"].T, *others]), axis=0)
-        with np.errstate(invalid="ignore"):
-            d = best - rest
-        name = _name(f"best alike at {data.labels[finest]} - best of the rest", contrast, measure)
-        comparisons.append(statistics.Comparison(name, "above zero", tables.UNITS[measure], d))
-    return comparisons
-
-
-def _no_super_resolution(data):
-    comparisons = []
-    for experiment in ONE_ORIENTATION:
-        for contrast in CONTRASTS:
-            d = (
-                data.get("cutoffs", "harmonized", experiment, contrast)
-                - data.get("cutoffs", "input", experiment, contrast)
-            ).mean(axis=1)
-            comparisons.append(
-                statistics.Comparison(
-                    _name("cut-off of output - input", experiment, contrast), "not above zero", "cycles/mm", d
-                )
-            )
-    return comparisons
-
-
-def _attention_sees_contrast_only(data):
-    sharp = {"3": "T1w", "4": "T1w", "5": "FLAIR", "6": "FLAIR"}
-    comparisons = []
-    for target in CONTRASTS:
-        mean = {
-            s: np.mean([data.get("weights", e, target, s).mean(axis=1) for e in sharp], axis=0)
-            for s in CONTRASTS
-        }
-        other = np.max([mean[source] for source in CONTRASTS if source != target], axis=0)
-        comparisons.append(
-            statistics.Comparison(
-                _name("weight of the own source - largest other", target),
-                "above zero",
-                "weight",
-                mean[target] - other,
-            )
-        )
-        for experiment, source in sharp.items():
-            # Were resolution seen, the weight of the 3D source would rise as the others get coarser.
-            weights = data.get("weights", experiment, target, source)
-            rise = -_fall(weights, data.separations_mm())
-            name = _name(
-                f"rise of the weight of 3D {source} {_span(data.separations_mm())}",
-                experiment,
-                f"target {target}",
-            )
-            comparisons.append(statistics.Comparison(name, "similar", "weight", rise))
-    return comparisons
-
-
-def _registration_costs(data):
-    estimated = [
-        step for step in TRANSFORMS if step != "known" and any(key[0] == step for key in data.ladder)
-    ]
-    if not estimated or not any(key[0] == "known" for key in data.ladder):
-        plain = "no study with an estimated transform stands beside it"
-        raise tables.NotRun("no studies with the known and with an estimated transform", plain)
-    # Estimating transforms takes longer than all else: a ladder need not have all eight resolutions, but says
-    # which.
-    held = next(iter(data.ladder.values()))
-    labels = [
-        label for label, column in zip(tables.LABELS, held.T, strict=True) if not np.isnan(column).any()
-    ]
-    if not labels:
-        raise tables.NotRun("no resolution of the eight in the ladder")
-    where = () if len(labels) == len(tables.LABELS) else ("at " + ", ".join(labels),)
-    comparisons = []
-    for transform in estimated:
-        for measure, contrast in _each(data):
-            known, with_estimate = (
-                np.mean(
-                    [
-                        data.get("ladder", step, measure, experiment, contrast, labels=labels).mean(axis=1)
-                        for experiment in EXPERIMENTS
-                    ],
-                    axis=0,
-                )
-                for step in ("known", transform)
-            )
-            name = _name(f"known - {transform}", *where, contrast, measure)
-            comparisons.append(
-                statistics.Comparison(name, "above zero", tables.UNITS[measure], known - with_estimate)
-            )
-    return comparisons
-
-
-def _mean(data, arm, measure, experiment, contrast):
-    """Mean over the resolutions in one arm, shape (n,)."""
-    table = ("scores",) if arm == "harmonized" else ("remedies", arm)
-    return data.get(*table, measure, experiment, contrast).mean(axis=1)
-
-
-def _remedied(arm: str, experiments: Iterable[str]):
-    """A remedy against none, in each of some experiments."""
-
-    def compare(data):
-        comparisons = []
-        for measure, contrast in _each(data):
-            for experiment in experiments:
-                key = (measure, experiment, contrast)
-                d = _mean(data, arm, *key) - _mean(data, "harmonized", *key)
-                name = _name(f"{arm} - harmonized", experiment, contrast, measure)
-                comparisons.append(statistics.Comparison(name, "above zero", tables.UNITS[measure], d))
-        return comparisons
-
-    return compare
-
-
-def _output_gains_more_than_input(data):
-    comparisons = []
-    for measure, contrast in _each(data):
-        for experiment in ONE_ORIENTATION:
-            key = (measure, experiment, contrast)
-            output = _mean(data, "harmonized, super-resolved", *key) - _mean(data, "harmonized", *key)
-            source = _mean(data, "super-resolved input", *key) - _mean(data, "input", *key)
-            name = _name("gain of the output - gain of the input", experiment, contrast, measure)
-            comparisons.append(
-                statistics.Comparison(name, "above zero", tables.UNITS[measure], output - source)
-            )
-    return comparisons
-
-
-def _aware_pairs(*pairs):
-    """For (experiment, other experiment, contrast): their paired difference, both fused by resolution."""
-    arm = "harmonized, resolution-aware"
-
-    def compare(data):
-        comparisons = []
-        for measure in data.measures:
-            for first, second, contrast in pairs:
-                d = _mean(data, arm, measure, first, contrast) - _mean(data, arm, measure, second, contrast)
-                name = _name(f"{first} - {second}, fused by resolution", contrast, measure)
-                comparisons.append(statistics.Comparison(name, "above zero", tables.UNITS[measure], d))
-        return comparisons
-
-    return compare
-
-
-def _both_recover_more(data):
-    comparisons = []
-    for measure, contrast in _each(data):
-        both, *single = (
-            np.mean([_mean(data, f"harmonized, {arm}", measure, e, contrast) for e in EXPERIMENTS], axis=0)
-            for arm in ("both", "super-resolved", "resolution-aware")
-        )
-        name = _name("both - the better of either", contrast, measure)
-        d = both - np.max(single, axis=0)
-        comparisons.append(statistics.Comparison(name, "above zero", tables.UNITS[measure], d))
-    return comparisons
-
-
-def _pairs(kind, *pairs):
-    return lambda data: _differences(data, kind, pairs)
-
-
-def _all(first, second):
-    return [(first, second, contrast) for contrast in CONTRASTS]
-
-
 #: In the order and the words of the study's plan.
 CLAIMS = (
-    Claim("C1", "quality falls as slice separation grows", "all", _falls_with_separation),
+    Claim("C1", "quality falls as slice separation grows", "all", compare.falls_with_separation),
     Claim(
         "C2",
         "3||1 and 4||0 (separation 4 mm) score alike",
         "1a-c",
-        _same_separation("3||1", "4||0"),
+        compare.same_separation("3||1", "4||0"),
         own_resolutions=True,
     ),
     Claim(
         "C3",
         "4||1 and 5||0 (separation 5 mm) score alike",
         "1a-c",
-        _same_separation("4||1", "5||0"),
+        compare.same_separation("4||1", "5||0"),
         own_resolutions=True,
     ),
     Claim(
         "C4",
         "axial inputs are best",
         "1a, 1b, 1c",
-        _pairs("above zero", *_all("1a", "1b"), *_all("1a", "1c")),
+        compare.differences(
+            "above zero", *compare.all_contrasts("1a", "1b"), *compare.all_contrasts("1a", "1c")
+        ),
         True,
     ),
-    Claim("C5", "performance is consistent when all orientations agree", "1a-c", _consistent),
-    Claim("C6", "sagittal inputs vary most, T2w above all", "1b", _sagittal_varies_most, True, ("T2w",)),
-    Claim("C7", "mixing orientations does not help, or hurts", "2, 1a-c", _mixing_against_alike, True),
-    Claim("C8", "a 3D T1w improves the T1w output", "3, 1a", _pairs("above zero", ("3", "1a", "T1w"))),
+    Claim("C5", "performance is consistent when all orientations agree", "1a-c", compare.consistent),
+    Claim(
+        "C6", "sagittal inputs vary most, T2w above all", "1b", compare.sagittal_varies_most, True, ("T2w",)
+    ),
+    Claim(
+        "C7",
+        "mixing orientations does not help, or hurts",
+        "2, 1a-c",
+        # T1w is axial in experiment 2: it is matched with 1a already.
+        compare.differences(
+            "not above zero", *compare.all_contrasts("2", "1a"), ("2", "1b", "T2w"), ("2", "1c", "FLAIR")
+        ),
+        True,
+    ),
+    Claim(
+        "C8",
+        "a 3D T1w improves the T1w output",
+        "3, 1a",
+        compare.differences("above zero", ("3", "1a", "T1w")),
+    ),
     Claim(
         "C9",
         "a 3D T1w does not change the T2w and FLAIR outputs",
         "3, 1a",
-        _pairs("similar", ("3", "1a", "T2w"), ("3", "1a", "FLAIR")),
+        compare.differences("similar", ("3", "1a", "T2w"), ("3", "1a", "FLAIR")),
         own_source=("T2w", "FLAIR"),
     ),
     Claim(
         "C10",
         "with a 3D T1w, mixing orientations does not help either",
         "4, 3",
-        _pairs("not above zero", *_all("4", "3")),
+        compare.differences("not above zero", *compare.all_contrasts("4", "3")),
         True,
     ),
     Claim(
         "C11",
         "mixed beside a 3D T1w, FLAIR stays and T2w varies more at the higher resolutions",
         "4, 3",
-        _flair_stays_t2w_varies,
+        compare.flair_stays_t2w_varies,
     ),
-    Claim("C12", "a 3D FLAIR improves the FLAIR output", "5, 1a", _pairs("above zero", ("5", "1a", "FLAIR"))),
+    Claim(
+        "C12",
+        "a 3D FLAIR improves the FLAIR output",
+        "5, 1a",
+        compare.differences("above zero", ("5", "1a", "FLAIR")),
+    ),
     Claim(
         "C13",
         "with a 3D FLAIR, mixing orientations has no major impact",
         "6, 5",
-        _pairs("similar", *_all("6", "5")),
+        compare.differences("similar", *compare.all_contrasts("6", "5")),
         True,
     ),
     Claim(
-        "C14", "a 3D scan helps its own contrast only", "3, 5, 1a", _own_contrast_only, own_source=CONTRASTS
+        "C14",
+        "a 3D scan helps its own contrast only",
+        "3, 5, 1a",
+        compare.own_contrast_only,
+        own_source=CONTRASTS,
     ),
     Claim(
         "C15",
         "the best 2D inputs have one orientation and the highest resolution",
         "1a-c, 2",
-        _best_is_alike_and_fine,
+        compare.best_is_alike_and_fine,
     ),
-    Claim("C16", "the harmonizer does not super-resolve", "1a-c", _no_super_resolution, True),
-    Claim("C17", "the attention sees contrast, not resolution", "3-6", _attention_sees_contrast_only),
-    Claim("C18", "part of the loss is registration error", "all", _registration_costs, own_resolutions=True),
+    Claim("C16", "the harmonizer does not super-resolve", "1a-c", compare.no_super_resolution, True),
+    Claim("C17", "the attention sees contrast, not resolution", "3-6", compare.attention_sees_contrast_only),
+    Claim(
+        "C18",
+        "part of the loss is registration error",
+        "all",
+        compare.registration_costs,
+        own_resolutions=True,
+    ),
 )
 
 
@@ -485,34 +183,40 @@ REMEDY_CLAIMS = (
         "R1",
         "super-resolution raises the harmonized image's score where all sources are sliced alike",
         "1a-c",
-        _remedied("harmonized, super-resolved", ONE_ORIENTATION),
+        compare.remedy_gains("harmonized, super-resolved", ONE_ORIENTATION),
     ),
     Claim(
         "R2",
         "super-resolution raises the harmonized image's score by more than that of the input",
         "1a-c",
-        _output_gains_more_than_input,
+        compare.output_gains_more_than_input,
         own_source=CONTRASTS,
     ),
     Claim(
         "R3",
         "fusion by resolution raises the score where sources differ in resolution",
         "3-6",
-        _remedied("harmonized, resolution-aware", ("3", "4", "5", "6")),
+        compare.remedy_gains("harmonized, resolution-aware", ("3", "4", "5", "6")),
     ),
     Claim(
         "R4",
         "fused by resolution, a 3D scan of one contrast helps the other contrasts",
         "3, 5, 1a",
-        _aware_pairs(("3", "1a", "T2w"), ("3", "1a", "FLAIR"), ("5", "1a", "T1w"), ("5", "1a", "T2w")),
+        compare.fused_differences(
+            ("3", "1a", "T2w"), ("3", "1a", "FLAIR"), ("5", "1a", "T1w"), ("5", "1a", "T2w")
+        ),
         own_source=CONTRASTS,
     ),
     Claim(
         "R5",
         "fused by resolution, mixing orientations helps",
         "2, 4, 6, 1a-c",
-        _aware_pairs(
-            *_all("2", "1a"), ("2", "1b", "T2w"), ("2", "1c", "FLAIR"), *_all("4", "3"), *_all("6", "5")
+        compare.fused_differences(
+            *compare.all_contrasts("2", "1a"),
+            ("2", "1b", "T2w"),
+            ("2", "1c", "FLAIR"),
+            *compare.all_contrasts("4", "3"),
+            *compare.all_contrasts("6", "5"),
         ),
         True,
     ),
@@ -520,81 +224,38 @@ REMEDY_CLAIMS = (
         "R6",
         "super-resolution and fusion by resolution together recover more than either",
         "all",
-        _both_recover_more,
+        compare.both_recover_more,
     ),
     Claim(
         "R7",
         "a network trained on sources of differing resolution raises the score where they differ",
         "2-6",
-        _remedied("harmonized, resolution-trained", ("2", "3", "4", "5", "6")),
+        compare.remedy_gains("harmonized, resolution-trained", ("2", "3", "4", "5", "6")),
     ),
 )
 
 
-# ---------------------------------------------------------------- claims about downstream measures
-
-
-def _run_of(data: tables.Data, measure: str, experiments: Iterable[str]) -> list[str]:
-    """Those of some experiments that the table of a downstream measure has."""
-    if not any(key[0] == measure for key in data.scores):
-        plain = "lesions were not counted: the slices of a preview lie apart"
-        raise tables.NotRun(f"no {measure} in the table of downstream measures", plain)
-    run = [
-        experiment
-        for experiment in experiments
-        if any(key[:2] == (measure, experiment) for key in data.scores)
-    ]
-    if not run:
-        raise tables.NotRun(f"none of the experiments {', '.join(experiments)}")
-    return run
-
-
-def _error_grows(measure: str):
-    def compare(data):
-        name, unit = tables.DOWNSTREAM[measure]
-        experiments, x = _run_of(data, measure, ONE_ORIENTATION), data.separations_mm()
-        rises = {
-            experiment: -_fall(data.get("scores", measure, experiment, "harmonized"), x)
-            for experiment in experiments
-        }
-        return [
-            statistics.Comparison(_name(f"rise of {name} {_span(x)}", experiment), "above zero", unit, rise)
-            for experiment, rise in rises.items()
-        ]
-
-    return compare
-
-
-def _remedies_help(data):
-    arms = sorted({arm for _, _, arm in data.scores} - {"harmonized"})
-    if not arms:
-        raise tables.NotRun("no arm with a remedy", "no remedy was tried")
-    comparisons = []
-    for measure, (name, unit) in tables.DOWNSTREAM.items():
-        for arm in arms:
-            gains = [
-                data.get("scores", measure, experiment, "harmonized")
-                - data.get("scores", measure, experiment, arm)
-                for experiment in _run_of(data, measure, EXPERIMENTS)
-            ]
-            gain = np.mean(gains, axis=(0, 2))
-            comparisons.append(statistics.Comparison(_name(f"less {name}", arm), "above zero", unit, gain))
-    return comparisons
-
-
 #: What thick slices do to downstream measures, against those in the harmonized 3D images: another family.
 DOWNSTREAM = (
-    Claim("D1", "the error of lesion volume grows with slice separation", "1a-c", _error_grows("lesion_ml")),
     Claim(
-        "D2", "the error of grey matter volume grows with slice separation", "1a-c", _error_grows("grey_ml")
+        "D1",
+        "the error of lesion volume grows with slice separation",
+        "1a-c",
+        compare.error_grows("lesion_ml"),
+    ),
+    Claim(
+        "D2",
+        "the error of grey matter volume grows with slice separation",
+        "1a-c",
+        compare.error_grows("grey_ml"),
     ),
     Claim(
         "D3",
         "the share of missed small lesions grows with slice separation",
         "1a-c",
-        _error_grows("missed_small"),
+        compare.error_grows("missed_small"),
     ),
-    Claim("D4", "each remedy brings some of all three back", "all", _remedies_help),
+    Claim("D4", "each remedy brings some of all three back", "all", compare.remedies_help),
 )
 
 
@@ -623,7 +284,7 @@ def decide(
     for claim in family:
         try:
             # Sought first: an experiment that was not run is a better reason than a plane.
-            comparisons = claim.comparisons(data)
+            comparisons = list(claim.comparisons(data))
             if claim.all_planes and data.planes != frozenset(ORIENTATIONS):
                 planes = ", ".join(sorted(data.planes))
                 favours = f"only the {planes} plane was looked at, which favours some orientations"
