@@ -329,23 +329,14 @@ def super_resolved(
 ) -> dict[str, np.ndarray]:
     """Three planes through a voxel of what super-resolution makes of a 2D acquisition of a volume.
 
+    As `acquired`, but for two parameters.
+
     Parameters
     ----------
-    volume : ndarray, shape (X, Y, Z)
-        1 mm, stored left, posterior, superior.
-    orientation : {"axial", "sagittal", "coronal"}
-        Of the slices.
     resolver : SuperResolver
-        Of their resolution.
-    position : tuple of three int
-        The voxel.
+        Of the resolution of the slices.
     known : dict
         (plane, index) -> slice, of those that were made of this acquisition; is added to.
-
-    Returns
-    -------
-    dict of str to ndarray, 2D
-        Plane -> slice, in the order of the volume's axes.
     """
     from helpers import super_resolution
 
