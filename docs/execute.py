@@ -10,7 +10,8 @@ from pathlib import Path
 
 from helpers import layout
 from helpers.pipeline import execution, folders, graph, status
-from helpers.study import ORIENTATIONS, Study
+from helpers.study import ORIENTATIONS
+from helpers.study.file import Study
 
 #: Where the book has its notebooks; not in git, since they hold their pictures.
 PAGES = Path(__file__).parent / "notebooks"

@@ -18,7 +18,8 @@ from helpers import layout, super_resolution, volumes
 from helpers.analysis import metrics
 from helpers.lab import live
 from helpers.pipeline import folders, models, participants, steps
-from helpers.study import RESOLUTIONS, Resolution, Study
+from helpers.study import RESOLUTIONS, Resolution
+from helpers.study.file import Study
 
 EXPERIMENT = "2"  # sources of three orientations: what one lacks, another has
 CONTRAST, PLANE = (

@@ -27,6 +27,7 @@ from helpers.analysis import figures, metrics
 from helpers.cohort import phantom
 from helpers.lab import live, widgets
 from helpers.pipeline import folders, graph, log, status
+from helpers.study.file import Study
 
 REPEATS = 3
 
@@ -285,7 +286,7 @@ def machinery():
             commands = {}
             for way, script in (("loop", LOOP), ("cells", CELLS), ("study", STUDY)):
                 code = (
-                    f"from helpers.study import Study\nplan = Study(output_dir={folder + '/' + way!r}, "
+                    f"from helpers.study.file import Study\nplan = Study(output_dir={folder + '/' + way!r}, "
                     f"**{settings!r})\n{script}"
                 )
                 commands[way] = [*core, sys.executable, "-c", code]
@@ -355,7 +356,7 @@ def scaling():
     The durations are those of the demo's own log (`make demo` first). Each execution takes as long as one of
     its notebook that was measured, drawn at random.
     """
-    plan = study.Study.from_toml(layout.ROOT / "studies" / "demo.toml")
+    plan = Study.from_toml(layout.ROOT / "studies" / "demo.toml")
     measured = {}
     for event in log.events(folders.folder(plan) / "report"):
         if event["event"] == "done":

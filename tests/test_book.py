@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from helpers import layout
-from helpers.study import Study
+from helpers.study.file import Study
 
 DOCS = layout.ROOT / "docs"
 

@@ -6,7 +6,7 @@ import pytest
 
 from helpers import compiler
 from helpers.pipeline import models
-from helpers.study import Study
+from helpers.study.file import Study
 
 SOURCE = 'extern "C" int answer() { return 42; }'
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from helpers import layout
-from helpers.study import Study
+from helpers.study.file import Study
 
 CONTRAST = ("T1w",)
 

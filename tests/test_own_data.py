@@ -35,7 +35,8 @@ from helpers.pipeline import (
     status,
     steps,
 )
-from helpers.study import CONTRASTS, GROUND_TRUTH, Resolution, Study, visited_slices
+from helpers.study import CONTRASTS, GROUND_TRUTH, Resolution, visited_slices
+from helpers.study.file import Study
 from helpers.study.subjects import ALL, OwnSubject, SimulatedSubject
 
 AFFINE = np.array([[-1.0, 0, 0, 60], [0, 1, 0, -60], [0, 0, 1, -60], [0, 0, 0, 1]])
@@ -800,7 +801,7 @@ def test_folders_that_cannot_be_read_or_written_are_named(somewhere):
 import os
 from helpers import volumes
 from helpers.pipeline import participants
-from helpers.study import Study
+from helpers.study.file import Study
 import numpy as np
 study = Study(bids_dir={str(folder)!r}, output_dir={str(somewhere / "closed" / "x")!r})
 participants.check_cohort(study)  # What is imported on the way may lie where only root can read.

@@ -14,11 +14,11 @@ from helpers.study import (
     ORIENTATIONS,
     RESOLUTIONS,
     Resolution,
-    Study,
     require,
     sources,
     visited_slices,
 )
+from helpers.study.file import Study
 from helpers.study.subjects import SimulatedSubject
 
 

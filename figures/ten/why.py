@@ -22,7 +22,7 @@ import pandas as pd
 from helpers import layout
 from helpers.analysis import figures
 from helpers.pipeline import folders, scoring
-from helpers.study import Study
+from helpers.study.file import Study
 
 TEN = Study.from_toml(layout.ROOT / "studies" / "ten.toml")
 

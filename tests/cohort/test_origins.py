@@ -17,7 +17,8 @@ from papermill.cli import papermill
 from helpers import grid, layout, volumes
 from helpers.cohort import examination, origins, phantom, preparation
 from helpers.pipeline import clean, cli, folders, participants, scoring
-from helpers.study import CONTRASTS, Study
+from helpers.study import CONTRASTS
+from helpers.study.file import Study
 from helpers.study.subjects import OwnSubject, SimulatedSubject, TargetImages, require_label
 
 SHAPE = (8, 9, 10)

@@ -9,7 +9,8 @@ from helpers import grid, registration, volumes
 from helpers.acquisition import degradation
 from helpers.cohort import examination, phantom, preparation
 from helpers.pipeline import participants
-from helpers.study import CONTRASTS, ORIENTATIONS, RESOLUTIONS, Resolution, Study
+from helpers.study import CONTRASTS, ORIENTATIONS, RESOLUTIONS, Resolution
+from helpers.study.file import Study
 from helpers.study.subjects import SimulatedSubject
 
 AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}

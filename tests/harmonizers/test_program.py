@@ -12,7 +12,9 @@ import pytest
 
 from helpers import layout
 from helpers.harmonizers import program
-from helpers.study import CONTRASTS, Program, Study
+from helpers.study import CONTRASTS
+from helpers.study.file import Study
+from helpers.study.program import Program
 
 START = f"""#!{sys.executable}
 import argparse, os, pathlib, subprocess, sys, time

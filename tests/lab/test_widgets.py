@@ -11,7 +11,8 @@ from helpers import haca3, layout, super_resolution
 from helpers.acquisition import rf_pulse, slice_profile
 from helpers.lab import live, widgets
 from helpers.pipeline import scoring
-from helpers.study import CONTRASTS, EXPERIMENTS, Resolution, Study
+from helpers.study import CONTRASTS, EXPERIMENTS, Resolution
+from helpers.study.file import Study
 
 
 @pytest.fixture(scope="module")

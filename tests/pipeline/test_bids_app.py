@@ -11,7 +11,8 @@ import pytest
 
 from helpers.pipeline import bids_app, cli, graph, models, run
 from helpers.pipeline.cluster import Cluster
-from helpers.study import CONTRASTS, Study
+from helpers.study import CONTRASTS
+from helpers.study.file import Study
 
 SHAPE = (120, 120, 120)
 

@@ -11,7 +11,7 @@ import pytest
 from helpers import layout
 from helpers.pipeline import cli, cluster
 from helpers.pipeline.cluster import Cluster
-from helpers.study import Study
+from helpers.study.file import Study
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "job_scripts"
 

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from helpers.pipeline import graph
-from helpers.study import CONTRASTS, Study
+from helpers.study import CONTRASTS
+from helpers.study.file import Study
 from helpers.study.subjects import OwnSubject
 
 SIMULATED = {"subjects": (1, 2)}

@@ -7,7 +7,7 @@ import pytest
 
 from helpers import layout, volumes
 from helpers.pipeline import cache, folders, graph, keep
-from helpers.study import Study
+from helpers.study.file import Study
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from helpers import grid, layout, volumes
 from helpers.analysis import claims
 from helpers.harmonizers import protocol
 from helpers.pipeline import folders, graph, models, participants, scoring, status, steps
-from helpers.study import CONTRASTS, EXPERIMENTS, GROUND_TRUTH, ORIENTATIONS, Resolution, Study
+from helpers.study import CONTRASTS, EXPERIMENTS, GROUND_TRUTH, ORIENTATIONS, Resolution
+from helpers.study.file import Study
 from helpers.study.subjects import OwnSubject, SimulatedSubject
 
 FIRST = SimulatedSubject(1)

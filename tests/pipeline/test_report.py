@@ -8,7 +8,8 @@ import pytest
 from helpers import layout
 from helpers.analysis import claims
 from helpers.pipeline import folders, report
-from helpers.study import CONTRASTS, EXPERIMENTS, Study
+from helpers.study import CONTRASTS, EXPERIMENTS
+from helpers.study.file import Study
 
 
 def read(name):

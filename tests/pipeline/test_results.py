@@ -10,7 +10,7 @@ from pandas.testing import assert_frame_equal
 from helpers import layout
 from helpers.analysis import claims, figures
 from helpers.pipeline import folders
-from helpers.study import Study
+from helpers.study.file import Study
 
 FOLDERS = [path.parent for path in sorted(layout.FIGURES.rglob("verdicts.csv"))]
 named = pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from helpers import volumes
 from helpers.pipeline import cache, clean, cli, execution, folders, graph, log, report, run, status
 from helpers.pipeline.cluster import Cluster
 from helpers.pipeline.graph import Task
-from helpers.study import EXPERIMENTS, RESOLUTIONS, Study
+from helpers.study import EXPERIMENTS, RESOLUTIONS
+from helpers.study.file import Study
 
 
 def test_the_demo_executes_every_notebook_of_the_method_after_what_it_needs():

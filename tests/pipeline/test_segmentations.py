@@ -9,7 +9,8 @@ import pytest
 from helpers import grid, volumes
 from helpers.analysis import downstream
 from helpers.pipeline import cache, models, scoring, segmentations, steps
-from helpers.study import CONTRASTS, GROUND_TRUTH, Resolution, Study
+from helpers.study import CONTRASTS, GROUND_TRUTH, Resolution
+from helpers.study.file import Study
 
 COARSE = Resolution(5, 1.5)
 

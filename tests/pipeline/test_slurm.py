@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from helpers.pipeline import graph, log
-from helpers.study import Study
+from helpers.study.file import Study
 
 COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel")
 PLACES = os.environ["PATH"] + ":/usr/sbin"

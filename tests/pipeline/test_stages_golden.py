@@ -23,6 +23,7 @@ from helpers.haca3.fast.fusion import BoxedFusion
 from helpers.harmonizers import simple
 from helpers.pipeline import cache, models, steps
 from helpers.study import Resolution
+from helpers.study.file import Study
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "stages.json"
 #: Of a fingerprint, relative to the size of the array: processors differ in the last bits, and labels that
@@ -123,7 +124,7 @@ def registered():
 def harmonized():
     """Slices of a subject's images, as a preview harmonizes them, what the attention weighed, and a target's
     description."""
-    plan = study.Study(slice_step=89)
+    plan = Study(slice_step=89)
     network = models.harmonizer(plan)
     images = {contrast: image(contrast) for contrast in study.CONTRASTS}
     target = network.target(image("T1w", "target", 6))

@@ -18,7 +18,8 @@ from helpers.analysis import claims
 from helpers.cohort import origins
 from helpers.haca3 import Acquisition
 from helpers.pipeline import cache, folders, models, participants, scoring, steps
-from helpers.study import ARMS, CONTRASTS, GROUND_TRUTH, ORIENTATIONS, REMEDIES, Resolution, Study
+from helpers.study import ARMS, CONTRASTS, GROUND_TRUTH, ORIENTATIONS, REMEDIES, Resolution
+from helpers.study.file import Study
 from helpers.study.subjects import SimulatedSubject
 
 AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}

@@ -20,7 +20,8 @@ import numpy as np
 
 from helpers import volumes
 from helpers.grid import AFFINE
-from helpers.study import CONTRASTS, Program
+from helpers.study import CONTRASTS
+from helpers.study.program import Program
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import numpy as np
 
 from helpers import volumes
 from helpers.grid import SHAPE
-from helpers.study import CONTRASTS, HARMONIZERS, Program
+from helpers.study import CONTRASTS, HARMONIZERS
+from helpers.study.program import Program
 
 
 @runtime_checkable

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from helpers import volumes
 from helpers.pipeline.cluster import WORKER_MEMORY_GIB, Cluster
-from helpers.study import EXPERIMENTS, ONE_ORIENTATION, ORIENTATIONS, Study, expand_path, require
+from helpers.study import EXPERIMENTS, ONE_ORIENTATION, ORIENTATIONS, require
+from helpers.study.file import Study, expand_path
 
 #: Level -> patterns of the tasks that it stands for: all but the analysis, or everything that is missing.
 LEVELS = {"participant": ("[0a][!5]*",), "group": ()}

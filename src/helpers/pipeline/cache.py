@@ -123,8 +123,8 @@ def is_done(path: Path, key: str) -> bool:
 def missing_of(outputs: Mapping[str, Path], key: str, make: Callable[[], None] | None = None) -> list[str]:
     """The names of those of `outputs` that are not there under this key.
 
-    With `make`, what makes them, volumes that were removed (`helpers.study.Study.keep`) are not among them:
-    their sidecar stands for them until they are read.
+    With `make`, what makes them, volumes that were removed (`helpers.study.file.Study.keep`) are not among
+    them: their sidecar stands for them until they are read.
     """
     missing = []
     for name, path in outputs.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from helpers import layout
 from helpers.pipeline import folders, log, status
-from helpers.study import Study
+from helpers.study.file import Study
 
 #: What a study writes into its folder, beside the description of the data set.
 _OURS = ("tables", "report", "figures", "encodings", "resolvers", ".bidsignore", "sub-*")

@@ -14,7 +14,8 @@ import numpy as np
 from helpers import volumes
 from helpers.pipeline import bids_app
 from helpers.pipeline.cluster import Cluster
-from helpers.study import Resolution, Study
+from helpers.study import Resolution
+from helpers.study.file import Study
 
 
 def main(arguments: list[str] | None = None) -> int:

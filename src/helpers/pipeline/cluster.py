@@ -13,7 +13,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from helpers import insides
-from helpers.study import read_toml, require, require_keys
+from helpers.study import require, require_keys
+from helpers.study.file import read_toml
 
 #: Kind -> dask-jobqueue's class, the command that must be there, what that class calls an account, and how a
 #: directive begins.

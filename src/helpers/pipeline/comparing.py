@@ -7,7 +7,7 @@ import pandas as pd
 
 from helpers.analysis import comparison, figures
 from helpers.pipeline import folders
-from helpers.study import Study
+from helpers.study.file import Study
 
 
 def study_of(given: str | Path | Study) -> Study:

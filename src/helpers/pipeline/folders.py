@@ -12,7 +12,7 @@ import pandas as pd
 from helpers import layout, volumes
 from helpers.cohort import origins
 from helpers.pipeline import cache
-from helpers.study import Study
+from helpers.study.file import Study
 
 
 def folder(plan: Study) -> Path:

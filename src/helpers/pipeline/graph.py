@@ -11,7 +11,9 @@ from pathlib import Path
 from helpers import layout
 from helpers.cohort import origins, phantom
 from helpers.pipeline import cache, participants
-from helpers.study import GROUND_TRUTH, Program, Study
+from helpers.study import GROUND_TRUTH
+from helpers.study.file import Study
+from helpers.study.program import Program
 from helpers.study.subjects import ALL, Subject, TargetImages
 
 #: The stages (`cache.STAGES`) whose results a notebook makes or shows: it is executed again when one of them

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from helpers.pipeline import folders, graph
 from helpers.pipeline.graph import Task
-from helpers.study import Study
+from helpers.study.file import Study
 from helpers.study.subjects import Subject
 
 #: What volumes of a step are called (``desc-``), and the notebooks that read them.

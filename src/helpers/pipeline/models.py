@@ -7,7 +7,7 @@ from pathlib import Path
 
 from helpers import compiler, layout, volumes
 from helpers.harmonizers import protocol
-from helpers.study import Study
+from helpers.study.file import Study
 
 
 def checkpoints(plan: Study) -> tuple[Path, ...]:

@@ -13,7 +13,8 @@ import numpy as np
 from helpers import grid, layout, volumes
 from helpers.cohort import origins, phantom
 from helpers.pipeline import cache, folders
-from helpers.study import CONTRASTS, Study
+from helpers.study import CONTRASTS
+from helpers.study.file import Study
 from helpers.study.subjects import OwnSubject, Subject, TargetImages, require_label
 
 

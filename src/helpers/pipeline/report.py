@@ -15,7 +15,8 @@ import pandas as pd
 
 from helpers.analysis import figures, remedies
 from helpers.pipeline import folders
-from helpers.study import CONTRASTS, ONE_ORIENTATION, Resolution, Study
+from helpers.study import CONTRASTS, ONE_ORIENTATION, Resolution
+from helpers.study.file import Study
 
 #: Claims in the order in which a reader wants to hear of them, by what they say and whatever their verdicts.
 _MOST_TELLING = tuple("C1 C8 C7 C15 C12 C4 C14 C9 C10 C13 C2 C3 C16 C5 C11 C17 C18 C6".split())

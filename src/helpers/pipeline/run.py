@@ -35,7 +35,7 @@ from helpers.pipeline import (
     steps,
 )
 from helpers.pipeline.cluster import Cluster
-from helpers.study import Study
+from helpers.study.file import Study
 
 #: Errors of a system that has no room for another file: a full disk, a quota.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)

@@ -17,9 +17,9 @@ from helpers.study import (
     ONE_ORIENTATION,
     ORIENTATIONS,
     Resolution,
-    Study,
     sources,
 )
+from helpers.study.file import Study
 from helpers.study.subjects import Subject
 
 

@@ -10,7 +10,8 @@ from helpers import grid, layout, volumes
 from helpers.analysis import downstream
 from helpers.cohort import phantom
 from helpers.pipeline import cache, folders, participants, steps
-from helpers.study import CONTRASTS, GROUND_TRUTH, Resolution, Study
+from helpers.study import CONTRASTS, GROUND_TRUTH, Resolution
+from helpers.study.file import Study
 from helpers.study.subjects import SimulatedSubject, Subject
 
 #: Label -> tissues of `helpers.cohort.phantom` that it stands for.

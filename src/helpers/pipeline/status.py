@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from helpers.pipeline import cache, folders, graph, log
-from helpers.study import Study
+from helpers.study.file import Study
 from helpers.study.subjects import Subject
 
 

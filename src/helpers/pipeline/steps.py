@@ -19,15 +19,9 @@ from helpers.cohort import origins
 from helpers.grid import AXIS
 from helpers.harmonizers import protocol
 from helpers.pipeline import cache, folders, models, participants
-from helpers.study import (
-    CONTRASTS,
-    GRID_MM,
-    ORIENTATIONS,
-    Program,
-    Resolution,
-    Study,
-    visited_slices,
-)
+from helpers.study import CONTRASTS, GRID_MM, ORIENTATIONS, Resolution, visited_slices
+from helpers.study.file import Study
+from helpers.study.program import Program
 from helpers.study.subjects import Subject, TargetImages
 
 #: Remedies -> what images that were harmonized with them are called.

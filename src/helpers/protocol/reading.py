@@ -35,7 +35,8 @@ import pandas as pd
 from helpers import volumes
 from helpers.cohort import examination
 from helpers.protocol import survey
-from helpers.study import CONTRASTS, Resolution, expand_path
+from helpers.study import CONTRASTS, Resolution
+from helpers.study.file import expand_path
 
 #: Larger than any sidecar, smaller than what would fill the memory, bytes.
 _SIDECAR_BYTES = 4 * 2**20
