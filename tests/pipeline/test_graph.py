@@ -31,6 +31,7 @@ DEPENDS_ON = {
     "remedies": (["fusion"], "04 05"),
     "taught_on": (["01"], ""),
     "teaching_steps": (9, ""),
+    "resolution_weights": ("x.pt", ""),
     "weights": ("x.pt", "04 05"),
     "fusion": ("x.pt", "04 05"),
     "variant": ("haca3plus", "04 05"),
@@ -104,6 +105,12 @@ def test_nobody_else_teaches():
         graph.check_subjects(Study(subjects=[1, 2], taught_on=[2, 9]))
     graph.check_subjects(Study(subjects=[1, 2], taught_on=[2]))
     graph.check_subjects(Study(bids_dir="/data/mine", taught_on=["01"]))
+
+
+def test_the_weights_of_a_trained_remedy_matter_where_it_is_tried():
+    trained = {**OWN, "remedies": ["training"]}
+    before, after = keys(**trained), keys(**trained, resolution_weights="x.pt")
+    assert {name[:2] for name in before if before[name] != after[name]} == {"04", "05"}
 
 
 def test_every_field_of_a_study_is_tested():

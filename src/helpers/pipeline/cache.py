@@ -1,9 +1,9 @@
 """What of a study is done: one rule for files and for notebooks.
 
-A result is kept as long as its key is what it was: a hash over the contents of its inputs, its parameters,
-the version of its stage (`STAGES`, raised by hand) and the versions of the libraries that compute it.
-Comments, names and places of our own code do not matter. So a notebook that is run alone makes what it needs,
-one that is run again finds its work done, and a study that was killed goes on where it was.
+A result is kept as long as its key does not change. The key is a hash over the contents of its inputs, its
+parameters, the version of its stage (`STAGES`, raised by hand) and the versions of the libraries that compute
+it. Comments, names and places of our own code do not matter. So a notebook that is run alone computes what it
+needs and is missing, one that is run a second time computes nothing, and a study that was killed goes on.
 """
 
 import ast
@@ -32,9 +32,9 @@ class Stage:
     libraries: tuple[str, ...]
 
 
-#: A version is raised by hand when what the stage computes changes: then, and only then, it is computed
-#: again. Golden results say when that was forgotten (tests/pipeline/test_stages_golden.py). What a stage
-#: needs of others comes to it as files.
+#: Raise a version by hand when what the stage computes changes: then, and only then, it is computed again.
+#: A test on golden results fails if that was forgotten (tests/pipeline/test_stages_golden.py). A stage gets
+#: the results of other stages as files.
 STAGES = {
     "cohort": Stage(2, ("numpy", "scipy", "edt")),
     "preparation": Stage(1, ("antspyx", "numpy", "scipy", "scikit-image", "edt")),
@@ -55,8 +55,8 @@ library_version = functools.cache(version)
 
 def _signature(stage: str) -> list:
     """What a stage's results depend on beside its inputs and parameters."""
-    one = STAGES[stage]
-    return [stage, one.version, {name: library_version(name) for name in one.libraries}]
+    libraries = STAGES[stage].libraries
+    return [stage, STAGES[stage].version, {name: library_version(name) for name in libraries}]
 
 
 def _digest(*facts) -> str:
@@ -82,8 +82,8 @@ def notebook_key(notebook: Path, parameters: Mapping, stages: Sequence[str]) -> 
 
 
 def _meaning(source: str) -> str:
-    """Code without comments, docstrings and layout; as it stands where it is not plain Python, such as a cell
-    with a magic."""
+    """Code without comments, docstrings and layout. Code that is not plain Python, such as a cell with a
+    magic command, is returned unchanged."""
     try:
         tree = ast.parse(source)
     except SyntaxError:
@@ -109,8 +109,8 @@ def software() -> list[dict[str, str]]:
 
 
 def content_hash(path: Path) -> str:
-    """What tells one volume from another: the hash of its file, or of the whole volume where the file holds
-    some of its slices."""
+    """Hash that identifies a volume: that of its file, or of the whole volume if the file holds only some of
+    its slices."""
     sidecar = volumes.read_sidecar(path)
     return sidecar.get("WholeVolumeSha256", sidecar["ContentSha256"])
 
@@ -121,10 +121,10 @@ def is_done(path: Path, key: str) -> bool:
 
 
 def missing_of(outputs: Mapping[str, Path], key: str, make: Callable[[], None] | None = None) -> list[str]:
-    """The names of those of `outputs` that are not there under this key.
+    """The names of those `outputs` whose files do not exist, or have another key.
 
-    With `make`, what makes them, volumes that were removed (`helpers.study.file.Study.keep`) are not among
-    them: their sidecar stands for them until they are read.
+    With `make`, a function that computes them, volumes that were removed (`helpers.study.file.Study.keep`) do
+    not count as missing: their sidecars stay, and they are computed when they are read.
     """
     missing = []
     for name, path in outputs.items():
@@ -142,9 +142,9 @@ def compute(
     work: Callable[[list[str]], Iterable[Output]],
     removable: bool = False,
 ) -> None:
-    """Write those of `outputs` that are not there already under this key: `work` gets their names, and yields
-    one after the other. Those that are `removable` are done without their volume, which is made when it is
-    read."""
+    """Write those `outputs` that are missing (`missing_of`): `work` gets their names, and yields one after
+    the other. If they are `removable`, a sidecar without its volume counts as done; the volume is computed
+    when it is read."""
     make = functools.partial(compute, outputs, key, inputs, work) if removable else None
     missing = missing_of(outputs, key, make)
     if not missing:
@@ -201,13 +201,13 @@ def _path(folder: Path, name: str) -> Path:
 
 
 def forget_notebook(folder: Path, name: str) -> None:
-    """Remove the record of a task: what is about to be done again is not done."""
+    """Remove the record of a task that is about to be executed: until it ends, it is not done."""
     _path(folder, name).unlink(missing_ok=True)
 
 
 def record_notebook(folder: Path, name: str, key: str, paths: Iterable[str | Path]) -> None:
-    """Write down that a task is done, under its `notebook_key`, and how the files that it depends on look
-    now."""
+    """Record that a task is done, with its `notebook_key` and with size, time and hash of each file that it
+    depends on."""
     files = {str(path): _look(str(path)) for path in sorted(map(str, set(paths)))}
     volumes.write_bytes(_path(folder, name), json.dumps({"key": key, "files": files}, indent=0).encode())
 
@@ -231,7 +231,7 @@ def _sha256(path: str) -> str:
 def notebook_is_done(
     folder: Path, name: str, key: str, repair: bool = False, removable: bool = False
 ) -> bool:
-    """Whether a task is done: it has a record under this key, and its files are what they were.
+    """Whether a task is done: it has a record with this key, and its files have not changed since.
 
     Parameters
     ----------
@@ -242,9 +242,8 @@ def notebook_is_done(
     key : str
         What `notebook_key` gives for it now.
     repair : bool
-        Remove the sidecar of a file of the study whose content is no longer the one that the sidecar vouches
-        for, so that the notebook makes it again, and keep the new times of a file that was written again with
-        the same content.
+        If a file of the study has another content than its sidecar says, remove that sidecar, so that the
+        notebook makes the file again. If a file was written again with the same content, record its new time.
     removable : bool
         Volumes of the study may be missing, if their sidecars are there.
     """
@@ -271,7 +270,7 @@ def notebook_is_done(
                 continue
             same = False
             sidecar = volumes.read_sidecar(path) or {}
-            # What lies elsewhere, such as a data set of one's own, is not the study's to mend.
+            # Files outside of the study's folder, such as a data set of one's own, are never touched.
             if (
                 repair
                 and is_ours(folder, path)
@@ -290,8 +289,8 @@ def is_ours(folder: Path, path: str) -> bool:
 
 
 def read_trace(path: Path) -> tuple[dict[str, list | None], set[str]]:
-    """The files that a notebook read or wrote, each as it was at first (`volumes.look`), and those that it
-    wrote."""
+    """The files that a notebook read or wrote, with size and time at its first use (`volumes.look`); and the
+    files that it wrote."""
     entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return {file: facts for file, _, facts in reversed(entries)}, {
         file for file, written, _ in entries if written

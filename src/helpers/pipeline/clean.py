@@ -25,8 +25,8 @@ class Results:
 
 
 def results(plan: Study) -> Results:
-    """What a study has written, below its own folder. Files of others there, and what links point to, are not
-    among it.
+    """The files that a study has written below its own folder: no other files there, and nothing that a link
+    points to.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def results(plan: Study) -> Results:
                 ]
         else:
             files.append(top)
-    # The lock is `clean`'s own to hold, until all else is gone.
+    # `clean` keeps the lock until all other files are removed.
     files = [
         path for path in files if path.parent != status.report_folder(plan) or path.name not in log.LOCKS
     ]
@@ -66,8 +66,8 @@ def results(plan: Study) -> Results:
 
 
 def clean(plan: Study) -> Results:
-    """Remove what a study has written (`results`), and the folders that this leaves empty; return what it
-    was.
+    """Remove what a study has written (`results`) and the folders that are empty then; return what was
+    removed.
 
     Raises
     ------

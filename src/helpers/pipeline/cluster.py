@@ -104,13 +104,13 @@ class Cluster:
         them, and for memory, in `directives`, such as ``-pe smp 2``. On this machine of all workers together;
         0: all that this process may use.
     memory : str
-        Of a job, with a unit; empty: jobs ask for none, as sites want it that give a whole node.
+        Of a job, with a unit; empty: jobs ask for none, for sites that give each job a whole node.
     walltime : str
         Of a job, as the batch system writes it: ``02:00:00``, for LSF ``02:00``; empty: jobs ask for none,
-        and get what the queue gives. A notebook that a job's end cuts short is begun again in another, so it
-        should be longer than any notebook takes.
+        and get what the queue gives. A notebook that is cut off by the end of its job starts from the
+        beginning in another job, so the time should be longer than any notebook takes.
     queue, account : str
-        Where jobs are queued and who pays; empty: as the batch system decides.
+        Queue of the jobs, and account that pays for them; empty: as the batch system decides.
     directives : tuple of str
         More of the batch system's options, as they stand behind ``#SBATCH``. One that says what a key says,
         such as ``--mem-per-cpu=4G`` or ``--time=1-0``, takes the place of the key's line.
@@ -251,10 +251,10 @@ def start(cluster: Cluster, folder: Path) -> Iterator:
     Yields
     ------
     client : dask.distributed.Client
-    again : callable
-        To be called now and then: submits jobs in place of those that were lost, before they reached us or
-        after. `scale` does not do so by itself, and `adapt` would end jobs while their kernels work.
-        RuntimeError if jobs do nothing but end.
+    renew : callable
+        To be called every few seconds: submits new jobs in place of lost ones. `scale` does not do so by
+        itself, and `adapt` would end jobs while their kernels work. RuntimeError if many jobs end before
+        their workers connect.
 
     Raises
     ------
@@ -295,21 +295,18 @@ def start(cluster: Cluster, folder: Path) -> Iterator:
 
 
 class _Renewal:
-    """Called now and then, it keeps the number of jobs."""
+    """Called every few seconds, it submits new jobs in place of lost ones."""
 
-    #: Jobs that the batch system is asked about at a time: hundreds that wait in its queue must not become a
-    #: burden to it.
+    #: Number of jobs whose state is asked of the batch system at a time: for hundreds of waiting jobs this
+    #: would be a load on it.
     ASKED = 4
-    #: Jobs that may end, for each that is wanted, before the worker of one of them reaches us.
+    #: Jobs that may end without a connected worker, for each job that the study wants.
     PATIENCE = 3
 
     def __init__(self, jobs, cluster: Cluster, folder: Path):
         self.jobs, self.cluster, self.folder = jobs, cluster, folder
-        self.suspects, self.turn, self.wasted = (
-            weakref.WeakSet(),
-            0,
-            0,
-        )  # a job that dask forgets is forgotten here
+        self.suspects = weakref.WeakSet()  # a job that dask forgets is forgotten here
+        self.turn, self.wasted = 0, 0
 
     def __call__(self) -> None:
         self._forget_lost()
@@ -324,9 +321,9 @@ class _Renewal:
         connected = {worker["name"] for worker in list(self.jobs.scheduler_info["workers"].values())}
         if connected:
             self.wasted = 0
-        # Dask forgets a job whose worker it has known. For one that ended before that it would wait for ever,
-        # as for one that was never submitted: a refusal is only logged. It must be found twice, since dask
-        # takes a while to forget.
+        # Dask forgets a job that ended if its worker was connected before. For other jobs that ended, or that
+        # the batch system refused (which is only logged), it would wait for ever. A job counts as lost if it
+        # is missing twice, since dask takes a while to forget.
         waiting = [(name, job) for name, job in list(self.jobs.workers.items()) if name not in connected]
         start = self.turn % len(waiting) if waiting else 0
         for name, job in (waiting[start:] + waiting[:start])[: self.ASKED]:

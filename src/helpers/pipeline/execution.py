@@ -17,8 +17,7 @@ _LONGEST_SOCKET = 100
 
 @dataclass(frozen=True)
 class Execution:
-    """What became of one execution: the error's last line or None, how long it took, how many images it
-    wrote."""
+    """The result of one execution: last line of its error or None, its duration, how many images it wrote."""
 
     error: str | None
     seconds: float = 0
@@ -27,7 +26,7 @@ class Execution:
 
 def execute(task: graph.Task, folder: Path, threads: int = 1) -> Execution:
     """Execute one notebook, keep it and its HTML page in `folder`, and record it as done unless it failed."""
-    # ITK takes one thread whatever is said here: its sums depend on their number (helpers.registration).
+    # ITK always gets one thread: its sums depend on the number of threads (helpers.registration).
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
     os.environ.update(dict.fromkeys(names, str(threads)), ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS="1")
     # glibc hands freed arrays back to the system, and every new one comes as page faults: a fifth of the time
@@ -49,8 +48,8 @@ def execute(task: graph.Task, folder: Path, threads: int = 1) -> Execution:
             files, written = cache.read_trace(trace)
             if executed.exists():
                 _render(executed, page)
-            # Should the notebook have changed meanwhile, or an image that is not the study's, nobody knows
-            # which the kernel had.
+            # If the notebook, or an image that is not the study's, has changed meanwhile, it is unknown which
+            # version the kernel read: then the task does not count as done.
             given = {
                 path: facts
                 for path, facts in files.items()
@@ -59,7 +58,7 @@ def execute(task: graph.Task, folder: Path, threads: int = 1) -> Execution:
             same = task.key == key and all(volumes.look(path) == given[path] for path in given)
             if error is None and same:
                 cache.record_notebook(folder, task.name, key, {*files, str(executed), str(page)})
-        except Exception as failure:  # A kernel that died, a full disk: the study goes on, and says so.
+        except Exception as failure:  # A kernel that died, a full disk: the study goes on and reports it.
             error, written = last_line(f"{type(failure).__name__}: {failure}"), ()
     return Execution(
         error, round(time.monotonic() - started, 3), sum(path.endswith(".nii.gz") for path in written)
@@ -67,7 +66,7 @@ def execute(task: graph.Task, folder: Path, threads: int = 1) -> Execution:
 
 
 def _sockets(folder: Path) -> dict[str, str]:
-    """How worker and kernel talk: through files in a folder of this task's own.
+    """How worker and kernel are connected: through files in a folder of this task.
 
     A port that is free when it is chosen may be another worker's by the time the kernel opens it: then the
     notebook would fail.
@@ -83,7 +82,7 @@ def _papermill(task: graph.Task, executed: Path, trace: Path) -> str | None:
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
     os.environ[volumes.TRACE] = str(trace)
-    # Not where it will be kept: papermill writes it again after every cell, and not at once.
+    # In another place than the result: papermill writes the file after every cell, and not atomically.
     draft = trace.with_name(executed.name)
     try:
         papermill.execute_notebook(
@@ -93,7 +92,7 @@ def _papermill(task: graph.Task, executed: Path, trace: Path) -> str | None:
             progress_bar=False,
             kernel_name="python3",
             cwd=str(executed.parent),
-            # A kernel says at every start what it listens on; the progress bar is what should be seen.
+            # A kernel prints its ports at every start, which would break the progress bar.
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
             config=Config(KernelManager=_sockets(trace.parent)),
             kernel_manager_class=insides.quiet_kernel_manager(),

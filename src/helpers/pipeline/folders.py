@@ -21,7 +21,7 @@ def folder(plan: Study) -> Path:
 
 
 def title(plan: Study) -> str:
-    """What the folder of the results calls itself."""
+    """The name of the results in their own description."""
     return f"resolution-matters: {plan.name}"
 
 
@@ -29,8 +29,7 @@ def root(plan: Study) -> Path:
     """Folder of the study's results, made and described as a BIDS derivative."""
     results = folder(plan)
     path = results / "dataset_description.json"
-    # Notebooks after the first know nothing of the data set from which the images came: its description
-    # stays.
+    # Only the first notebook knows the data set of the images: the others do not change its description.
     if not path.exists() or (plan.bids_dir and origins.data_set(results) != plan.bids_dir):
         if plan.bids_dir:
             origins.refuse_mixture(results, plan.subjects[0])
@@ -57,8 +56,8 @@ def figures_folder(plan: Study) -> Path:
 
 
 def save_tables(plan: Study, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Write tables beside the figures, such as those on which the verdicts rest: whoever has them can check
-    one by the other."""
+    """Write tables beside the figures, such as those on which the verdicts rest, so that a reader can check
+    figures and verdicts."""
     for name, table in tables.items():
         volumes.write_bytes(
             figures_folder(plan) / f"{name}.csv", table.to_csv(index=False, float_format="%.6g").encode()

@@ -11,13 +11,13 @@ from pathlib import Path
 from helpers import layout
 from helpers.cohort import origins, phantom
 from helpers.pipeline import cache, participants
-from helpers.study import GROUND_TRUTH
+from helpers.study import CONTRASTS, GROUND_TRUTH
 from helpers.study.file import Study
 from helpers.study.program import Program
-from helpers.study.subjects import ALL, Subject, TargetImages
+from helpers.study.subjects import ALL, Subject
 
-#: The stages (`cache.STAGES`) whose results a notebook makes or shows: it is executed again when one of them
-#: changes.
+#: The stages (`cache.STAGES`) whose results a notebook makes or shows. When one of them changes, the notebook
+#: is executed once more.
 STAGES = {
     "00": ("cohort", "preparation"),
     "01": ("degradation",),
@@ -102,14 +102,14 @@ def tasks(plan: Study, unfit: Iterable[Subject] = ()) -> list[Task]:
     plan : Study
         With its subjects named one by one, as `helpers.pipeline.participants.check_cohort` leaves them.
     unfit : iterable of Subject
-        Subjects whose images could not be prepared: that is tried again, and the study is done with the
-        others.
+        Subjects whose images could not be prepared. Their first notebook is tried once more; the other
+        notebooks are executed for the other subjects only.
     """
     planned, fit = [], [subject for subject in plan.subjects if subject not in set(unfit)]
 
-    def add(notebook, who, parameters, needs=(), images=0, mb=0.0, more_s=0.0):
+    def add(notebook, words, parameters, needs=(), images=0, mb=0.0, more_s=0.0):
         fixed_s, image_s = COST_S[notebook[:2]]
-        name = "_".join((notebook, *who))
+        name = "_".join((notebook, *words))
         path = layout.NOTEBOOKS / f"{notebook}.ipynb"
         cost_s = fixed_s + image_s * images + more_s
         planned.append(Task(name, path, parameters, tuple(needs), images, cost_s, REPORT_MB + mb))
@@ -127,22 +127,23 @@ def tasks(plan: Study, unfit: Iterable[Subject] = ()) -> list[Task]:
     learnt = ("remedies", "taught_on", "teaching_steps", "seed") if remedied else ()
     teachers = [teacher for teacher in plan.taught_on if teacher in fit] or fit[:3] if remedied else []
     literals["taught_on"] = [teacher.literal for teacher in teachers]
-    # Only where a study has it, so that the keys of others stay what they were.
+    # Only in a study that has it, so that the keys of other studies do not change.
     kept = ("keep",) if plan.keep != "all" else ()
     common = ("name", "output_dir", "dropped", *kept)
     learning = (*common, "transform", "reconstruction", "slice_step", *learnt)
-    # What becomes of one's own images is the business of the first notebook,
+    # How images of one's own are prepared is a parameter of the first notebook only,
     prepared = (*common, "bids_dir", "select", "brain", "seed") if plan.bids_dir else common
     acquired = (*common, "experiments", "resolutions")
     registered = tuple(
         dict.fromkeys((*acquired, *learnt, "transform", "reconstruction", "slice_step", "seed"))
     )
-    # what other studies have to do with it, that of the last.
-    untold = ("bids_dir", "select", "brain", "keep", *(() if remedied else ("taught_on", "teaching_steps")))
+    # and which other studies are read is one of the last.
+    without = ("bids_dir", "select", "brain", "keep", *(() if remedied else ("taught_on", "teaching_steps")))
     other = plan.harmonizer != "haca3"
     # A study of HACA3 need not say so: its notebooks stay done.
-    untold += () if other else ("harmonizer",)
-    analysed = (*(field for field in literals if field not in untold), *kept)
+    without += () if other else ("harmonizer",)
+    without += () if "training" in plan.remedies else ("resolution_weights",)
+    analysed = (*(field for field in literals if field not in without), *kept)
     harmonized = tuple(
         field for field in analysed if field not in ("subjects", "experiments", "planes", "ladder")
     )
@@ -171,35 +172,18 @@ def tasks(plan: Study, unfit: Iterable[Subject] = ()) -> list[Task]:
         encoding_s = 0
     if plan.downstream:
         harmonized_s += 2 * _SEGMENTED_S / plan.slice_step
+    aim = participants.target_subject(plan)
+    fields, number, more_s = common, len(CONTRASTS), 0
+    if plan.targets:  # those given as numbers have no images to be made
+        fields = (*common, "targets", "seed")
+        number, more_s = len(participants.acquired(plan, aim)), _PREPARATION_S
+    settings = parameters(fields, subject=aim.literal)
     target = []
-    if not plan.targets:
-        target = [
-            add(
-                "00_cohort",
-                ["target"],
-                parameters(common, subject=origins.TARGET_SUBJECT.literal),
-                images=3,
-                mb=3 * _COHORT_MB,
-            )
-        ]
-    elif aims := participants.acquired(
-        plan, TargetImages()
-    ):  # Given as numbers, targets have no images to be made.
-        settings = parameters((*common, "targets", "seed"), subject=TargetImages().literal)
-        target = [
-            add(
-                "00_cohort",
-                ["target"],
-                settings,
-                images=len(aims),
-                mb=len(aims) * _COHORT_MB,
-                more_s=_PREPARATION_S,
-            )
-        ]
+    if number:
+        target = [add("00_cohort", ["target"], settings, (), number, number * _COHORT_MB, more_s)]
 
     def harmonize(subject, rows, number, encodings, needs, resolution=None):
-        """Rows of Table 1 at all resolutions or at one: whoever harmonizes them together encodes each source
-        once."""
+        """Rows of Table 1 at all resolutions or at one, in one task, which encodes each source once."""
         names = [subject.name]
         settings = parameters(harmonized, subject=subject.literal, experiment=rows[0])
         settings |= {"other_experiments": rows[1:]} if rows[1:] else {}
@@ -218,16 +202,16 @@ def tasks(plan: Study, unfit: Iterable[Subject] = ()) -> list[Task]:
     longest_s = max(COST_S["00"][1] * high, COST_S["02"][1] * images, (COST_S["03"][1] + back_s) * images)
     groups = _groups(plan.subjects, 1 if plan.bids_dir else int(_TOGETHER_S / longest_s))
 
-    def people(group):
+    def named(group):
         first, *others = [subject.literal for subject in group]
         return {"subject": first, **({"other_subjects": others} if others else {})}
 
     for group in groups:
-        who, number = [_range(group)], len(group) * images
-        settings = parameters(prepared, **people(group))
+        words, number = [_range(group)], len(group) * images
+        settings = parameters(prepared, **named(group))
         start = add(
             "00_cohort",
-            who,
+            words,
             settings,
             images=len(group) * high,
             mb=len(group) * high * _COHORT_MB,
@@ -242,8 +226,8 @@ def tasks(plan: Study, unfit: Iterable[Subject] = ()) -> list[Task]:
                 parameters(common, subject=fit[0].literal, interactive=False),
                 [start],
             )
-        settings = parameters(acquired, **people(group), interactive=False)
-        made_here = add("02_degradation", who, settings, [start], images=number, mb=number * _STACK_MB)
+        settings = parameters(acquired, **named(group), interactive=False)
+        made_here = add("02_degradation", words, settings, [start], images=number, mb=number * _STACK_MB)
         stacks |= dict.fromkeys(group, made_here)
     teachers = [teacher for teacher in teachers if teacher in stacks]
     lessons = []
@@ -259,7 +243,7 @@ def tasks(plan: Study, unfit: Iterable[Subject] = ()) -> list[Task]:
         back = add(
             "03_registration",
             [_range(group)],
-            parameters(registered, **people(group)),
+            parameters(registered, **named(group)),
             [stacks[group[0]], *lessons],
             images=number * (kinds + remedied),
             mb=number * back_mb,
@@ -334,10 +318,10 @@ def check_subjects(plan: Study) -> None:
     ValueError
         Naming the subject and those that are accepted.
     """
-    strangers = [subject for subject in plan.taught_on if subject not in plan.subjects]
-    if strangers and plan.subjects != (ALL,):
+    others = [subject for subject in plan.taught_on if subject not in plan.subjects]
+    if others and plan.subjects != (ALL,):
         accepted = f"accepted are the study's subjects, {', '.join(map(str, plan.subjects))}"
-        raise ValueError(f"taught_on has {strangers[0].literal!r}: {accepted}")
+        raise ValueError(f"taught_on has {others[0].literal!r}: {accepted}")
     for subject in plan.subjects:
         if not subject.simulated:
             if not plan.bids_dir:

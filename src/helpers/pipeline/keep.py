@@ -1,4 +1,4 @@
-"""The volumes that a study removes once nothing needs them any more, where it keeps its tables only."""
+"""Remove volumes that no later notebook needs, in a study that keeps its tables only."""
 
 from collections.abc import Collection, Iterator, Sequence
 
@@ -22,7 +22,7 @@ def remove_unneeded(plan: Study, everything: Sequence[Task], done: Collection[st
     Parameters
     ----------
     plan : Study
-        Whose `keep` is ``"tables"``; of others nothing is removed.
+        Nothing is removed unless its `keep` is ``"tables"``.
     everything : sequence of Task
         All tasks of the study.
     done : collection of str

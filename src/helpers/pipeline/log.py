@@ -1,4 +1,4 @@
-"""A study's log of what happened when, and its lock against a second run."""
+"""A study's log (what happened, and when), and its lock against a second run at the same time."""
 
 import contextlib
 import fcntl
@@ -13,7 +13,7 @@ import psutil
 
 from helpers import volumes
 
-#: Who runs the study, and what the system locks for them; in the study's report folder.
+#: Two files in the study's report folder: the process that runs the study, and what the system locks for it.
 LOCKS = ("lock.json", ".lock")
 
 
@@ -22,9 +22,8 @@ def log(folder: Path, **event) -> None:
     path = folder / "log.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     with volumes.naming(path), open(path, "ab+") as file:
-        if (
-            file.tell()
-        ):  # A run that was killed while it wrote left half a line: it must not take this one with it.
+        # A run that was killed while it wrote may have left half a line: this event begins a new one.
+        if file.tell():
             file.seek(-1, os.SEEK_END)
             file.write(b"" if file.read(1) == b"\n" else b"\n")
         file.write(json.dumps({"time": round(time.time(), 3), **event}).encode() + b"\n")
@@ -46,42 +45,44 @@ def events(folder: Path) -> list[dict]:
 
 
 def holder(folder: Path) -> dict | None:
-    """Who runs the study now: ``host``, ``pid`` and ``started`` of the process; None if nobody does.
+    """The process that runs the study now: its ``host``, ``pid`` and ``started``; None if there is none.
 
-    A process of this host that is gone, or whose number went to one that started at another time, holds
-    nothing. Of a process of another host nobody here can tell, so it counts.
+    On this host a lock counts only if its process still runs: same number, same time of its start. Whether a
+    process of another host still runs cannot be seen from here, so its lock counts.
     """
-    who = _signed(folder)
-    return who if who and (who["host"] != socket.gethostname() or _lives(who)) else None
+    process = _read_lock(folder)
+    return process if process and (process["host"] != socket.gethostname() or _runs(process)) else None
 
 
-def _signed(folder: Path) -> dict | None:
-    """What the lock says; None if there is none that can be read."""
+def _read_lock(folder: Path) -> dict | None:
+    """The process that the lock names; None if there is no lock that can be read."""
     try:
-        who = json.loads((folder / "lock.json").read_text())
-        return {"host": str(who["host"]), "pid": int(who["pid"]), "started": float(who["started"])}
+        process = json.loads((folder / "lock.json").read_text())
+        return {
+            "host": str(process["host"]),
+            "pid": int(process["pid"]),
+            "started": float(process["started"]),
+        }
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _lives(who: dict) -> bool:
-    """Whether a process of this host is there, and the one that was meant."""
+def _runs(locking: dict) -> bool:
+    """Whether the process of this host that a lock names still runs."""
     try:
-        process = psutil.Process(who["pid"])
-        # A zombie is dead, whether its parent looks or not; and the clock of the start moves with that of the
-        # day, a little.
-        return (
-            process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - who["started"]) <= 2
-        )  # s
+        process = psutil.Process(locking["pid"])
+        # A zombie has ended. The time of a start may differ by a little when the clock is set.
+        started_s = abs(process.create_time() - locking["started"])
+        return process.status() != psutil.STATUS_ZOMBIE and started_s <= 2
     except psutil.Error:
         return False
 
 
 @contextlib.contextmanager
-def _door(folder: Path) -> Iterator[bool | None]:
-    """Hold the study's ``.lock``, as the system's locks go: they end with the process, however it ends.
+def _system_lock(folder: Path) -> Iterator[bool | None]:
+    """Lock the study's file ``.lock``. The system ends such a lock with the process, however it ends.
 
-    Yields whether it is ours; None where the file system knows no such locks.
+    Yields whether this process has the lock; None where the file system has no such locks.
     """
     while True:
         with open(folder / ".lock", "w") as file:
@@ -93,7 +94,8 @@ def _door(folder: Path) -> Iterator[bool | None]:
             except OSError:
                 yield None
                 return
-            # `clean.clean` removes the file that it holds: whoever opened it before holds nothing.
+            # `clean.clean` removes the file that it has locked: a process that opened the file before that
+            # has locked a file that is gone, and tries the new one.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), os.stat(folder / ".lock")):
                     yield True
@@ -112,22 +114,22 @@ def locked(folder: Path) -> Iterator[None]:
     lock = folder / "lock.json"
     folder.mkdir(parents=True, exist_ok=True)
     me = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
-    with _door(folder) as ours:
-        who = _signed(folder)
-        # Whose door is open is dead, unless it is on another host: locks of the system need not reach from
-        # one to the other.
-        if who and ours and who["host"] == me["host"] or ours is None and not holder(folder):
-            who = None
+    with _system_lock(folder) as ours:
+        process = _read_lock(folder)
+        # If this process could lock the file, the one that the lock names has ended; unless it is on another
+        # host, where locks of this system may not be seen.
+        if process and ours and process["host"] == me["host"] or ours is None and not holder(folder):
+            process = None
             lock.unlink(missing_ok=True)
-        if who or ours is False:
-            process = f"process {who['pid']} on {who['host']}" if who else "another process"
-            down = f". If that host is down, remove {lock}" if who and who["host"] != me["host"] else ""
+        if process or ours is False:
+            named = f"process {process['pid']} on {process['host']}" if process else "another process"
+            remote = process and process["host"] != me["host"]
+            down = f". If that host is down, remove {lock}" if remote else ""
             raise RuntimeError(
-                f"{folder.parent}: this study is being run by {process}: wait for it, or stop it{down}"
+                f"{folder.parent}: this study is being run by {named}: wait for it, or stop it{down}"
             )
-        mine = (
-            folder / f".lock.json-{me['host']}.{me['pid']:08d}.tmp"
-        )  # as `volumes.remove_leftovers` knows them
+        # A name that `volumes.remove_leftovers` knows.
+        mine = folder / f".lock.json-{me['host']}.{me['pid']:08d}.tmp"
         volumes.write_bytes(mine, json.dumps(me).encode())
         try:
             os.link(mine, lock)

@@ -1,5 +1,5 @@
-"""Who takes part: simulated subjects, and images of one's own, examined, prepared, and refused where they are
-not fit."""
+"""The subjects of a study: images of simulated ones, and images of one's own, which are examined, prepared,
+and refused if they are not fit."""
 
 import dataclasses
 import functools
@@ -59,14 +59,19 @@ def cohort(plan: Study, subject: Subject) -> dict[str, Path]:
     return paths
 
 
+def target_subject(plan: Study) -> Subject:
+    """The subject whose images define the target: those given as targets, or a simulated one."""
+    return TargetImages() if plan.targets else origins.TARGET_SUBJECT
+
+
 def anatomies(plan: Study) -> dict[int, str]:
     """Number of a simulated subject -> the embedded brain that it was made from, as its sidecar names it."""
     simulated = [subject for subject in plan.subjects if subject.simulated]
     return {s.number: volumes.read_sidecar(cohort(plan, s)["mask"])["Anatomy"] for s in simulated}
 
 
-#: `helpers.cohort.phantom.subject`, remembering the last one: notebook 00 writes a subject's images, then
-#: shows its tissues.
+#: `helpers.cohort.phantom.subject`, which keeps the last subject in memory: notebook 00 writes its images,
+#: then shows its tissues.
 person = functools.lru_cache(maxsize=1)(phantom.subject)
 
 
@@ -79,21 +84,21 @@ def _simulate(number: int, paths: Mapping[str, Path]) -> None:
     key = cache.key("cohort", [], {"subject": number, "scanner": scanner, "anatomy": anatomy})
 
     def work(missing):
-        someone, machine = person(number), phantom.scanner(scanner)
+        simulated, machine = person(number), phantom.scanner(scanner)
         for name in missing:
             if name == "mask":
-                yield someone.brain, someone.affine, {"Type": "Brain", "Anatomy": someone.anatomy}
+                yield simulated.brain, simulated.affine, {"Type": "Brain", "Anatomy": simulated.anatomy}
             else:
                 image = phantom.render(
-                    someone, machine, name, noise_seed=1000 * number + CONTRASTS.index(name)
+                    simulated, machine, name, noise_seed=1000 * number + CONTRASTS.index(name)
                 )
                 yield (
                     image,
-                    someone.affine,
+                    simulated.affine,
                     {
                         "Scanner": scanner,
                         "MRAcquisitionType": "3D",
-                        "Anatomy": someone.anatomy,
+                        "Anatomy": simulated.anatomy,
                     },
                 )
 
@@ -119,7 +124,7 @@ def acquired(plan: Study, subject: Subject) -> dict[str, Path]:
 
 
 def check_cohort(plan: Study, voxels: bool = True) -> tuple[Study, dict[str, str]]:
-    """Who of a data set takes part, as far as it can be told before anything is computed.
+    """The subjects of a data set that take part, as far as that is known before anything is computed.
 
     Parameters
     ----------
@@ -130,15 +135,15 @@ def check_cohort(plan: Study, voxels: bool = True) -> tuple[Study, dict[str, str
     Returns
     -------
     plan : Study
-        With the subjects that take part, and sessions told apart. As it was if its subjects are simulated.
+        With the subjects that take part, each session by itself. Unchanged if its subjects are simulated.
     left_out : dict of str to str
         Label -> one line that says why that subject does not.
 
     Raises
     ------
     ValueError, FileNotFoundError
-        If nobody is left, an image must be chosen, a target's image cannot be used, or the study's folder is
-        of the other kind of subjects.
+        If no subject is left, an image must be chosen, a target's image cannot be used, or the study's folder
+        is of the other kind of subjects.
     """
     for path, result in _examine_files(
         [Path(image) for _, image in plan.targets if isinstance(image, str)], voxels
@@ -170,8 +175,8 @@ def check_cohort(plan: Study, voxels: bool = True) -> tuple[Study, dict[str, str
             require_label(subject.label)
             _refuse(images, {contrast: examined[path]() for contrast, path in images.items()})
             for contrast, path in images.items():
-                # Nothing but a copy has the same bytes: even the same voxels are compressed with another
-                # time.
+                # Only a copy has the same bytes: if the same voxels are compressed once more, the time in the
+                # file differs.
                 twin = seen.setdefault(volumes.fingerprint(path), f"{subject.name}'s {contrast}")
                 if twin != f"{subject.name}'s {contrast}":
                     raise ValueError(
@@ -211,11 +216,10 @@ def _examine_files(paths: Sequence[Path], voxels: bool) -> dict[Path, Callable[[
 
 
 def findings(plan: Study, unfit: Iterable[Subject] = ()) -> list[str]:
-    """What is wrong with images of one's own that take part all the same, a line each; those of `unfit`
-    subjects do not.
+    """Faults of images of one's own that take part all the same, one line each; without `unfit` subjects.
 
-    Beside what each sidecar records: images of two subjects that were prepared to the same bytes, so had the
-    same voxels, though their files differed; and two subjects who look like one person scanned twice.
+    These are the faults in each sidecar; images of two subjects with the same voxels, though their files
+    differ; and two subjects whose images look like those of one person scanned twice.
     """
     from helpers.cohort import preparation
 
@@ -244,8 +248,8 @@ def findings(plan: Study, unfit: Iterable[Subject] = ()) -> list[str]:
 
 
 def _portrait(plan: Study, image: Path) -> np.ndarray:
-    """`helpers.cohort.preparation.portrait` of a T1w: kept, since it takes a second and is asked for by every
-    run."""
+    """`helpers.cohort.preparation.portrait` of a T1w: kept in a file, since it takes a second and every run
+    needs it."""
     from helpers.cohort import preparation
 
     path = folders.root(plan) / "encodings" / (image.name.removesuffix(".nii.gz") + "_portrait.npz")
@@ -263,12 +267,12 @@ def _prepare(plan: Study, subject: OwnSubject, paths: Mapping[str, Path]) -> Non
     for path in files.values():
         volumes.record_use(path)
     contents = {contrast: hashlib.sha256(path.read_bytes()).hexdigest() for contrast, path in files.items()}
-    # Notebooks that use a target know nothing of what is done to subjects.
+    # Notebooks that use a target do not have the parameter `brain`.
     targets = subject == TargetImages()
     brain = "extract" if targets else plan.brain
     parameters = {"contents": contents, "brain": brain, "seed": plan.seed}
     key = cache.key("preparation", [], parameters)
-    # Each image of a target is a subject of its own, of whom nothing else need be known.
+    # Each image of a target may be of another person, so each is prepared by itself.
     together = [[contrast] for contrast in files] if targets else [list(files)]
 
     def work(missing):
@@ -312,8 +316,8 @@ def _prepare(plan: Study, subject: OwnSubject, paths: Mapping[str, Path]) -> Non
 
 
 def _origin(files: Iterable[Path], plan: Study, subject: OwnSubject) -> dict:
-    """Where a prepared image comes from. Images of a target need not be in any data set: they are named
-    only."""
+    """The sources of a prepared image. Images of a target need not be in any data set: only their names are
+    recorded."""
     if subject == TargetImages():
         return {"Sources": [], "TargetImages": [path.name for path in files]}
     return {"Sources": [layout.uri(path, "source", plan.bids_dir) for path in files]}

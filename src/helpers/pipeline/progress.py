@@ -1,4 +1,4 @@
-"""What a running study shows: a bar, the notebooks that run, how long it will take."""
+"""The progress of a running study: a bar, the notebooks that run, the remaining time."""
 
 import statistics
 import sys
@@ -8,8 +8,8 @@ from helpers.pipeline import execution, graph
 
 
 class Progress:
-    """A bar for the study, and below it a line for each notebook that runs. Away from a terminal a line per
-    finished notebook."""
+    """A bar for the study, and below it a line for each notebook that runs. Without a terminal: a line for
+    each finished notebook."""
 
     LINES = 8
 
@@ -62,7 +62,7 @@ class Progress:
 
     def _left(self) -> str:
         pace, now = statistics.median(self.pace or [1]), time.monotonic()
-        # What runs has at least a little left, whatever was expected of it.
+        # A notebook that takes longer than expected has one second left.
         left = {
             name: max(self.expected[name] * pace - (now - self.began.get(name, now)), 1)
             for name in self.needs

@@ -18,7 +18,7 @@ from helpers.pipeline import folders
 from helpers.study import CONTRASTS, ONE_ORIENTATION, Resolution
 from helpers.study.file import Study
 
-#: Claims in the order in which a reader wants to hear of them, by what they say and whatever their verdicts.
+#: Claims in the order in which a reader needs them, by their contents, independent of their verdicts.
 _MOST_TELLING = tuple("C1 C8 C7 C15 C12 C4 C14 C9 C10 C13 C2 C3 C16 C5 C11 C17 C18 C6".split())
 
 _DECIDED = ("supported", "contradicted")
@@ -57,7 +57,7 @@ td,th{padding:.15em 1.5em .15em 0;vertical-align:top}.time{text-align:right}
 
 
 def paragraph(scores: pd.DataFrame, verdicts: pd.DataFrame, without: pd.DataFrame) -> str:
-    """A study in words: what its coarsest slices cost against its finest, and what becomes of the claims.
+    """The result of a study in words: the loss from its finest to its coarsest slices, and the verdicts.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def _most_telling(verdicts: pd.DataFrame, number: int = 3) -> list[str]:
         rank=verdicts.claim.map(_MOST_TELLING.index), open_=~verdicts.verdict.isin(_DECIDED)
     )
     rows = ranked.sort_values(["open_", "rank"]).head(number)
-    # Which resolutions a study has need not be said in each sentence.
+    # The resolutions of the study are not repeated in each sentence.
     return [row.sentence.removesuffix(f" Over {row.resolutions}.") for row in rows.itertuples()]
 
 
@@ -112,16 +112,18 @@ def _cost(scores: pd.DataFrame) -> str:
     separation_mm = inside.groupby("resolution").separation_mm.first()
     finest, coarsest = separation_mm.idxmin(), separation_mm.idxmax()
     subjects = scores.subject.nunique()
-    who = f"mean of {subjects} subject{'s' if subjects > 1 else ''}, "
-    who += f"experiment{'s' if len(experiments) > 1 else ''} {_listed(experiments)}"
+    of_what = f"mean of {subjects} subject{'s' if subjects > 1 else ''}, "
+    of_what += f"experiment{'s' if len(experiments) > 1 else ''} {_listed(experiments)}"
     if separation_mm[finest] == separation_mm[coarsest]:
         score = _decibels(mean_db.loc[("harmonized", finest)])
-        return f"At {finest} the harmonized images have {score} of PSNR inside the brain ({who})."
+        return f"At {finest} the harmonized images have {score} of PSNR inside the brain ({of_what})."
     lost = {arm: mean_db.loc[(arm, finest)] - mean_db.loc[(arm, coarsest)] for arm in mean_db.index.levels[0]}
-    told = f"With {coarsest} ({_in_words(coarsest)}) instead of {finest} ({_in_words(finest)}), "
-    told += f"harmonized images lose {_decibels(lost['harmonized'])} of PSNR inside the brain ({who})"
+    sentence = f"With {coarsest} ({_in_words(coarsest)}) instead of {finest} ({_in_words(finest)}), "
+    sentence += f"harmonized images lose {_decibels(lost['harmonized'])} of PSNR inside the brain ({of_what})"
     return (
-        f"{told}; without a harmonizer it is {_decibels(lost['input'])}." if "input" in lost else f"{told}."
+        f"{sentence}; without a harmonizer it is {_decibels(lost['input'])}."
+        if "input" in lost
+        else f"{sentence}."
     )
 
 
@@ -166,8 +168,8 @@ def page(plan: Study, states: pd.DataFrame, folder: Path, remarks: Mapping[str, 
     states : DataFrame
         As `helpers.pipeline.status.status` gives it.
     folder : Path
-        Where the page will lie, beside the executed notebooks. Its links are relative: results can be moved
-        as a whole.
+        Folder of the page, beside the executed notebooks. Its links are relative: the results can be moved as
+        a whole.
     remarks : mapping of str to list of str
         Title -> lines.
 
@@ -177,16 +179,16 @@ def page(plan: Study, states: pd.DataFrame, folder: Path, remarks: Mapping[str, 
         HTML.
     """
     done = "done" in set(states[states.stage == "05_analysis"].state)
-    told = headline(plan) if done else ""
+    result = headline(plan) if done else ""
     parts = [f"<h1>Study “{html.escape(plan.name)}”</h1>", *_failures(states)]
-    if told:
-        parts += [f"<p>{html.escape(told).replace('||', '‖')}</p>", *_first_figures(plan, folder)]
+    if result:
+        parts += [f"<p>{html.escape(result).replace('||', '‖')}</p>", *_first_figures(plan, folder)]
     elif not done and not (states.state == "failed").any():
         left = int((states.state != "done").sum())
-        told_left = f"Not at its end yet: {left} of {len(states)} notebooks are to be executed"
-        parts.append(f"<p>{told_left}, and the result comes with the last.</p>")
+        state = f"Not at its end yet: {left} of {len(states)} notebooks are to be executed"
+        parts.append(f"<p>{state}, and the result comes with the last.</p>")
     parts.append(f'<p class="note">{plan.subjects[0].origin}. {html.escape(_settings(plan))}</p>')
-    if told:
+    if result:
         parts += [*_verdicts(plan), *_remedies(plan)]
     parts += [*_figures(plan, folder, done), *_remarks(remarks), *_notebooks(states, folder)]
     head = f'<meta charset="utf-8"><title>{html.escape(plan.name)}</title><style>{_STYLE}</style>'
@@ -199,9 +201,10 @@ def _settings(plan: Study) -> str:
     resolutions = ", ".join(resolution.label for resolution in plan.resolutions).replace("||", "‖")
     planes = f"{_listed(plan.reconstruction)} plane{'s' if len(plan.reconstruction) > 1 else ''}{step}"
     experiments = ", ".join(plan.experiments)
-    who = "" if plan.harmonizer == "haca3" else f" Harmonizer: {plan.harmonizer_name}."
+    harmonizer = "" if plan.harmonizer == "haca3" else f" Harmonizer: {plan.harmonizer_name}."
     return (
-        f"{len(plan.subjects)} subjects, experiments {experiments}, resolutions {resolutions}, {planes}.{who}"
+        f"{len(plan.subjects)} subjects, experiments {experiments}, resolutions {resolutions}, {planes}."
+        f"{harmonizer}"
     )
 
 

@@ -1,8 +1,8 @@
 """A study as a graph of notebook executions: papermill on dask.distributed.
 
 One execution is one task in one worker process. A task that is recorded as done (`helpers.pipeline.cache`) is
-not executed, and what an executed notebook finds done it does not do again (`helpers.pipeline.steps`). So
-running a study twice, or after it was killed, costs only what is missing.
+not executed, and an executed notebook computes only the files that are missing (`helpers.pipeline.steps`). So
+running a study a second time, or after it was killed, computes only what is missing.
 """
 
 import errno
@@ -37,16 +37,16 @@ from helpers.pipeline import (
 from helpers.pipeline.cluster import Cluster
 from helpers.study.file import Study
 
-#: Errors of a system that has no room for another file: a full disk, a quota.
+#: Errors of the system when a file does not fit on the disk: a full disk, a quota.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
-#: Free space below this part of the estimate is plainly too little: the estimate may be a little high.
-_PLAINLY = 0.8
+#: A study is refused if less than this part of its estimated size is free: the estimate may be a little high.
+_LEAST_FREE_PART = 0.8
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a study: task -> error line; tasks that could not start; how many were executed; index
+    """The result of a run: task -> error line; tasks that could not start; number of executed tasks; index
     page; seconds."""
 
     failed: dict[str, str]
@@ -74,8 +74,8 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
         Before anything starts, if a notebook does not know a parameter, a checkpoint is missing or does not
         fit, another study that it builds on was not run, or no subject can take part.
     RuntimeError
-        Before anything starts, if somebody else runs the study; later, if jobs of a batch system end as soon
-        as they begin.
+        Before anything starts, if another process runs the study; later, if jobs of a batch system end as
+        soon as they begin.
     OSError
         Before anything starts, if the disk is plainly too small.
     """
@@ -102,8 +102,8 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
             volumes.remove_leftovers(folders.root(plan), clean._OURS)
             before = {}
             if plan.bids_dir:
-                # Whose images turn out to be unfit is left out before hours are spent, and the study goes on
-                # with the others.
+                # Subjects whose images turn out to be unfit are left out before hours are spent; the study
+                # goes on with the others.
                 left = set(states.task[states.state != "done"])
                 before = execute_all(
                     [task for task in status.first_tasks(wanted) if task.name in left], folder, where
@@ -146,8 +146,8 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
 
 
 def refuse_early(plan: Study, wanted: list[graph.Task]) -> None:
-    """Refuse what could only fail later: parameters that a notebook does not know, remedies, checkpoints,
-    other studies.
+    """Check at once what would otherwise fail after hours: parameters that a notebook does not know,
+    remedies, checkpoints, other studies.
 
     Raises
     ------
@@ -176,7 +176,7 @@ def check_space(plan: Study, states: pd.DataFrame) -> None:
         seconds = {name: task.cost_s for name, task in tasks.items()}
         order = graph.urgent_first(graph.needs_of(list(tasks.values())), seconds)
         wanted = min(wanted, keep.largest_mb(plan, [tasks[name] for name in order]))
-    if free < _PLAINLY * wanted:
+    if free < _LEAST_FREE_PART * wanted:
         raise OSError(
             f"{folder}: the study needs about {wanted / 1000:.1f} GB more, and {free / 1000:.1f} GB are "
             "free: make space, or set output_dir"
@@ -239,8 +239,7 @@ def _failed(result: execution.Execution | None) -> bool:
 
 
 def _full(results: Mapping[str, execution.Execution | None]) -> bool:
-    """Whether a task found the disk full, or a quota. One is enough: the others would fail of it as well, one
-    after the other."""
+    """Whether a task failed because the disk, or a quota, was full. Then the other tasks would fail too."""
     return any(
         _failed(result) and any(f"[Errno {number}]" in result.error for number in _NO_ROOM)
         for result in results.values()
@@ -248,7 +247,7 @@ def _full(results: Mapping[str, execution.Execution | None]) -> bool:
 
 
 def _log(folder: Path, **event) -> bool:
-    """Log an event if there is room for it: what else is to be said must not be lost with it."""
+    """Log an event, and return whether the disk had room for it: a full disk is reported elsewhere."""
     try:
         log.log(folder, **event)
     except OSError as error:
@@ -288,7 +287,8 @@ def _gather(
                 # Whether it is done is asked once it could start: asking looks at every file of its record.
                 if not free:
                     break
-                # Only now: what it reads may just have been made again, with the same content.
+                # Looked up as late as this: the files that it reads may just have been written once more,
+                # with the same content.
                 if status.is_done(task, folder, repair=True):
                     waiting.remove(task)
                     results[task.name], skipped = None, True

@@ -1,4 +1,4 @@
-"""Where a study stands, and how long the rest will take."""
+"""The state of a study, and how long the rest will take."""
 
 import statistics
 from collections.abc import Iterable
@@ -18,8 +18,8 @@ def report_folder(plan: Study) -> Path:
 def expected_s(wanted: list[graph.Task], folder: Path) -> dict[str, float]:
     """Task -> the seconds that it will take if all of its images are to be made.
 
-    By the study's own log, where it has such executions of the same notebook: the rough costs, times the
-    median of what they were off by. Without, the rough costs.
+    These are the rough costs. If the study's log has such executions of the same notebook, the costs are
+    multiplied by the median ratio of measured to rough costs.
     """
     named = {task.name: task for task in wanted}
     off = {}
@@ -32,7 +32,7 @@ def expected_s(wanted: list[graph.Task], folder: Path) -> dict[str, float]:
 
 
 def status(plan: Study) -> pd.DataFrame:
-    """Where a study stands. Nothing is changed.
+    """The state of a study, task by task. Nothing is changed.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def status(plan: Study) -> pd.DataFrame:
 
 
 def first_tasks(wanted: list[graph.Task]) -> list[graph.Task]:
-    """The tasks that need no other: the cohort and what is aimed at."""
+    """The tasks that need no other: the images of the subjects and of the target."""
     return [task for task in wanted if not task.needs]
 
 
@@ -75,9 +75,8 @@ def states(wanted: list[graph.Task], folder: Path, repair: bool = False) -> pd.D
         elif event.get("event") in ("done", "failed"):
             running.discard(name)
             last[name] = event
-    if (
-        repair or log.holder(folder) is None
-    ):  # Whoever repairs holds the study itself, and has started nothing yet.
+    # A run that repairs has the lock itself, and has started nothing yet.
+    if repair or log.holder(folder) is None:
         running = set()
     cost, rows = expected_s(wanted, folder), []
     for task in wanted:

@@ -15,14 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from helpers import grid, layout, volumes
-from helpers.cohort import origins
 from helpers.grid import AXIS
 from helpers.harmonizers import protocol
 from helpers.pipeline import cache, folders, models, participants
 from helpers.study import CONTRASTS, GRID_MM, ORIENTATIONS, Resolution, visited_slices
 from helpers.study.file import Study
 from helpers.study.program import Program
-from helpers.study.subjects import Subject, TargetImages
+from helpers.study.subjects import Subject
 
 #: Remedies -> what images that were harmonized with them are called.
 _HARMONIZED = {
@@ -498,7 +497,9 @@ def _harmonized_otherwise(
     inputs = source_images(plan, subject, experiment, resolution, resolved)
     aims = target_images(plan)
     paths = _harmonized_paths(plan, subject, experiment, resolution, remedies, repeat)
-    masks = [participants.cohort(plan, person)["mask"] for person in (subject, _target_subject(plan))]
+    masks = [
+        participants.cohort(plan, person)["mask"] for person in (subject, participants.target_subject(plan))
+    ]
     parents = [*inputs.values(), *aims.values(), *masks]
     identity = protocol.identity(plan.harmonizer)
     orientations = plan.sources(experiment)
@@ -545,11 +546,10 @@ def target_images(plan: Study) -> dict[str, Path]:
     has none."""
     given = [contrast for contrast, target in plan.targets if isinstance(target, str)]
     contrasts = given if plan.targets else CONTRASTS
-    return {contrast: participants.cohort(plan, _target_subject(plan))[contrast] for contrast in contrasts}
-
-
-def _target_subject(plan: Study) -> Subject:
-    return TargetImages() if plan.targets else origins.TARGET_SUBJECT
+    return {
+        contrast: participants.cohort(plan, participants.target_subject(plan))[contrast]
+        for contrast in contrasts
+    }
 
 
 def visited(plan: Study, volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -691,7 +691,7 @@ def _given_version(plan: Study, subject, contrast, orientation, resolution, reso
 
 @functools.lru_cache(maxsize=1)
 def _given_targets(plan: Study) -> dict[str, np.ndarray]:
-    mask = participants.cohort(plan, _target_subject(plan))["mask"]
+    mask = participants.cohort(plan, participants.target_subject(plan))["mask"]
     return {
         contrast: _brain_of(cache.read_volume(path)[0], mask)
         for contrast, path in target_images(plan).items()
