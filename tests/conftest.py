@@ -2,7 +2,9 @@
 tested."""
 
 import collections
+import fcntl
 import os
+import shutil
 
 import psutil
 import pytest
@@ -11,10 +13,10 @@ import pytest
 #: left to do.
 LONGEST = (
     "test_notebooks",
-    "test_own_data",
     "test_harmonizer",
-    "test_preparation",
+    "test_own_data",
     "test_steps",
+    "test_preparation",
     "test_training",
     "test_widgets",
 )
@@ -30,6 +32,10 @@ def pytest_configure(config):
     if getattr(config.option, "numprocesses", None):
         for library in ("OMP", "OPENBLAS", "MKL"):
             os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+        # glibc hands freed arrays back to the system, and every new one comes as page faults
+        # (`helpers.pipeline.execution`).
+        for threshold in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+            os.environ.setdefault(threshold, str(2**30))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -55,6 +61,38 @@ def pytest_terminal_summary(terminalreporter):
 
 
 @pytest.fixture(scope="session")
-def results_dir(tmp_path_factory):
-    """Output folder that the tests of stages and notebooks fill together, each finding what others made."""
-    return tmp_path_factory.mktemp("results")
+def simulated(tmp_path_factory):
+    """Function: seed -> images of this subject, of `participants.cohort`; all workers make them once.
+
+    A subject takes ten seconds of a core. Nothing else is ever written there.
+    """
+    from helpers.pipeline import participants
+    from helpers.study.file import Study
+    from helpers.study.subjects import SimulatedSubject
+
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder = folder / "simulated"
+    folder.mkdir(exist_ok=True)
+
+    def simulate(seed):
+        with open(folder / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # who comes second waits
+            return participants.cohort(Study(output_dir=str(folder)), SimulatedSubject(seed))
+
+    return simulate
+
+
+@pytest.fixture(scope="session")
+def results_dir(simulated, tmp_path_factory):
+    """Output folder that the tests of stages and notebooks fill together, each finding what others made: in
+    the beginning the first subject and the target."""
+    from helpers.cohort.phantom import TARGET_SEED
+
+    folder = tmp_path_factory.mktemp("results")
+    for seed in (1, TARGET_SEED):
+        images = simulated(seed)["T1w"].parents[1]
+        # The same files: they are replaced, never changed in place.
+        shutil.copytree(images, folder / images.name, copy_function=os.link)
+    return folder

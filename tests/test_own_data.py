@@ -364,6 +364,7 @@ def without_flair(results_dir, tmp_path, monkeypatch):
     )[0]
 
 
+@pytest.mark.slow
 def test_a_data_set_without_flair_is_harmonized_without_it_to_all_three_contrasts(without_flair):
     plan, coarse = without_flair, Resolution(5, 1.5)
     scores, attention, curves = (
@@ -485,11 +486,9 @@ def test_the_same_voxels_in_another_file_are_found_once_they_are_prepared(result
     assert not any("scanned again" in line for line in participants.findings(plan))
 
 
-def test_a_person_under_two_names_is_found_once_the_images_are_prepared(results_dir, tmp_path, monkeypatch):
+def test_a_person_under_two_names_is_found_once_the_images_are_prepared(simulated, tmp_path, monkeypatch):
     monkeypatch.setattr(preparation, "prepare", as_they_are)
-    volume, affine = volumes.read(
-        participants.cohort(Study(output_dir=str(results_dir)), SimulatedSubject(1))["T1w"]
-    )
+    volume, affine = volumes.read(simulated(1)["T1w"])
     rng = np.random.default_rng(0)
     for name in ("sub-01", "sub-02", "sub-03_ses-1", "sub-03_ses-2"):
         # Another day: another scale, other noise.
@@ -843,11 +842,11 @@ def invalid(folder):
 
 
 @pytest.mark.slow
-def test_a_bids_data_set_becomes_a_valid_derivative_that_says_where_it_comes_from(results_dir, tmp_path):
+def test_a_bids_data_set_becomes_a_valid_derivative_that_says_where_it_comes_from(simulated, tmp_path):
     # Subject 2: the edges of 1, who is warped most, are doubted.
-    simulated = participants.cohort(Study(subjects=[2], output_dir=str(results_dir)), SimulatedSubject(2))
+    images = simulated(2)
     for contrast in CONTRASTS:
-        volume, affine = volumes.read(simulated[contrast])
+        volume, affine = volumes.read(images[contrast])
         save(
             tmp_path / "bids" / "sub-p1" / "ses-a" / "anat" / f"sub-p1_ses-a_{contrast}.nii.gz",
             volume,

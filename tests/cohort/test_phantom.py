@@ -153,6 +153,7 @@ def unusual(request):
     return phantom.subject(*request.param)
 
 
+@pytest.mark.slow
 def test_an_unusual_subject_is_a_partition_in_one_piece_without_holes(unusual):
     total = sum(unusual.fractions.values())
     assert np.allclose(total[unusual.brain], 1, atol=1e-5) and not total[~unusual.brain].any()
@@ -160,6 +161,7 @@ def test_an_unusual_subject_is_a_partition_in_one_piece_without_holes(unusual):
     assert_is_one_piece_without_holes(unusual.brain)
 
 
+@pytest.mark.slow
 def test_an_unusual_subject_has_the_volumes_of_some_adult(unusual):
     litres = {tissue: float(fraction.sum()) / 1e6 for tissue, fraction in unusual.fractions.items()}
     assert 0.9 < unusual.brain.sum() / 1e6 < 2.1

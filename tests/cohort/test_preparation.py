@@ -8,18 +8,14 @@ from scipy.spatial.transform import Rotation
 from helpers import grid, registration, volumes
 from helpers.acquisition import degradation
 from helpers.cohort import examination, phantom, preparation
-from helpers.pipeline import participants
 from helpers.study import CONTRASTS, ORIENTATIONS, RESOLUTIONS, Resolution
-from helpers.study.file import Study
-from helpers.study.subjects import SimulatedSubject
 
 AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
 
 
 @pytest.fixture(scope="module")
-def cohort(results_dir):
-    paths = participants.cohort(Study(subjects=[1], output_dir=str(results_dir)), SimulatedSubject(1))
-    return {contrast: volumes.read(path) for contrast, path in paths.items()}
+def cohort(simulated):
+    return {contrast: volumes.read(path) for contrast, path in simulated(1).items()}
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +114,7 @@ def test_constant_clipped_and_negative_intensities_are_named(cohort):
 
 def test_bias_correction_takes_a_smooth_field_away_and_keeps_the_scale(cohort):
     volume, affine = cohort["T1w"]
-    small, small_affine = volume[::4, ::4, ::4].copy(), affine @ np.diag([4, 4, 4, 1])
+    small, small_affine = volume[::6, ::6, ::6].copy(), affine @ np.diag([6, 6, 6, 1])
     inside = small > 0
     steps = np.meshgrid(*(np.linspace(-1, 1, n) for n in small.shape), indexing="ij")
     field = np.exp(0.4 * steps[0] + 0.3 * steps[2] ** 2).astype(np.float32)

@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,9 +21,8 @@ from helpers.pipeline.cluster import Cluster
 from helpers.pipeline.graph import Task
 
 
-@pytest.fixture
-def task(tmp_path):
-    """A notebook that reads one file and makes another with a sidecar from it."""
+def doubling(folder):
+    """A notebook that reads one file and makes another with a sidecar from it, in that folder."""
     node = nbformat.v4.new_notebook(
         cells=[
             nbformat.v4.new_code_cell('source: str = ""\ntarget: str = ""\nfactor: int = 2'),
@@ -35,31 +35,48 @@ def task(tmp_path):
     )
     node.cells[0].metadata["tags"] = ["parameters"]
     node.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(node, tmp_path / "double.ipynb")
-    (tmp_path / "in.txt").write_bytes(b"abc")
+    nbformat.write(node, folder / "double.ipynb")
+    (folder / "in.txt").write_bytes(b"abc")
     return Task(
         "double",
-        tmp_path / "double.ipynb",
-        {"source": str(tmp_path / "in.txt"), "target": str(tmp_path / "out.csv")},
+        folder / "double.ipynb",
+        {"source": str(folder / "in.txt"), "target": str(folder / "out.csv")},
     )
 
 
 @pytest.fixture
-def executed(task, tmp_path, monkeypatch):
-    """The task, executed once; its report folder; and a function that says whether it counts as done."""
+def task(tmp_path):
+    return doubling(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def executed_once(tmp_path_factory):
+    """The task, executed in a folder, and a copy of the folder: a kernel takes seconds to start."""
+    work, kept = (tmp_path_factory.mktemp("executed") / name for name in ("work", "kept"))
+    work.mkdir()
+    task = doubling(work)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(graph.STAGES, "do", ("registration",))
+        assert execution.execute(task, work / "report").error is None
+    shutil.copytree(work, kept)
+    return task, work, kept
+
+
+@pytest.fixture
+def executed(executed_once, monkeypatch):
+    """The task, just executed; its report folder; and a function that says whether it counts as done."""
+    task, work, kept = executed_once
+    shutil.rmtree(work)
+    shutil.copytree(kept, work)
     monkeypatch.setitem(graph.STAGES, "do", ("registration",))
-    assert execution.execute(task, tmp_path / "report").error is None
-    return (
-        task,
-        tmp_path / "report",
-        lambda each=task, **how: status.is_done(each, tmp_path / "report", **how),
-    )
+    report = work / "report"
+    return task, report, lambda each=task, **how: status.is_done(each, report, **how)
 
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def test_what_was_executed_is_done_and_what_it_read_and_wrote_is_known(executed, tmp_path):
+def test_what_was_executed_is_done_and_what_it_read_and_wrote_is_known(executed):
     task, report, done = executed
     assert done()
     files = json.loads((report / "records" / "double.json").read_text())["files"]
@@ -83,7 +100,7 @@ def test_what_was_executed_is_done_and_what_it_read_and_wrote_is_known(executed,
         "record cut",
     ],
 )
-def test_nothing_stale_is_taken_for_done(executed, tmp_path, monkeypatch, change):
+def test_nothing_stale_is_taken_for_done(executed, monkeypatch, change):
     task, report, done = executed
     if change == "notebook":
         task.notebook.write_text(task.notebook.read_text().replace("Key", "Kez"))
@@ -101,9 +118,9 @@ def test_nothing_stale_is_taken_for_done(executed, tmp_path, monkeypatch, change
             lambda name, before=cache.library_version: versions.get(name) or before(name),
         )
     elif change == "input":
-        (tmp_path / "in.txt").write_bytes(b"abd")
+        (report.parent / "in.txt").write_bytes(b"abd")
     elif change == "output":  # as long as before
-        (tmp_path / "out.csv").write_bytes(b"abcabd")
+        (report.parent / "out.csv").write_bytes(b"abcabd")
     elif change == "record cut":
         path = report / "records" / "double.json"
         path.write_text(path.read_text()[:90])
@@ -111,7 +128,7 @@ def test_nothing_stale_is_taken_for_done(executed, tmp_path, monkeypatch, change
         path = {"output gone": "out.csv", "sidecar gone": "out.json", "page gone": "report/double.html"}[
             change
         ]
-        (tmp_path / path).unlink()
+        (report.parent / path).unlink()
     assert not done(task)
 
 
@@ -137,31 +154,33 @@ def test_a_comment_a_docstring_or_a_text_of_the_notebook_runs_nothing_again(exec
     assert done()
 
 
-def test_the_same_content_written_again_is_still_done(executed, tmp_path):
+def test_the_same_content_written_again_is_still_done(executed):
     _, report, done = executed
     for name in ("in.txt", "out.csv"):
-        os.utime(tmp_path / name, (1, 1))
+        os.utime(report.parent / name, (1, 1))
     assert done()
     assert done(repair=True)
     # From now on the times agree, and nothing is read again.
     assert (
-        json.loads((report / "records" / "double.json").read_text())["files"][str(tmp_path / "in.txt")][1]
+        json.loads((report / "records" / "double.json").read_text())["files"][str(report.parent / "in.txt")][
+            1
+        ]
         == 10**9
     )
 
 
-def test_a_changed_output_loses_the_sidecar_that_vouches_for_it_so_that_it_is_made_again(executed, tmp_path):
-    task, _, done = executed
-    (tmp_path / "out.csv").write_bytes(b"abcabd")
-    assert not done()
-    assert (tmp_path / "out.json").exists()
-    assert not done(repair=True)
-    assert not (tmp_path / "out.json").exists()
-
-
-def test_a_notebook_that_fails_leaves_no_record_and_says_its_last_line(executed, tmp_path):
+def test_a_changed_output_loses_the_sidecar_that_vouches_for_it_so_that_it_is_made_again(executed):
     task, report, done = executed
-    broken = Task(task.name, task.notebook, {**task.parameters, "source": str(tmp_path / "no.txt")})
+    (report.parent / "out.csv").write_bytes(b"abcabd")
+    assert not done()
+    assert (report.parent / "out.json").exists()
+    assert not done(repair=True)
+    assert not (report.parent / "out.json").exists()
+
+
+def test_a_notebook_that_fails_leaves_no_record_and_says_its_last_line(executed):
+    task, report, done = executed
+    broken = Task(task.name, task.notebook, {**task.parameters, "source": str(report.parent / "no.txt")})
     result = execution.execute(broken, report)
     assert result.error.startswith("FileNotFoundError: ")
     assert "no.txt" in result.error
@@ -295,7 +314,8 @@ def test_of_many_that_find_the_same_stale_lock_one_takes_it(tmp_path):
     (tmp_path / "lock.json").write_text(
         json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": 1.0})
     )
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([_hold.__module__])  # imported once, not by each
     together, queue = context.Barrier(4), context.Queue()
     processes = [
         context.Process(target=_hold, args=(tmp_path, together, queue), daemon=True) for _ in range(4)
@@ -331,7 +351,7 @@ def test_what_is_made_again_with_the_same_bytes_does_not_run_what_comes_after(ex
         ("double",),
     )
     execution.execute(second, report)
-    (tmp_path / "out.csv").unlink()
+    (report.parent / "out.csv").unlink()
     assert not done(second)
     results = run.execute_all([task, second], report, Cluster(workers=1))
     assert results["double"].error is None
