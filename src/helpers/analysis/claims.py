@@ -39,7 +39,7 @@ from helpers.study import CONTRASTS, ONE_ORIENTATION, ORIENTATIONS
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 
-#: Unit -> decimals worth showing.
+#: Unit -> number of decimals in sentences.
 _DECIMALS = {"dB": 2, "SSIM": 3, "weight": 3, "cycles/mm": 3, "variance ratio": 2, "SD / fall": 2}
 _DECIMALS |= {"% of lesion volume": 1, "% of grey matter": 2, "% of small lesions": 1}
 
@@ -177,7 +177,7 @@ CLAIMS = (
 )
 
 
-#: What is asked of the remedies, in the words of the study's plan: a family of its own.
+#: Claims about the remedies, in the words of the study's plan: a family of its own.
 REMEDY_CLAIMS = (
     Claim(
         "R1",
@@ -235,7 +235,8 @@ REMEDY_CLAIMS = (
 )
 
 
-#: What thick slices do to downstream measures, against those in the harmonized 3D images: another family.
+#: Claims about downstream measures of thick slices, against those in the harmonized 3D images: another
+#: family.
 DOWNSTREAM = (
     Claim(
         "D1",
@@ -283,7 +284,7 @@ def decide(
     tested, reasons, plain = {}, {}, {}
     for claim in family:
         try:
-            # Sought first: an experiment that was not run is a better reason than a plane.
+            # Computed first: that an experiment was not run is a better reason than a missing plane.
             comparisons = list(claim.comparisons(data))
             if claim.all_planes and data.planes != frozenset(ORIENTATIONS):
                 planes = ", ".join(sorted(data.planes))
@@ -311,7 +312,7 @@ def decide(
     ready = [claim.id for claim in family if claim.id not in reasons]
     p = {name: tested[name].p.max() for name in ready}
     against = {name: min(1.0, tested[name].p_against.min() * len(tested[name])) for name in ready}
-    # The family is all of its claims: what was not run does not make the others easier.
+    # Holm adjusts for all claims of the family, so that claims that were not run do not make others easier.
     adjusted, adjusted_against = (
         statistics.holm({claim.id: values.get(claim.id, 1.0) for claim in family}, rules.alpha)
         for values in (p, against)

@@ -14,7 +14,7 @@ CALLED = {
     "harmonized, resolution-trained": "training on differing resolutions",
 }
 
-#: In place of an experiment, or of a contrast: all of the study's.
+#: Value of the columns experiment and contrast in rows that are means over all of them.
 ALL = "all"
 
 
@@ -81,7 +81,7 @@ def harms(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def paragraph(table: pd.DataFrame) -> str:
-    """The remedies in words: first where they hurt, then what they bring back.
+    """The remedies in words: first where scores get worse, then which share of the loss comes back.
 
     Parameters
     ----------
@@ -92,11 +92,11 @@ def paragraph(table: pd.DataFrame) -> str:
     significant = worse[worse.gain_high_db < 0]
     cells = len(table[(table.experiment != ALL) & (table.contrast != ALL)])
     if worse.empty:
-        told = f"No remedy lowers a mean score, in {cells} combinations of experiment, contrast and arm."
+        sentence = f"No remedy lowers a mean score, in {cells} combinations of experiment, contrast and arm."
     else:
         listed = "; ".join(map(_harm, (significant if len(significant) else worse).head(3).itertuples()))
         beyond = f", with a 95 % interval below zero in {len(significant)}" if worse.n.max() > 1 else ""
-        told = f"Where a remedy hurts, {len(worse)} of {cells} mean scores fall{beyond}: {listed}."
+        sentence = f"Where a remedy hurts, {len(worse)} of {cells} mean scores fall{beyond}: {listed}."
     whole = table[(table.experiment == ALL) & (table.contrast == ALL)]
     shares = "; ".join(
         f"{CALLED[row.arm]} {100 * row.share:.0f} %{_bounds(100 * row.share_low, 100 * row.share_high, 0)}, "
@@ -104,7 +104,7 @@ def paragraph(table: pd.DataFrame) -> str:
         for row in whole.itertuples()
     )
     where = "inside the brain (mean squared error), over all experiments and contrasts"
-    return f"{told} Of the loss of harmonized images {where}, come back: {shares}."
+    return f"{sentence} Of the loss of harmonized images {where}, come back: {shares}."
 
 
 def _harm(row) -> str:

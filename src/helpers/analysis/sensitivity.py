@@ -1,4 +1,4 @@
-"""How much the verdicts hang on a subject, on an anatomy, on the margins.
+"""How much the verdicts depend on single subjects, on the anatomy, on the margins.
 
 The study is judged again with parts of it left out, or with other margins. The verdicts are those of
 `helpers.analysis.claims.decide` on what is left, so Holm's correction and the fewest subjects that a test

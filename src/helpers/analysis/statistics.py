@@ -36,9 +36,10 @@ class Rules:
     alpha : float
         Level of every test and of the family.
     fewest_exact : int
-        Subjects without whom an exact Wilcoxon test cannot pass in a family of 18: its smallest p is 2^-n.
+        Least number of subjects with which an exact Wilcoxon test can pass in a family of 18: its smallest p
+        is 2^-n.
     fewest : int
-        Subjects without whom no other comparison is made: an interval over fewer rests on the assumption of
+        Least number of subjects for all other comparisons: an interval over fewer rests on the assumption of
         normality alone.
     """
 
@@ -125,7 +126,7 @@ def _ratio(a, b):
 def _t_p(d: np.ndarray, margin: float, alternative: str) -> np.ndarray:
     with np.errstate(all="ignore"):
         p = stats.ttest_1samp(d, margin, axis=1, alternative=alternative).pvalue
-    # Without any spread the test has no answer on the margin itself.
+    # Without any spread the test statistic is 0 / 0 if the mean lies on the margin.
     return np.where(np.isnan(p), 1.0, p)
 
 
@@ -247,7 +248,7 @@ def _small_spread(pair, margin, rules):
     quantile = rules.alpha / 4  # Half of the level for each of the two, half of that for each side.
     t = stats.t.ppf(1 - quantile, n - 1)
     largest, smallest = fall + t * error, fall - t * error
-    # Against no fall, any spread is infinitely large.
+    # If there is no fall, the ratio of spread and fall is infinite.
     low, high, estimate = (
         np.where(below > 0, _ratio(np.sqrt(squares / factor), below), np.inf)
         for factor, below in (

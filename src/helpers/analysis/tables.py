@@ -133,8 +133,8 @@ class Data:
 
     @property
     def measures(self) -> list[str]:
-        """The scores that the table holds, PSNR first; that one if it holds none, so that whoever asks for it
-        learns so."""
+        """The scores that the table holds, PSNR first. PSNR alone if it holds none: then a claim that needs
+        scores raises `NotRun`."""
         return [measure for measure in UNITS if any(key[0] == measure for key in self.scores)] or ["psnr_db"]
 
 

@@ -2,12 +2,11 @@
 
 **The surface.** For each orientation, expected score = a quadratic in slice thickness and gap without the
 square of the gap, for which most studies have too few gaps. It is fitted by least squares to all subjects at
-once (statsmodels); its intervals treat each subject as a cluster, so that they speak of other subjects, not
-of other slices of the same ones
-[1]_. Between the resolutions that were run the surface interpolates. Outside their convex hull nothing is
-predicted.
+once (statsmodels). Its intervals treat each subject as a cluster, so that they hold for other subjects, not
+only for other slices of the same ones [1]_. Between the resolutions that were run the surface interpolates.
+Outside their convex hull nothing is predicted.
 
-**The time.** What a 2D multi-slice (turbo) spin echo takes by its timing diagram [2]_; see `ScanTime`.
+**The time.** Duration of a 2D multi-slice (turbo) spin echo by its timing diagram [2]_; see `ScanTime`.
 
 References
 ----------
@@ -81,7 +80,7 @@ class Surface:
 
     @property
     def note(self) -> str:
-        """What the surface stands on, in a line or two."""
+        """The data and the fit of the surface in one or two sentences."""
         text = f"{self.measure} inside {self.region}, arm {self.arm}, contrast {self.contrast}; "
         text += f"{self.subjects} subjects, lack of fit {self.residual:.2g}."
         if self.subjects < 5:
@@ -426,7 +425,7 @@ def scan_times(
     phase_mm: Mapping[str, float] = PHASE_MM,
     inplane_mm: float = 1.0,
 ) -> pd.DataFrame:
-    """Add to protocols what they take: slices, minutes of each contrast and of all.
+    """Add to protocols their cost: slices, minutes of each contrast and of all.
 
     Parameters
     ----------
@@ -463,7 +462,7 @@ def scan_times(
 
 
 def advise(surface: Surface, protocols: pd.DataFrame, minutes: float, level: float = 0.95) -> pd.DataFrame:
-    """Given these minutes, acquire this: protocols that fit, the highest expected score first.
+    """Protocols that fit into given minutes, the highest expected score first.
 
     Parameters
     ----------
@@ -505,8 +504,9 @@ def with_remedy(
     inplane_mm: float = 1.0,
     level: float = 0.95,
 ) -> pd.DataFrame:
-    """Thinner slices, or thicker ones that are super-resolved? At the resolutions that were run, which may be
-    too few for a surface.
+    """Compare thinner slices with thicker ones that are super-resolved, at the resolutions that were run.
+    They
+    may be too few for a surface.
 
     Where all contrasts are acquired alike super-resolution is the one remedy: fusion by resolution changes
     nothing there.

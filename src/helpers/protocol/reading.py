@@ -1,17 +1,17 @@
 """A protocol survey read from a BIDS data set or a CSV table: a row for each acquisition.
 
-What cannot be read is a row with a reason, never an end of the survey.
+An image or sidecar that cannot be read becomes a row with a reason; the survey goes on.
 
-**Which sidecars.** Those of the image and of the folders above it, as the inheritance principle of BIDS
-wants: same suffix, no entity that the image lacks, and what lies nearer to the image, or has more
-entities, overrides.
+**Sidecars.** Those of the image and of the folders above it, by the inheritance principle of BIDS: a sidecar
+applies if it has the same suffix and no entity that the image lacks. If two sidecars give different values,
+the one in the folder nearer to the image counts, and in one folder the one with more entities.
 
-**What is followed.** Folders that are links are not entered, so that no loop of links can hold up the
-survey. A file that is a link is read if it ends inside the folder, as those of DataLad do; nothing outside
-is read. Hidden folders, and ``derivatives``, ``sourcedata`` and ``code`` at the top, are passed over.
+**Links.** Folders that are links are not entered, so that no loop of links can stop the survey. A file that
+is a link is read if its target lies inside the folder, as in DataLad; nothing outside is read. Hidden
+folders, and ``derivatives``, ``sourcedata`` and ``code`` at the top, are left out.
 
-**What leaves.** Labels of subject and session and the geometry. A file name stands in the table only
-beside a reason: someone has to find that file.
+**Privacy.** The table has labels of subject and session and the geometry. It has the name of a file only
+beside a reason, so that the file can be found.
 
 References
 ----------
@@ -38,7 +38,7 @@ from helpers.protocol import survey
 from helpers.study import CONTRASTS, Resolution
 from helpers.study.file import expand_path
 
-#: Larger than any sidecar, smaller than what would fill the memory, bytes.
+#: Sidecars above this size, bytes, are not read: it is larger than any real one, and fits into memory.
 _SIDECAR_BYTES = 4 * 2**20
 
 
@@ -111,7 +111,7 @@ def from_bids(folder: str | Path) -> pd.DataFrame:
 def slices_of(path: str | Path) -> tuple[str, Resolution] | None:
     """How the slices of one image were acquired: by its sidecar and its header, else by its spectrum.
 
-    What `helpers.haca3.Acquisition` takes, for a fusion that knows resolution, of an image of one's own.
+    The result is what `helpers.haca3.Acquisition` takes, for the fusion by resolution of images of one's own.
 
     Parameters
     ----------
@@ -121,8 +121,8 @@ def slices_of(path: str | Path) -> tuple[str, Resolution] | None:
     Returns
     -------
     (str, Resolution) or None
-        Orientation, thickness and gap; None for a 3D image. A thickness that nobody states is the separation
-        of the slices, and so is that of an image that was interpolated from thick slices.
+        Orientation, thickness and gap; None for a 3D image. Without a stated thickness, and for an image that
+        was interpolated from thick slices, the thickness is the separation of the slices.
 
     Raises
     ------
@@ -272,7 +272,7 @@ class _Sidecars:
             )
 
     def of(self, path: str) -> tuple[dict, dict, list[str]]:
-        """What the sidecars that apply to an image say of it, in the table's words.
+        """Values of an image from the sidecars that apply to it, by the names of the table's columns.
 
         Returned are what counts before the image's header, what counts after it, and what is wrong with the
         sidecars or the name.

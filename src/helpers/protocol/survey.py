@@ -20,8 +20,8 @@ import pandas as pd
 from helpers import volumes
 from helpers.study import CONTRASTS, ORIENTATIONS, PLAUSIBLE_MM, RESOLUTIONS, Resolution
 
-#: The table's columns. Lengths are NaN and texts empty where nothing is known. `from` columns say who said
-#: so.
+#: The table's columns. Unknown lengths are NaN, unknown texts empty. Columns with `from` name the source of a
+#: value: sidecar, header, or a rule.
 COLUMNS = (
     "subject",
     "session",
@@ -40,7 +40,7 @@ COLUMNS = (
     "file",
 )
 
-#: What does not belong to the study's three contrasts is counted as this.
+#: Contrast of all acquisitions that are none of the study's three.
 OTHER = "other"
 
 #: An acquisition without MRAcquisitionType is 2D if its slices lie this far apart, in mm and in in-plane
@@ -65,7 +65,7 @@ TERMS = {
     "ImageOrientationPatientDICOM": "",
 }
 
-#: How sidecars, spreadsheets and programs write that nothing is known.
+#: How sidecars, spreadsheets and programs write an unknown value.
 _NOTHING = ("", "n/a", "#n/a", "na", "nan", "null", "-")
 
 _LENGTH = re.compile(r"\s*([-+]?(?:\d+[.,]?\d*|[.,]\d+)(?:[eE][-+]?\d+)?)\s*(mm|cm|m|um|µm)?\s*")
@@ -156,7 +156,7 @@ def _stands_out(voxel_mm: np.ndarray) -> bool:
 def slice_geometry(
     header: volumes.Header, normal: np.ndarray | None = None, said_mm: Iterable[float] = ()
 ) -> dict:
-    """What the grid of an image says of its acquisition.
+    """Geometry of an acquisition from the grid of its image.
 
     Parameters
     ----------
@@ -234,7 +234,7 @@ def millimetres(value) -> float:
 
 
 def acquisition(metadata: Mapping, image: Mapping | None = None, faults: Iterable[str] = ()) -> dict:
-    """One row of the table: what is said of an acquisition, completed from its image, with every reason
+    """One row of the table: stated values of an acquisition, completed from its image, with every reason
     against it.
 
     Parameters
@@ -461,7 +461,8 @@ def unfit(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def lengths(metadata: Mapping) -> list[float]:
-    """Spacing and thickness that are said, mm; what is no length has its reason elsewhere."""
+    """Stated spacing and thickness, mm. A value that is no length is left out here; its reason is found
+    elsewhere."""
     lengths_mm = []
     for name in ("spacing_mm", "thickness_mm"):
         with contextlib.suppress(ValueError):
@@ -500,8 +501,8 @@ def _spelled(name: str, value, accepted: Iterable[str], reasons: list[str]) -> s
 
 
 def _dimension(thickness: float, gap: float, spacing: float, inplane: float) -> str:
-    """2D or 3D where nobody says: gaps are 2D, overlapping partitions 3D; otherwise thick and anisotropic
-    slices are 2D."""
+    """2D or 3D where it is not stated: gaps are 2D, overlapping partitions 3D; otherwise thick and
+    anisotropic slices are 2D."""
     if abs(gap) > TOLERANCE_MM:
         return "2D" if gap > 0 else "3D"
     apart = thickness if math.isnan(spacing) else spacing
@@ -511,7 +512,7 @@ def _dimension(thickness: float, gap: float, spacing: float, inplane: float) -> 
 
 
 def _shortcomings(row: Mapping) -> list[str]:
-    """Why an acquisition whose numbers could be read is unfit all the same."""
+    """Reasons against an acquisition although its numbers could be read."""
     reasons = [f"{name} is unknown" for name in ("orientation", "dimension") if not row[name]]
     reasons += ["thickness_mm is unknown"] if math.isnan(row["thickness_mm"]) else []
     if row["gap_mm"] < -TOLERANCE_MM:
