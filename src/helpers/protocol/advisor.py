@@ -505,10 +505,8 @@ def with_remedy(
     level: float = 0.95,
 ) -> pd.DataFrame:
     """Compare thinner slices with thicker ones that are super-resolved, at the resolutions that were run.
-    They
-    may be too few for a surface.
 
-    Where all contrasts are acquired alike super-resolution is the one remedy: fusion by resolution changes
+    These may be too few for a surface. Where all contrasts are acquired alike super-resolution is the one remedy: fusion by resolution changes
     nothing there.
 
     Parameters
