@@ -21,7 +21,7 @@ import pandas as pd
 
 from helpers import layout
 from helpers.analysis import figures
-from helpers.pipeline import folders, scoring
+from helpers.pipeline import finished, folders, scoring
 from helpers.study.file import Study
 
 TEN = Study.from_toml(layout.ROOT / "studies" / "ten.toml")
@@ -35,7 +35,7 @@ def inside(scores):
 def mask():
     keys = ["mask", "contrast", "subject", "experiment"]
     mean = (
-        inside(scoring.other_studies(["ten", "ten-union"]))
+        inside(finished.other_studies(["ten", "ten-union"]))
         .groupby(keys)[["psnr_db", "ssim_axial"]]
         .mean()
         .unstack("experiment")
@@ -51,7 +51,7 @@ def mask():
 
 
 def noise():
-    cutoffs = scoring.cutoffs(scoring.other_studies(["ten-coronal", "ten-argmax"], "frequencies"))
+    cutoffs = scoring.cutoffs(finished.other_studies(["ten-coronal", "ten-argmax"], "frequencies"))
     cutoffs = cutoffs[cutoffs.experiment.isin(["1a", "1b"])]
     both = cutoffs.groupby("subject").anatomy.transform("nunique") == 2
     keys = ["anatomy", "subject", "experiment", "resolution", "contrast", "arm"]
@@ -63,7 +63,7 @@ def fusion():
     planes = pd.read_csv(
         folders.figures_folder(TEN) / "scores.csv", dtype={"experiment": str, "resolution": str}
     )
-    both = {"mean over planes": planes, "fused": scoring.other_studies(["whole"])}
+    both = {"mean over planes": planes, "fused": finished.other_studies(["whole"])}
     both = {how: inside(scores).set_index(keys).psnr_db for how, scores in both.items()}
     wanted = both["fused"].index
     return pd.concat(
@@ -72,7 +72,7 @@ def fusion():
 
 
 def registration():
-    errors = scoring.other_studies(["ladder-rigid", "ladder-affine"], "registrations")
+    errors = finished.other_studies(["ladder-rigid", "ladder-affine"], "registrations")
     keys = ["transform", "resolution", "contrast", "orientation", "subject"]
     return errors[[*keys, "registration_error_mm"]].sort_values(keys)
 
@@ -80,7 +80,7 @@ def registration():
 def draw_ladder():
     studies = ["ladder", "ladder-rigid", "ladder-affine"]
     fig, _, drawn = figures.ladder_figure(
-        scoring.other_studies(studies), scoring.other_studies(studies, "registrations")
+        finished.other_studies(studies), finished.other_studies(studies, "registrations")
     )
     folders.save_figure(TEN, "ladder", fig, drawn)
 

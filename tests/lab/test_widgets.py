@@ -10,7 +10,7 @@ import pytest
 from helpers import haca3, layout, super_resolution
 from helpers.acquisition import rf_pulse, slice_profile
 from helpers.lab import live, widgets
-from helpers.pipeline import scoring
+from helpers.pipeline import finished
 from helpers.study import CONTRASTS, EXPERIMENTS, Resolution
 from helpers.study.file import Study
 
@@ -171,7 +171,7 @@ def test_a_handout_tells_the_answer_and_counts_no_guess(room):
 
 
 def test_table_1_shows_the_ten_subjects_where_no_study_was_run(tmp_path):
-    table = widgets.TableOne(scoring.last_scores(Study(output_dir=str(tmp_path / "mine"))))
+    table = widgets.TableOne(finished.last_scores(Study(output_dir=str(tmp_path / "mine"))))
     assert "“ten”, 10 subjects (figure 3)" in table.says.value
     assert bytes(table.figure.value).startswith(b"\x89PNG")
 
@@ -183,7 +183,7 @@ def test_table_1_shows_the_last_study_that_ran_all_of_it(tmp_path):
             tmp_path / name / "tables" / "scores.csv", index=False
         )
     os.utime(tmp_path / "first" / "tables" / "scores.csv", (0, 0))
-    name, table = scoring.last_scores(Study(output_dir=str(tmp_path / "mine")))
+    name, table = finished.last_scores(Study(output_dir=str(tmp_path / "mine")))
     assert name == "second" and table.experiment.tolist() == list(EXPERIMENTS)
 
 

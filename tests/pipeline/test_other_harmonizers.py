@@ -9,7 +9,7 @@ import pytest
 from helpers import grid, layout, volumes
 from helpers.analysis import claims
 from helpers.harmonizers import protocol
-from helpers.pipeline import folders, graph, models, participants, scoring, status, steps
+from helpers.pipeline import finished, folders, graph, models, participants, scoring, status, steps
 from helpers.study import CONTRASTS, EXPERIMENTS, GROUND_TRUTH, ORIENTATIONS, Resolution
 from helpers.study.file import Study
 from helpers.study.subjects import OwnSubject, SimulatedSubject
@@ -218,4 +218,4 @@ def test_advice_on_the_next_scan_does_not_rest_on_another_harmonizer(study, tmp_
         path = tmp_path / name / "tables" / "scores.csv"
         path.parent.mkdir(parents=True)
         table.to_csv(path, index=False)
-    assert scoring.last_scores(study("haca3"))[0] == "own"
+    assert finished.last_scores(study("haca3"))[0] == "own"

@@ -17,7 +17,7 @@ from helpers.acquisition import degradation
 from helpers.analysis import claims
 from helpers.cohort import origins
 from helpers.haca3 import Acquisition
-from helpers.pipeline import cache, folders, models, participants, scoring, steps
+from helpers.pipeline import cache, finished, folders, models, participants, scoring, steps
 from helpers.study import ARMS, CONTRASTS, GROUND_TRUTH, ORIENTATIONS, REMEDIES, Resolution
 from helpers.study.file import Study
 from helpers.study.subjects import SimulatedSubject
@@ -414,12 +414,12 @@ def test_studies_of_a_ladder_are_put_one_below_the_other_and_a_missing_one_is_na
         volumes.write_bytes(
             tmp_path / transform / "tables" / "scores.csv", table.to_csv(index=False).encode()
         )
-    found = scoring.other_studies([tmp_path / "known", tmp_path / "rigid"])
+    found = finished.other_studies([tmp_path / "known", tmp_path / "rigid"])
     assert list(found["transform"]) == ["known", "rigid"]
     assert list(found.experiment) == ["2", "2"]
-    assert scoring.other_studies([]).empty
+    assert finished.other_studies([]).empty
     with pytest.raises(FileNotFoundError, match="nowhere/tables/scores.csv: no such table"):
-        scoring.other_studies([tmp_path / "nowhere"])
+        finished.other_studies([tmp_path / "nowhere"])
 
 
 # What each kind of file belongs to: the stage that computes it, whose version and libraries its key holds.

@@ -448,7 +448,7 @@ def verdicts(
         As `helpers.pipeline.scoring.all_attention` and `helpers.pipeline.scoring.cutoffs` give them.
     ladder : DataFrame, optional
         Scores of studies that differ in `transform` alone, one below the other:
-        `helpers.pipeline.scoring.other_studies`.
+        `helpers.pipeline.finished.other_studies`.
     rules : Rules
     region : {"brain", "full"}
     family : sequence of Claim

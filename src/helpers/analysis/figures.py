@@ -347,7 +347,7 @@ def ladder_figure(scores: pd.DataFrame, registrations: pd.DataFrame, region: str
     Parameters
     ----------
     scores, registrations : DataFrame
-        Those of several studies, as `helpers.pipeline.scoring.other_studies` gives them.
+        Those of several studies, as `helpers.pipeline.finished.other_studies` gives them.
 
     Returns
     -------

@@ -22,6 +22,7 @@ from helpers.pipeline import (
     clean,
     cluster,
     execution,
+    finished,
     folders,
     graph,
     keep,
@@ -30,7 +31,6 @@ from helpers.pipeline import (
     participants,
     progress,
     report,
-    scoring,
     status,
     steps,
 )
@@ -120,11 +120,11 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
                 warnings = participants.findings(plan, unfit)
                 for warning in warnings:
                     print(warning, file=sys.stderr)
-            finished = set(states.task[states.state == "done"])
+            done_before = set(states.task[states.state == "done"])
 
             def remove(results):
                 ended = {name for name, result in results.items() if not _failed(result)}
-                keep.remove_unneeded(plan, everything, finished | ended)
+                keep.remove_unneeded(plan, everything, done_before | ended)
 
             remove({})
             results = execute_all(wanted, folder, where, before, remove)
@@ -153,12 +153,12 @@ def refuse_early(plan: Study, wanted: list[graph.Task]) -> None:
     ------
     ValueError, FileNotFoundError
         As `check_parameters`, `helpers.pipeline.steps.check_remedies`,
-        `helpers.pipeline.models.check_models` and `helpers.pipeline.scoring.check_others`.
+        `helpers.pipeline.models.check_models` and `helpers.pipeline.finished.check_others`.
     """
     graph.check_parameters(wanted)
     steps.check_remedies(plan)
     models.check_models(plan)
-    scoring.check_others(plan)
+    finished.check_others(plan)
 
 
 def check_space(plan: Study, states: pd.DataFrame) -> None:

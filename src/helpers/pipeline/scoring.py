@@ -1,18 +1,17 @@
 """The tables of a study: scores, frequencies, attention, registration errors, one CSV each, and those of
 other studies."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from helpers import grid, layout, volumes
+from helpers import grid, volumes
 from helpers.grid import AXIS
 from helpers.pipeline import cache, folders, participants, segmentations, steps
 from helpers.study import (
     CONTRASTS,
-    EXPERIMENTS,
     GROUND_TRUTH,
     ONE_ORIENTATION,
     ORIENTATIONS,
@@ -360,33 +359,6 @@ def all_downstream(plan: Study) -> pd.DataFrame:
     return _gather(plan, "downstream", parts)
 
 
-def other_studies(folders: Iterable[str | Path], table: str = "scores") -> pd.DataFrame:
-    """A table of several studies, one below the other: of a study's `ladder`, or of its `planes`.
-
-    Parameters
-    ----------
-    folders : iterable of str or Path
-        Folders of results, or names of studies in ``data/derivatives``. Each must have been run to its end.
-    table : str
-        ``scores``, ``attention``, ``frequencies`` or ``registrations``.
-
-    Raises
-    ------
-    FileNotFoundError
-        If one of them has no such table.
-    """
-    parts = [cache.read_table(_table_of(folder, table)) for folder in folders]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-
-
-def _table_of(study: str | Path, table: str) -> Path:
-    """A table of another study, which is given by its name or folder; FileNotFoundError if it has none."""
-    path = layout.DERIVATIVES / study / "tables" / f"{table}.csv"  # An absolute path stays what it is.
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such table: accepted are studies that were run to the end")
-    return path
-
-
 def _gather(plan: Study, name: str, parts: list[pd.DataFrame]) -> pd.DataFrame:
     """Parts of a table that have rows, as one, written beside the study's other tables."""
     filled = [part for part in parts if len(part)]
@@ -443,47 +415,6 @@ def all_scores(plan: Study) -> pd.DataFrame:
     return _gather(plan, "scores", parts)
 
 
-def last_scores(plan: Study) -> tuple[str, pd.DataFrame]:
-    """Name and score table of HACA3's study beside this one that was the last to run all of Table 1; if there
-    is none, of ``figures/ten``."""
-    for path in sorted(
-        folders.root(plan).parent.glob("*/tables/scores.csv"),
-        key=lambda path: path.stat().st_mtime,
-        reverse=True,
-    ):
-        table = cache.read_table(path)
-        if set(EXPERIMENTS) <= set(table.experiment) and "harmonizer" not in table:
-            return path.parent.parent.name, table
-    return "ten", cache.read_table(layout.FIGURES / "ten" / "scores.csv")
-
-
-def finished_scores(name: str) -> pd.DataFrame | None:
-    """The score table of the study of that name: of its last run, else that in ``figures``; None if there is
-    neither."""
-    for path in (
-        layout.DERIVATIVES / name / "tables" / "scores.csv",
-        layout.FIGURES / name / "scores.csv",
-    ):
-        if path.is_file():
-            return cache.read_table(path)
-    return None
-
-
-def headline(plan: Study) -> str:
-    """The study in a few lines: mean scores inside the brain at its finest and coarsest resolution."""
-    table = cache.read_table(folders.root(plan) / "tables" / "scores.csv")
-    table = table[(table.region == "brain") & (table.arm != "ceiling")]
-    ends = table[table.separation_mm.isin([table.separation_mm.min(), table.separation_mm.max()])]
-    # A 3D image is its own reference: an infinite PSNR has no mean.
-    losses = ends.replace(float("inf"), float("nan")).pivot_table(
-        "psnr_db", ["experiment", "contrast"], ["arm", "resolution"]
-    )
-    return (
-        f"Mean PSNR inside the brain, dB ({table.subject.nunique()} "
-        f"subjects)\n{losses.round(1).to_string(na_rep='')}"
-    )
-
-
 def figure_2_panels(
     plan: Study, subject: Subject, examples: Mapping[str, tuple[str, Resolution | None]]
 ) -> dict[str, np.ndarray]:
@@ -520,19 +451,3 @@ def figure_2_panels(
         for row, images in panels.items()
         for label, volume in images.items()
     }
-
-
-def check_others(plan: Study) -> None:
-    """See that the studies which this one's analysis takes in were run.
-
-    Raises
-    ------
-    FileNotFoundError
-        Naming the key and the study.
-    """
-    for field in ("planes", "ladder"):
-        for name in getattr(plan, field):
-            try:
-                _table_of(name, "scores")
-            except FileNotFoundError as error:
-                raise FileNotFoundError(f"{field} has {name!r}: {error}") from None

@@ -506,8 +506,8 @@ def with_remedy(
 ) -> pd.DataFrame:
     """Compare thinner slices with thicker ones that are super-resolved, at the resolutions that were run.
 
-    These may be too few for a surface. Where all contrasts are acquired alike super-resolution is the one remedy: fusion by resolution changes
-    nothing there.
+    These may be too few for a surface. Where all contrasts are acquired alike, super-resolution is the only
+    remedy: fusion by resolution changes nothing there.
 
     Parameters
     ----------
