@@ -80,7 +80,7 @@ def test_each_contrast_has_a_surface_of_its_own_and_the_mean_is_their_mean():
     assert parts[2].mean() - parts[0].mean() == pytest.approx(2, abs=0.3)
 
 
-@pytest.mark.parametrize("subjects", (3, 10))
+@pytest.mark.parametrize("subjects", (3, pytest.param(10, marks=pytest.mark.slow)))
 def test_intervals_cover_the_planted_surface_as_often_as_they_say(subjects):
     # Subjects share their offset and slope over all resolutions: intervals that took rows for independent
     # would cover half of the time.
