@@ -9,7 +9,8 @@ that refuses says that a result would mean nothing, a warning says what the resu
 MNI152 2009a symmetric space (rigid, see ``data/README.md``), on HACA3's grid, and is at hand without a
 download. It is one person's brain, not an average: enough for six degrees of freedom, which leave every brain
 its own size, and each contrast can be aimed at its own. Two brains lie alike to 1 or 2 mm and degrees, no
-better.
+better. Whether an image then lies as its header says is asked of both embedded brains and their mirror images
+together: are its edges more like theirs than if it was turned over?
 
 *The brain.* There is no trained brain extraction here. `brain_mask` is a threshold and morphology within the
 template's neighbourhood. It is good enough to find the brain, not to measure its outline: dura can stay, and
@@ -42,23 +43,30 @@ UPPER_HEAD_MM, BRAIN_BELOW_TOP_MM = 110.0, 80.0
 #: 1.012 to 1.015 with the other's, 1.019 with their own mirrored.
 LEAST_SAME_PERSON = 1.035
 
-#: Correlation of the T1w's edges with the template's. In three patients: 0.33 to 0.40; at most 0.18 upside
-#: down, back to front, or with axes swapped. Left and right do not tell: mirrored, 0.40.
-REFUSED_LIKENESS, WARNED_LIKENESS = 0.2, 0.3
+#: Correlation of the T1w's edges with those expected (`edge_likeness`), below which it is doubted. In three
+#: patients, a label map and a simulated subject who is warped much: 0.35 to 0.59 as they lie, 0.18 to 0.31
+#: more than turned over. Upside down, back to front, both, or with axes swapped: at most 0.16, and 0.12 to
+#: 0.35 less than turned over. Left and right do not tell.
+WARNED_LIKENESS = 0.3
+#: How far, in steps of 4 mm, a brain that was turned over is shifted up or down, to the front or the back, to
+#: lie where its edges fit best: registration has laid it where it fitted best the wrong way round.
+TURNED_STEPS = 5
 
 #: Correlation of two portraits (`portrait`). In three patients: 0.91 to 1.00 with themselves scanned anew
 #: (simulated: lying otherwise, other intensities, bias field, noise), 0.46 to 0.65 with each other.
 SAME_PERSON = 0.8
 
 
-@functools.lru_cache(maxsize=3)
-def template(contrast: str) -> tuple[np.ndarray, np.ndarray]:
-    """What images of a contrast are registered to: the embedded brain itself, noise-free, and its mask.
+@functools.lru_cache(maxsize=4)
+def template(contrast: str, anatomy: str = phantom.ANATOMIES[0]) -> tuple[np.ndarray, np.ndarray]:
+    """What images of a contrast are registered to: an embedded brain itself, noise-free, and its mask.
 
     Parameters
     ----------
     contrast : str
         One of `study.CONTRASTS`.
+    anatomy : str
+        One of `phantom.ANATOMIES`.
 
     Returns
     -------
@@ -66,7 +74,7 @@ def template(contrast: str) -> tuple[np.ndarray, np.ndarray]:
         On the grid `phantom.AFFINE`.
     brain : ndarray, shape (192, 224, 192), bool, read-only
     """
-    fractions = phantom.anatomy()
+    fractions = phantom.anatomy(anatomy)
     brain = sum(fractions.values()) > 0.5
     nothing = np.zeros(grid.SHAPE, bool)
     # Seed 0 belongs to nobody: this is the anatomy as it is, which no seed gives.
@@ -312,9 +320,11 @@ def prepare(
             registration.resample(np.ones(volume.shape, np.float32), affine, *target, transforms[contrast])
             > 0.5
         )
-        alike = edge_likeness if contrast == lead else registration.mutual_information
-        agreement[contrast] = alike(fixed, on_grid[contrast], known & seen[contrast])
-        if contrast == lead:
+        inside = known & seen[contrast]
+        if contrast != lead:
+            agreement[contrast] = registration.mutual_information(fixed, on_grid[contrast], inside)
+        else:
+            agreement[lead], turned = edge_likeness(on_grid[lead], expected_edges(lead), inside)
             fixed = on_grid[lead]
             known = (
                 brain_mask(fixed, seen[lead])
@@ -336,7 +346,7 @@ def prepare(
         on_grid = {contrast: np.where(known, image, np.float32(0)) for contrast, image in on_grid.items()}
     thick = agreement[lead] < WARNED_LIKENESS and examination.is_thick(examination.sharpness(*images[lead]))
     findings = {
-        contrast: _misplaced(contrast, lead, coverage[contrast], agreement[contrast], thick)
+        contrast: _misplaced(contrast, lead, coverage[contrast], agreement[contrast], turned, thick)
         for contrast in images
     }
     return Prepared(
@@ -349,35 +359,89 @@ def _resampled_mask(volume, affine, transform):
     return registration.resample(inside, affine, grid.SHAPE, grid.AFFINE, transform) > 0.5
 
 
-def edge_likeness(first: np.ndarray, second: np.ndarray, mask: np.ndarray, sigma_mm: float = 3.0) -> float:
-    """Correlation of the gradient magnitudes of two images of different people: are there edges where there
-    should be?
+def edges(image: np.ndarray, mask: np.ndarray, sigma_mm: float = 3.0) -> np.ndarray:
+    """Gradient magnitude of a smoothed image, its brightest voxels clipped.
 
     Parameters
     ----------
-    first, second : ndarray, shape (X, Y, Z)
+    image : ndarray, shape (X, Y, Z)
         On a grid of 1 mm.
     mask : ndarray, shape (X, Y, Z), bool
-        Its outermost 4 mm do not count: they hold the edge of whatever mask made the images.
+        What must not be outshone: fat and vessels would be brighter than everything else.
     sigma_mm : float
         Of the smoothing: about how far apart the same gyrus of two people lies.
 
     Returns
     -------
-    float
-        -1 to 1; 0 if the mask is too small or an image is flat in it.
+    ndarray, shape (X, Y, Z), float32
     """
-    inner = _shrunk(mask, 4)
-    edges = []
-    for image in (first, second):
-        # Fat and vessels would outshine everything else.
-        limit = np.percentile(image[mask], 99.5) if mask.any() else 0
-        edges.append(
-            ndimage.gaussian_gradient_magnitude(np.minimum(image, limit).astype(np.float32), sigma_mm)[inner]
-        )
-    if not inner.any() or min(float(edge.std()) for edge in edges) == 0:
-        return 0.0
-    return float(np.corrcoef(*edges)[0, 1])
+    limit = np.percentile(image[mask], 99.5) if mask.any() else 0
+    return ndimage.gaussian_gradient_magnitude(np.minimum(image, limit).astype(np.float32), sigma_mm)
+
+
+@functools.lru_cache(maxsize=3)
+def expected_edges(contrast: str) -> np.ndarray:
+    """Where an image of a contrast has edges: the mean of the embedded brains and of their mirror images,
+    each relative to its own mean.
+
+    One brain alone is like some people and unlike others, and left is as right in all that is smoothed here.
+
+    Returns
+    -------
+    ndarray, shape (192, 224, 192), float32, read-only
+    """
+    total = np.zeros(grid.SHAPE, np.float32)
+    others = (template(contrast, anatomy) for anatomy in phantom.ANATOMIES[1:])
+    for image, brain in (template(contrast), *others):
+        found = edges(image, brain)
+        total += found / found[brain].mean()
+    total += total[::-1].copy()
+    total.setflags(write=False)
+    return total
+
+
+def edge_likeness(image: np.ndarray, expected: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
+    """Has an image edges where a brain that lies upright has them, or rather where one that was turned over
+    has?
+
+    Parameters
+    ----------
+    image : ndarray, shape (192, 224, 192)
+        On the grid of the template.
+    expected : ndarray, shape (192, 224, 192)
+        `expected_edges` of its contrast.
+    mask : ndarray, shape (192, 224, 192), bool
+        Its outermost 4 mm do not count: they hold the edge of whatever mask made the image.
+
+    Returns
+    -------
+    upright : float
+        Correlation of its edges with those expected, -1 to 1; 0 if the mask is too small or the image flat.
+    turned : float
+        The largest that it has upside down, back to front, or both, shifted to where it fits best.
+    """
+    steps = (slice(2, None, 4),) * 3
+    found, expected = edges(image, mask)[steps], expected[steps]
+    voxels = np.argwhere(_shrunk(mask, 4)[steps])
+    if not len(voxels):
+        return 0.0, 0.0
+
+    def likeness(volume, shift):
+        index = voxels + shift
+        inside = np.all((index >= 0) & (index < volume.shape), axis=1)
+        first, second = volume[tuple(index[inside].T)], expected[tuple(voxels[inside].T)]
+        if np.count_nonzero(inside) < len(voxels) / 2 or min(first.std(), second.std()) == 0:
+            return 0.0
+        return float(np.corrcoef(first, second)[0, 1])
+
+    middle, reach = voxels.mean(axis=0), range(-TURNED_STEPS, TURNED_STEPS + 1)
+    turned = []
+    for axes in ((2,), (1,), (1, 2)):
+        volume, about = np.flip(found, axes), np.zeros(3, int)
+        for axis in axes:  # The middle of the brain comes to lie where it was.
+            about[axis] = round(volume.shape[axis] - 1 - 2 * middle[axis])
+        turned += [likeness(volume, about + (0, y, z)) for y in reach for z in reach]
+    return likeness(found, np.zeros(3, int)), max(turned)
 
 
 def portrait(t1: np.ndarray) -> np.ndarray:
@@ -411,7 +475,7 @@ def portrait(t1: np.ndarray) -> np.ndarray:
     return (values / max(float(np.linalg.norm(values)), 1e-12)).astype(np.float32)
 
 
-def _misplaced(contrast, lead, coverage, agreement, thick):
+def _misplaced(contrast, lead, coverage, agreement, turned, thick):
     findings = []
     if coverage < WARNED_COVERAGE:
         accepted = (
@@ -419,16 +483,16 @@ def _misplaced(contrast, lead, coverage, agreement, thick):
         )
         text = f"its field of view holds {100 * coverage:.0f} % of the template's brain: {accepted}"
         findings.append(examination.Finding(coverage < REFUSED_COVERAGE, text))
-    if contrast == lead and agreement < WARNED_LIKENESS:
+    if contrast == lead and (agreement <= turned or agreement < WARNED_LIKENESS):
         value = (
-            f"correlation of edges {agreement:.2f}, accepted from {REFUSED_LIKENESS:g}, good from "
-            f"{WARNED_LIKENESS:g}"
+            f"correlation of edges {agreement:.2f}, good from {WARNED_LIKENESS:g}; turned over {turned:.2f}, "
+            "accepted if that is less"
         )
         text = f"looks little like a brain that lies as its header says ({value}): wrong orientation?"
-        if thick and agreement >= REFUSED_LIKENESS:
-            # Edges that run along thick slices are blurred. Wrong orientations stay below what is accepted.
+        if thick and agreement > turned:
+            # Edges that run along thick slices are blurred. In wrong orientations another fits better.
             text = f"its edges are weakly those of the template, as thick slices have them ({value})"
-        findings.append(examination.Finding(agreement < REFUSED_LIKENESS, text))
+        findings.append(examination.Finding(agreement <= turned, text))
     if contrast != lead and agreement < LEAST_SAME_PERSON:
         value = f"mutual information {agreement:.3f}, accepted from {LEAST_SAME_PERSON}"
         text = f"shares little with the {lead} ({value}): another person, or left and right changed places?"

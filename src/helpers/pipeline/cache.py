@@ -37,7 +37,7 @@ class Stage:
 #: the results of other stages as files.
 STAGES = {
     "cohort": Stage(2, ("numpy", "scipy", "edt")),
-    "preparation": Stage(1, ("antspyx", "numpy", "scipy", "scikit-image", "edt")),
+    "preparation": Stage(2, ("antspyx", "numpy", "scipy", "scikit-image", "edt")),
     "degradation": Stage(1, ("sigpy", "numpy", "scipy")),
     "super-resolution": Stage(1, ("torch", "sigpy", "numpy", "scipy")),
     "registration": Stage(1, ("antspyx", "numpy", "scipy")),
