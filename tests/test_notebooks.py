@@ -122,8 +122,12 @@ def into(folder, parameters, known):
     return {**parameters, "output_dir" if "output_dir" in known else "folder": str(folder)}
 
 
+#: Registration by ANTs, and the notebooks beside the method.
+SLOW = ("03_registration", "a1_train_harmonizer", "a2_other_harmonizer")
+
+
 @pytest.mark.parametrize(
-    "stem", [pytest.param(stem, marks=pytest.mark.slow) if stem.startswith("a") else stem for stem in SMALL]
+    "stem", [pytest.param(stem, marks=[pytest.mark.slow] * (stem in SLOW)) for stem in SMALL]
 )
 def test_it_runs_under_papermill_from_another_folder(stem, results_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -486,6 +486,7 @@ def test_the_same_voxels_in_another_file_are_found_once_they_are_prepared(result
     assert not any("scanned again" in line for line in participants.findings(plan))
 
 
+@pytest.mark.slow
 def test_a_person_under_two_names_is_found_once_the_images_are_prepared(simulated, tmp_path, monkeypatch):
     monkeypatch.setattr(preparation, "prepare", as_they_are)
     volume, affine = volumes.read(simulated(1)["T1w"])

@@ -123,6 +123,7 @@ def test_the_same_seed_gives_the_same_bytes(subject, truth):
     )
 
 
+@pytest.mark.slow
 def test_a_subject_of_the_second_brain_is_whole_and_names_it(subject):
     other = phantom.subject(SEED, "Colin27")
     assert [phantom.anatomy_of(seed) for seed in (SEED, SEED + 1)] == ["S1", "Colin27"]
