@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from helpers import layout
-from helpers.protocol import advisor, figures as protocol_figures
+from helpers.protocol import advisor, figures as protocol_figures, scan_time
 from helpers.study import CONTRASTS, ORIENTATIONS, RESOLUTIONS, Resolution
 
 NOTEBOOK = str(layout.NOTEBOOKS / "06_protocol_survey.ipynb")
@@ -182,7 +182,7 @@ def test_few_subjects_and_one_plane_are_said():
 
 def test_a_conventional_spin_echo_takes_tr_times_lines_times_averages():
     # 600 ms x 256 lines x 2 averages = 307.2 s; a slice takes 15 + 15 ms, so 20 fit.
-    sequence = advisor.ScanTime(tr_ms=600, te_ms=15, echo_spacing_ms=15, averages=2)
+    sequence = scan_time.ScanTime(tr_ms=600, te_ms=15, echo_spacing_ms=15, averages=2)
     assert sequence.slices_per_tr == 20
     assert sequence.minutes(20, 256) == pytest.approx(5.12)
     assert sequence.minutes(21, 256) == pytest.approx(10.24)  # one slice more: everything twice
@@ -191,7 +191,7 @@ def test_a_conventional_spin_echo_takes_tr_times_lines_times_averages():
 def test_a_turbo_spin_echo_takes_as_many_trains_as_it_needs():
     # 200 lines + 20 % = 240, by 16 echoes and acceleration 2: 7.5, so 8 trains of 4 s. A train takes 160 + 40
     # ms: 20 slices.
-    sequence = advisor.ScanTime(
+    sequence = scan_time.ScanTime(
         tr_ms=4000, te_ms=100, echo_spacing_ms=10, etl=16, overhead_ms=40, acceleration=2, oversampling=0.2
     )
     assert (sequence.busy_ms, sequence.slices_per_tr) == (200, 20)
@@ -199,7 +199,7 @@ def test_a_turbo_spin_echo_takes_as_many_trains_as_it_needs():
 
 
 def test_the_echo_time_counts_where_it_outlasts_the_train():
-    assert advisor.ScanTime(tr_ms=1000, te_ms=85, echo_spacing_ms=10, etl=4).slices_per_tr == 10
+    assert scan_time.ScanTime(tr_ms=1000, te_ms=85, echo_spacing_ms=10, etl=4).slices_per_tr == 10
 
 
 @pytest.mark.parametrize(
@@ -214,21 +214,21 @@ def test_the_echo_time_counts_where_it_outlasts_the_train():
     ],
 )
 def test_slices_cover_from_edge_to_edge(coverage, resolution, slices):
-    assert advisor.slices_for(coverage, Resolution(*resolution)) == slices
+    assert scan_time.slices_for(coverage, Resolution(*resolution)) == slices
 
 
 @given(st.floats(1, 300), st.floats(0.5, 10), st.floats(0, 5))
 def test_one_slice_fewer_would_not_cover(coverage, thickness, gap):
     resolution = Resolution(thickness, gap)
-    n = advisor.slices_for(coverage, resolution)
+    n = scan_time.slices_for(coverage, resolution)
     covered = (n - 1) * resolution.separation_mm + thickness
     assert covered >= coverage - 1e-6
     assert n == 1 or covered - resolution.separation_mm < coverage + 1e-6
 
 
-@given(st.integers(1, 200), st.integers(1, 512), st.sampled_from(list(advisor.SEQUENCES)))
+@given(st.integers(1, 200), st.integers(1, 512), st.sampled_from(list(scan_time.SEQUENCES)))
 def test_more_slices_or_lines_never_take_less_time(slices, lines, contrast):
-    sequence = advisor.SEQUENCES[contrast]
+    sequence = scan_time.SEQUENCES[contrast]
     assert sequence.minutes(slices + 1, lines) >= sequence.minutes(slices, lines) > 0
     assert sequence.minutes(slices, lines + 1) >= sequence.minutes(slices, lines)
     assert sequence.minutes(sequence.slices_per_tr, lines) == sequence.minutes(1, lines)
@@ -249,13 +249,13 @@ def test_more_slices_or_lines_never_take_less_time(slices, lines, contrast):
 )
 def test_a_sequence_that_cannot_be_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(advisor.SEQUENCES["T2w"], **change)
+        dataclasses.replace(scan_time.SEQUENCES["T2w"], **change)
 
 
 def test_times_of_a_protocol_are_those_of_its_contrasts():
     # By hand, 3||1 axial: 38 slices. T1w: 22 per TR, so 2 x 200 x 0.55 s = 220 s. T2w: 25 per TR, so 2 x 13 x
     # 4.5 = 117 s. FLAIR: 43 per TR, so 12 x 9 = 108 s.
-    row = advisor.scan_times(
+    row = scan_time.scan_times(
         pd.DataFrame({"orientation": ["axial"], "thickness_mm": [3], "gap_mm": [1]})
     ).iloc[0]
     assert row.slices == 38
@@ -268,9 +268,9 @@ def test_times_of_a_protocol_are_those_of_its_contrasts():
 
 
 def test_snr_grows_with_thickness_and_the_root_of_averages():
-    assert advisor.relative_snr(5) / advisor.relative_snr(2.5) == pytest.approx(2)
-    assert advisor.relative_snr(3, averages=4) == pytest.approx(6)
-    assert advisor.relative_snr(3, acceleration=4) == pytest.approx(1.5)
+    assert scan_time.relative_snr(5) / scan_time.relative_snr(2.5) == pytest.approx(2)
+    assert scan_time.relative_snr(3, averages=4) == pytest.approx(6)
+    assert scan_time.relative_snr(3, acceleration=4) == pytest.approx(1.5)
 
 
 # Advice
@@ -278,7 +278,7 @@ def test_snr_grows_with_thickness_and_the_root_of_averages():
 
 def test_the_advice_is_the_best_that_fits():
     surface = advisor.fit(study(between=0.5, within=0.1))
-    protocols = advisor.scan_times(advisor.candidates(surface))
+    protocols = scan_time.scan_times(advisor.candidates(surface))
     scored = advisor.predict(surface, protocols)
     for minutes in (7, 8, 12, 60):
         advice = advisor.advise(surface, protocols, minutes)
@@ -314,7 +314,7 @@ def test_protocols_that_differ_by_less_than_the_noise_are_tied():
 
 def test_where_orientations_cannot_be_compared_each_has_its_best():
     surface = advisor.fit(study(within=0.1, reconstruction="axial"))
-    protocols = advisor.scan_times(advisor.candidates(surface))
+    protocols = scan_time.scan_times(advisor.candidates(surface))
     advice = advisor.advise(surface, protocols, 60)
     best = advice.groupby("orientation").head(1)
     assert len(best) == 3 and (best.behind == 0).all()
@@ -323,7 +323,7 @@ def test_where_orientations_cannot_be_compared_each_has_its_best():
 
 def test_nothing_fits_and_nothing_is_advised():
     surface = advisor.fit(study())
-    protocols = advisor.scan_times(advisor.candidates(surface))
+    protocols = scan_time.scan_times(advisor.candidates(surface))
     advice = advisor.advise(surface, protocols, 0.5)
     assert len(advice) == 0 and {"expected", "behind", "tied"} <= set(advice)
     for minutes in (0, -1, float("nan"), "10"):
@@ -334,7 +334,7 @@ def test_nothing_fits_and_nothing_is_advised():
 @pytest.mark.parametrize("minutes, comparable, stars", [(10, True, 1), (10, False, 3), (1, True, 0)])
 def test_the_figure_marks_the_best_and_ends_where_the_study_ends(minutes, comparable, stars):
     surface = advisor.fit(study(between=0.5))
-    protocols = advisor.predict(surface, advisor.scan_times(advisor.candidates(surface)))
+    protocols = advisor.predict(surface, scan_time.scan_times(advisor.candidates(surface)))
     fig, axes, drawn = protocol_figures.advice(
         protocols, surface.run, minutes, "expected PSNR (dB)", surface.note, comparable
     )
