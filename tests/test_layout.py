@@ -131,3 +131,10 @@ def test_images_beside_folders_of_sessions_are_told(tmp_path):
     )
     # Who names a session has chosen.
     assert found(tmp_path, labels=["01_ses-2"])[1] == {}
+
+
+def test_a_file_in_the_place_of_a_data_set_is_called_one(tmp_path):
+    path = tmp_path / "bids"
+    path.write_text("")
+    with pytest.raises(NotADirectoryError, match="bids: a file: accepted is the folder of a BIDS data set"):
+        layout.find_subjects(path, ["all"], {})

@@ -109,13 +109,15 @@ def find_subjects(
 
     Raises
     ------
-    FileNotFoundError
+    FileNotFoundError, NotADirectoryError
         If there is no such folder.
     ValueError
         If a label is not there, or an image must be chosen: naming those among which.
     """
     bids_dir = Path(bids_dir)
     if not bids_dir.is_dir():
+        if bids_dir.exists():
+            raise NotADirectoryError(f"{bids_dir}: a file: accepted is the folder of a BIDS data set")
         raise FileNotFoundError(f"{bids_dir}: no such folder")
     everyone = _folders(bids_dir, "sub-")
     if not everyone:
