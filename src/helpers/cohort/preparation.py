@@ -44,9 +44,9 @@ UPPER_HEAD_MM, BRAIN_BELOW_TOP_MM = 110.0, 80.0
 LEAST_SAME_PERSON = 1.035
 
 #: Correlation of the T1w's edges with those expected (`edge_likeness`), below which it is doubted. In three
-#: patients, a label map and two simulated subjects who are warped much: 0.36 to 0.59 as they lie, 0.08 to 0.31
-#: more than turned over. Upside down, back to front, both, or with axes swapped: at most 0.22, and 0.10 to
-#: 0.32 less than turned over. Left and right do not tell.
+#: patients, a label map and two simulated subjects who are warped much: 0.36 to 0.59 as they lie, 0.08 to
+#: 0.31 more than turned over. Upside down, back to front, both, or with axes swapped: at most 0.22, and 0.10
+#: to 0.32 less than turned over. Left and right do not tell.
 WARNED_LIKENESS = 0.3
 #: How far, in steps of 4 mm, a brain is shifted up or down, to the front or the back, to lie where its edges
 #: fit best: as it lies, since brains differ; turned over, since registration has laid it where it fitted best
