@@ -11,6 +11,7 @@ from helpers.analysis import downstream
 from helpers.pipeline import cache, models, scoring, segmentations, steps
 from helpers.study import CONTRASTS, GROUND_TRUTH, Resolution
 from helpers.study.file import Study
+from helpers.study.subjects import SimulatedSubject
 
 COARSE = Resolution(5, 1.5)
 
@@ -82,14 +83,12 @@ def test_with_an_identity_a_preview_measures_what_thick_slices_do(tmp_path, monk
     against = table.query("reference == '3D' and measure == 'grey_ml'").set_index(["experiment", "arm"])
     assert against.error_pct[GROUND_TRUTH, "ceiling"] == 0
     # The same tissues where neither has a lesion: lesions come from the FLAIR, and replace any tissue.
-    then, now = (
-        cache.read_volume(
-            segmentations.segmented(
-                plan, 1, *row, "harmonized", segmentations.arms(plan, 1, *row)["harmonized"]
-            )
-        )[0]
-        for row in ((GROUND_TRUTH, None), ("3", COARSE))
-    )
+    labels = []
+    for what in ((GROUND_TRUTH, None), ("3", COARSE)):
+        row = (plan, SimulatedSubject(1), *what)
+        images = segmentations.arms(*row)["harmonized"]
+        labels.append(cache.read_volume(segmentations.segmented(*row, "harmonized", images))[0])
+    then, now = labels
     lesions = (then == downstream.LESION) | (now == downstream.LESION)
     assert (then == now)[~lesions].all() and not (then == now).all()
     assert abs(against.error_pct["3", "harmonized"]) < 100 * lesions.sum() / (then == downstream.GREY).sum()
