@@ -394,8 +394,8 @@ def expected_edges(contrast: str) -> np.ndarray:
     total = np.zeros(grid.SHAPE, np.float32)
     others = (template(contrast, anatomy) for anatomy in phantom.ANATOMIES[1:])
     for image, brain in (template(contrast), *others):
-        found = edges(image, brain)
-        total += found / found[brain].mean()
+        measured = edges(image, brain)
+        total += measured / measured[brain].mean()
     total += total[::-1].copy()
     total.setflags(write=False)
     return total
@@ -423,7 +423,7 @@ def edge_likeness(image: np.ndarray, expected: np.ndarray, mask: np.ndarray) -> 
         The largest that it has upside down, back to front, or both, shifted to where it fits best.
     """
     steps = (slice(2, None, 4),) * 3
-    found, expected = edges(image, mask)[steps], expected[steps]
+    measured, expected = edges(image, mask)[steps], expected[steps]
     voxels = np.argwhere(_shrunk(mask, 4)[steps])
     if not len(voxels):
         return 0.0, 0.0
@@ -445,9 +445,9 @@ def edge_likeness(image: np.ndarray, expected: np.ndarray, mask: np.ndarray) -> 
         # The middle of the brain comes to lie where it was.
         about = nowhere.copy()
         for axis in axes:
-            about[axis] = round(found.shape[axis] - 1 - 2 * middle[axis])
-        turned.append(best(np.flip(found, axes), about, TURNED_STEPS))
-    return best(found, nowhere, UPRIGHT_STEPS), max(turned)
+            about[axis] = round(measured.shape[axis] - 1 - 2 * middle[axis])
+        turned.append(best(np.flip(measured, axes), about, TURNED_STEPS))
+    return best(measured, nowhere, UPRIGHT_STEPS), max(turned)
 
 
 def portrait(t1: np.ndarray) -> np.ndarray:
