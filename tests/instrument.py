@@ -8,11 +8,12 @@ well on thick slices as on 3D images.
 
     python tests/instrument.py data/models/harmonizer-small.pt data/models
 
-writes three tables into the folder: ``fidelity.csv`` (PSNR and the brightness of the ventricles, by path and
-plane), ``pairs.csv`` (sharp images, with and without harmonizer, and without sources) and ``scanners.csv``
-(how well images of one subject by eight scanners agree). With ``--label-maps FILE FILE …``, brain label maps
-in FreeSurfer's numbers such as the training maps of SynthSeg, also ``people.csv``: sharp images of people
-whose brains no training has seen.
+writes four tables into the folder: ``fidelity.csv`` (PSNR and the brightness of the ventricles, by path and
+plane), ``mixed.csv`` (sources that differ in resolution, as in experiments 2 to 6 of the study, against the
+sharp truth), ``pairs.csv`` (sharp images, with and without harmonizer, and without sources) and
+``scanners.csv`` (how well images of one subject by eight scanners agree). With ``--label-maps FILE FILE …``,
+brain label maps in FreeSurfer's numbers such as the training maps of SynthSeg, also ``people.csv``: sharp
+images of people whose brains no training has seen.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from helpers.acquisition import degradation
 from helpers.analysis import metrics
 from helpers.cohort import phantom
 from helpers.haca3 import slicing
-from helpers.study import CONTRASTS, ORIENTATIONS, Resolution
+from helpers.study import CONTRASTS, EXPERIMENTS, ORIENTATIONS, Resolution
 
 SUBJECTS = (12, 15)  # of S1, of Colin27
 STRANGERS = {12: 13, 15: 14}  # of the other brain: whose images describe the target's contrast
@@ -191,6 +192,26 @@ def agreement(model, person, stranger, paths, scanners=8, step=STEP) -> list[dic
     return rows
 
 
+def mixed(model, person, stranger, pair, resolution, planes=("axial", "coronal")) -> list[dict]:
+    """A row per experiment, plane and contrast: PSNR in dB inside the brain of the image harmonized from
+    sources that differ in resolution, against the truth of the 3D image."""
+    given, truth = images(person, pair[0], 1), images(person, pair[1])
+    aims, rows = targets(model, stranger, pair[1], truth), []
+    for experiment, plane in itertools.product(("2", "3", "4", "5", "6"), planes):
+        sources = {
+            c: along(given[c], None if orientation == "3D" else (orientation, resolution))
+            for c, orientation in EXPERIMENTS[experiment].items()
+        }
+        options = {"mask": "union", "slice_step": STEP, "orientations": (plane,)}
+        for c, image in model.harmonize(sources, aims, **options).images.items():
+            seen = person.brain & np.isfinite(image)
+            psnr_db = metrics.psnr(truth[c], np.nan_to_num(image), truth[c][person.brain].max(), seen)
+            about = {"anatomy": person.anatomy, "pair": " → ".join(pair), "plane": plane}
+            about |= {"experiment": experiment, "sources": resolution.label, "contrast": c}
+            rows.append({**about, "psnr_db": psnr_db})
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("weights", type=Path)
@@ -198,11 +219,12 @@ def main() -> None:
     parser.add_argument("--label-maps", type=Path, nargs="+", default=[], metavar="FILE")
     options = parser.parse_args()
     model = haca3.load(options.weights, device="cpu")
-    tables = {"fidelity": [], "pairs": [], "scanners": []}
+    tables = {"fidelity": [], "mixed": [], "pairs": [], "scanners": []}
     for seed in SUBJECTS:
         person, stranger = phantom.subject(seed), phantom.subject(STRANGERS[seed])
         for pair in PAIRS:
             tables["fidelity"] += fidelity(model, person, stranger, pair, PATHS)
+            tables["mixed"] += mixed(model, person, stranger, pair, Resolution(5, 1.5))
         for pair in ALL_PAIRS:
             tables["pairs"] += sharp(model, person, stranger, pair)
         tables["scanners"] += agreement(model, person, stranger, [None, ("axial", Resolution(5, 1.5))])
