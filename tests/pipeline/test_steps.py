@@ -639,6 +639,7 @@ def test_a_preview_keeps_every_eleventh_slice_where_it_belongs(plan):
 def test_a_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.pt: no such checkpoint"):
         models.check_models(Study(weights=str(tmp_path / "nowhere.pt")))
+    models.check_models(Study(remedies=["training"]))  # Its weights ship.
     with pytest.raises(FileNotFoundError, match="^resolution_weights is .*no such checkpoint"):
         nowhere = str(tmp_path / "nowhere.pt")
         models.check_models(Study(remedies=["training"], resolution_weights=nowhere))
