@@ -25,6 +25,8 @@ _REBUILD = {
 _HARMLESS = {(module, name) for module in ("builtins", "__builtin__") for name in ("getattr", "dict")}
 _HARMLESS.add(("collections", "defaultdict"))
 
+_ACCEPTED = "accepted is what torch.save wrote of a dict of state dicts"
+
 
 class _Inert:
     """Stands for an object of the file that we neither need nor build."""
@@ -96,9 +98,9 @@ def load(path: str | Path) -> dict:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise FileNotFoundError(f"{path}: no such file: {_ACCEPTED}")
     if reason := volumes.disguise(path):
-        raise ValueError(f"{path}: not a readable checkpoint ({reason})")
+        raise ValueError(f"{path}: not a readable checkpoint ({reason}): {_ACCEPTED}")
     try:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -111,14 +113,14 @@ def load(path: str | Path) -> dict:
         if reason.startswith("invalid load key"):  # What pickle says of any first byte that it does not know.
             start = path.read_bytes()[:16]
             raise ValueError(
-                f"{path}: not a readable checkpoint (it begins with {start!r}, no file of torch.save does)"
+                f"{path}: not a readable checkpoint (it begins with {start!r}): {_ACCEPTED}"
             ) from None
-        raise ValueError(f"{path}: refused, nothing of it was run: {reason}") from None
+        raise ValueError(f"{path}: refused, nothing of it was run ({reason}): {_ACCEPTED}") from None
     except Exception as error:  # torch.load raises whatever the damaged bytes lead to
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: not a readable checkpoint ({reason})") from None
+        raise ValueError(f"{path}: not a readable checkpoint ({reason}): {_ACCEPTED}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a {type(content).__name__}; accepted is a dict of state dicts")
+        raise ValueError(f"{path}: holds a {type(content).__name__}: {_ACCEPTED}")
     return content
 
 
@@ -134,14 +136,16 @@ def _fill(module: nn.Module, state: dict, what: str) -> nn.Module:
             raise ValueError(f"{what}.{key} has values that are NaN or infinite: expected finite weights")
     for key in state:
         if key not in expected:
-            raise ValueError(f"{what}.{key} is a tensor that this network does not have")
+            names = "accepted are the tensors of the published layout alone"
+            raise ValueError(f"{what}.{key} is a tensor that this network does not have: {names}")
     module.load_state_dict({key: state[key].float() for key in expected})
     return module.eval().requires_grad_(False)
 
 
 def _state(content: dict, name: str, path) -> dict:
     if not isinstance(content.get(name), dict):
-        raise ValueError(f"{path}: {name} is missing; found {', '.join(map(str, content)) or 'nothing'}")
+        found = ", ".join(map(str, content)) or "nothing"
+        raise ValueError(f"{path}: {name} is missing, found {found}: accepted is a checkpoint with {name}")
     return content[name]
 
 

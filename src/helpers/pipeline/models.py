@@ -40,7 +40,9 @@ def check_models(plan: Study) -> None:
 @functools.cache
 def checkpoint_hash(path: Path) -> str:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
+        raise FileNotFoundError(
+            f"{path}: no such checkpoint: accepted is the path of one (relative: to the repository)"
+        )
     volumes.record_use(path)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
