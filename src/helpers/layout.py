@@ -76,6 +76,22 @@ def uri(path: Path, dataset: str = "", root: str | Path = "") -> str:
     return f"bids::{'/'.join((*folders[start:], Path(path).name))}"
 
 
+def require_data_set(bids_dir: str | Path) -> Path:
+    """Return `bids_dir` as a path if it is a folder.
+
+    Raises
+    ------
+    FileNotFoundError, NotADirectoryError
+        If there is no such folder, or a file in its place.
+    """
+    bids_dir, accepted = Path(bids_dir), "accepted is the folder of a BIDS data set"
+    if bids_dir.is_dir():
+        return bids_dir
+    if bids_dir.exists():
+        raise NotADirectoryError(f"{bids_dir}: a file: {accepted}")
+    raise FileNotFoundError(f"{bids_dir}: no such folder: {accepted}")
+
+
 def find_subjects(
     bids_dir: str | Path,
     labels: Iterable[str],
@@ -114,11 +130,7 @@ def find_subjects(
     ValueError
         If a label is not there, or an image must be chosen: naming those among which.
     """
-    bids_dir = Path(bids_dir)
-    if not bids_dir.is_dir():
-        if bids_dir.exists():
-            raise NotADirectoryError(f"{bids_dir}: a file: accepted is the folder of a BIDS data set")
-        raise FileNotFoundError(f"{bids_dir}: no such folder")
+    bids_dir = require_data_set(bids_dir)
     everyone = _folders(bids_dir, "sub-")
     if not everyone:
         raise ValueError(f"{bids_dir}: no subjects: accepted is a BIDS data set, with folders sub-<label>")

@@ -557,8 +557,12 @@ def test_file_names_stay_inside_unless_unfit(tmp_path):
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path):
-    with pytest.raises(NotADirectoryError, match="no such folder"):
+    accepted = "accepted is the folder of a BIDS data set"
+    with pytest.raises(FileNotFoundError, match=f"none: no such folder: {accepted}"):
         reading.from_bids(tmp_path / "none")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match=f"file: a file: {accepted}"):
+        reading.from_bids(tmp_path / "file")
 
 
 def test_an_empty_folder_gives_an_empty_table_that_can_be_counted(tmp_path):

@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers import volumes
+from helpers import layout, volumes
 from helpers.cohort import examination
 from helpers.protocol import survey
 from helpers.study import CONTRASTS, Resolution
@@ -62,14 +62,12 @@ def from_bids(folder: str | Path) -> pd.DataFrame:
 
     Raises
     ------
-    NotADirectoryError
-        If there is no such folder.
+    FileNotFoundError, NotADirectoryError
+        If there is no such folder, or a file in its place.
     """
     from tqdm import tqdm
 
-    folder = expand_path(folder)
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder}: no such folder")
+    folder = layout.require_data_set(expand_path(folder))
     top = os.path.realpath(folder)
     images, sidecars, rows = _walk(top)
     stems = {_stem(path) for path in images}
