@@ -95,6 +95,22 @@ def test_what_haca3_alone_has_is_left_out_in_words_and_not_as_missing_numbers(st
     assert sidecar["Harmonization"] == {"harmonizer": {"name": "none"}, "slice_step": 37}
 
 
+def test_a_sidecar_names_the_remedies_of_its_sources(study, images, monkeypatch):
+    # In place of super-resolved stacks: none is taught here.
+    monkeypatch.setattr(
+        steps, "_source_file", lambda plan, subject, contrast, *how: images["subject"][contrast]
+    )
+    monkeypatch.setattr(
+        steps,
+        "source_volume",
+        lambda plan, subject, contrast, *how: volumes.read(images["subject"][contrast])[0],
+    )
+    plan = study("none", remedies=["super-resolution"])
+    for arm, remedies in (("harmonized", None), ("harmonized, super-resolved", ["super-resolution"])):
+        sidecar = volumes.read_sidecar(steps.harmonized(plan, FIRST, "1a", COARSE, arm=arm)["T1w"])
+        assert sidecar.get("Remedies") == remedies
+
+
 def test_the_ceiling_of_a_harmonizer_that_does_the_same_twice_is_infinite(study):
     ceiling = scoring.scores(study("histogram"), FIRST, GROUND_TRUTH)
     assert set(ceiling.arm) == {"ceiling"}

@@ -522,6 +522,7 @@ def _harmonized_otherwise(
         facts = {
             "Experiment": experiment,
             "SourceOrientations": orientations,
+            **({"Remedies": list(remedies)} if remedies else {}),
             "Transform": plan.transform,
             "Harmonization": {"harmonizer": identity, "slice_step": plan.slice_step},
             **(_resolution(resolution) if resolution else {}),
