@@ -118,6 +118,19 @@ def test_texts_that_are_no_resolution_are_refused(text):
         Resolution.parse(text)
 
 
+@pytest.mark.parametrize("text", ["1e-9||0", "-5||1", "5"])
+def test_of_a_text_that_is_no_resolution_the_limits_are_said_and_are_accepted(text):
+    with pytest.raises(ValueError, match=rf"^resolution {re.escape(repr(text))} is unknown") as error:
+        Study(resolutions=[text])
+    least, in_study, most, least_gap, most_gap = re.search(
+        r"the thickness from (\S+) \(in a study (\S+)\) to (\S+) and the gap from (\S+) to (\S+)$",
+        str(error.value),
+    ).groups()
+    assert Resolution.parse(f"{least}||0").label == "0.1||0"
+    for accepted in (f"{in_study}||{least_gap}", f"{most}||{most_gap}"):
+        assert Study(resolutions=[accepted]).resolutions[0].label == accepted
+
+
 def test_an_experiment_may_be_given_as_the_number_that_papermill_makes_of_it():
     assert require("experiment", 2, EXPERIMENTS) == "2"
 
@@ -189,7 +202,7 @@ def test_what_is_dropped_is_read_from_a_study_file_and_survives_the_trip_through
     [
         (["T1w"], "dropped is 'T1w': accepted are T2w, FLAIR"),
         (["PDw"], "dropped is 'PDw': accepted are T2w, FLAIR"),
-        (["FLAIR", "FLAIR"], "dropped names something twice"),
+        (["FLAIR", "FLAIR"], "dropped names FLAIR more than once: accepted is a list without repetition"),
         ("FLAIR", "dropped is 'FLAIR': accepted is a list of contrasts, of T2w, FLAIR"),
         (3, "dropped is 3: accepted is a list"),
         ([["FLAIR"]], "accepted are T2w, FLAIR"),
@@ -239,6 +252,27 @@ def test_a_bad_value_of_a_study_is_named(field, value):
     assert "accepted" in str(error.value)
     assert "\n" not in str(error.value)
     assert field.rstrip("s") in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"subjects": [1, 2, 1]}, "subjects names 1 more than once: accepted is"),
+        ({"subjects": ["01", "02", "02"], "bids_dir": "x"}, "subjects names 02 more than once"),
+        ({"experiments": [2, "1a", "2"]}, "experiments names 2 more than once"),
+        ({"resolutions": ["5||1.5", "3||0", "5skip1p5", "3||0"]}, "resolutions names 5||1.5, 3||0 more than"),
+        (
+            {"reconstruction": ["axial", "axial"], "slice_step": 1},
+            "reconstruction names axial more than once",
+        ),
+        ({"remedies": ["fusion", "fusion"]}, "remedies names fusion more than once"),
+        ({"taught_on": [2, 2]}, "taught_on names 2 more than once"),
+    ],
+)
+def test_what_a_list_names_more_than_once_is_said(changes, message):
+    with pytest.raises(ValueError) as error:
+        Study(**changes)
+    assert str(error.value).startswith(message)
 
 
 def test_the_arms_of_a_study_are_those_that_its_remedies_make():
@@ -291,6 +325,18 @@ def test_a_bad_study_file_is_named_with_its_fault(tmp_path, text, message):
         Study.from_toml(file)
     assert str(file) in str(error.value)
     assert message in str(error.value)
+
+
+def test_all_known_keys_are_named_beside_the_nearest(tmp_path):
+    (tmp_path / "bad.toml").write_text("sed = 1\n")
+    with pytest.raises(ValueError) as error:
+        Study.from_toml(tmp_path / "bad.toml")
+    _, _, accepted = str(error.value).partition("unknown key 'sed': did you mean seed? accepted are ")
+    assert accepted.split(", ") == [
+        *(field.name for field in dataclasses.fields(Study)),
+        "extends",
+        "cluster",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,21 @@ def test_a_folder_with_spaces_is_quoted(kind, tmp_path, monkeypatch):
     [
         ("kind = 'slrum'", "kind is 'slrum': accepted are local, slurm, pbs, lsf, sge"),
         ("kind = 'slurm'\nwaltime = '1:00'", "unknown key 'waltime': did you mean walltime?"),
+        (
+            "kind = 'slurm'\nwaltime = '1:00'",
+            "accepted are kind, workers, jobs, cores, memory, walltime, queue, account, directives, "
+            "prologue, interface",
+        ),
+        ("kind = 'slurm'\njobs = -3", "jobs is -3: accepted are whole numbers from 1"),
+        ("workers = -1", "workers is -1: accepted are whole numbers from 0"),
+        ("cores = 2.5", "cores is 2.5: accepted are whole numbers from 0"),
+        ("kind = 'slurm'\nmemory = 4", "memory is 4: accepted is text of one line, in quotes"),
+        ("kind = 'slurm'\nmemory = '-4GB'", "memory is '-4GB': accepted is a number with a unit"),
+        (
+            "kind = 'slurm'\nwalltime = 02:00:00",
+            "walltime is 02:00:00: accepted is text of one line, in quotes",
+        ),
+        ("kind = 'slurm'\nprologue = ['a', 3]", "prologue is ['a', 3]: accepted is a list of texts"),
         ("kind = 'slurm'\njobs = 0", "jobs is 0: accepted are whole numbers from 1"),
         ("kind = 'slurm'\ncores = true", "cores is True"),
         ("kind = 'slurm'\nmemory = 'much'", "memory is 'much': accepted is a number with a unit"),

@@ -2,6 +2,7 @@
 results."""
 
 import contextlib
+import datetime
 import re
 import shlex
 import shutil
@@ -147,7 +148,9 @@ class Cluster:
         for name in ("memory", "walltime", "queue", "account", "interface"):
             value = getattr(self, name)
             if not isinstance(value, str) or "\n" in value:
-                raise ValueError(f"{name} is {value!r}: accepted is text of one line")
+                # TOML reads a time without quotes as a time of the day.
+                written = value if isinstance(value, datetime.time) else repr(value)
+                raise ValueError(f"{name} is {written}: accepted is text of one line, in quotes")
         if not re.fullmatch(r"(\d+(\.\d+)? ?[KMGT]i?B)?", self.memory):
             raise ValueError(
                 f"memory is {self.memory!r}: accepted is a number with a unit, such as '4GB', or nothing"

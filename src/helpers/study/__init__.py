@@ -115,7 +115,8 @@ class Resolution:
         if match is None:
             raise ValueError(
                 f"resolution {text!r} is unknown: accepted is thickness||gap in mm, as in '5||1.5' or "
-                "'5skip1p5'"
+                f"'5skip1p5', the thickness from {PLAUSIBLE_MM[0]:g} (in a study {GRID_MM:g}) to "
+                f"{PLAUSIBLE_MM[1]:g} and the gap from 0 to {PLAUSIBLE_MM[1]:g}"
             )
         return cls(*(float(number.replace("p", ".")) for number in match.groups()))
 
@@ -166,7 +167,7 @@ def require(name: str, value, accepted: Iterable):
 
 
 def require_keys(where: str, values: Iterable[str], known: Iterable[str]) -> None:
-    """Raise one line that names the nearest known key if one of `values` is none of them.
+    """Raise one line that names the nearest known key, and all of them, if one of `values` is none of them.
 
     Raises
     ------
@@ -177,8 +178,8 @@ def require_keys(where: str, values: Iterable[str], known: Iterable[str]) -> Non
     for key in values:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"accepted are {', '.join(known)}"
-            raise ValueError(f"{where}: unknown key {key!r}: {hint}")
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"{where}: unknown key {key!r}: {hint}accepted are {', '.join(known)}")
 
 
 #: All three sources are the 3D images: harmonized, they are the ground truth of the eight experiments.

@@ -1,5 +1,6 @@
 """The study file: everything that decides what a study computes, read and checked before anything starts."""
 
+import collections
 import math
 import os
 import re
@@ -130,6 +131,13 @@ def _target(field: str, value) -> str | tuple[float, ...]:
         accepted = "the path of an image, or theta and eta, two numbers each, and norm, a number above 0"
         raise ValueError(f"{field} is {value!r}: accepted are {accepted}")
     return numbers
+
+
+def _as_written(value: Subject | Resolution | str) -> str:
+    """An entry of a list as a study file writes it."""
+    if isinstance(value, Subject):
+        return str(value.literal)
+    return value.label if isinstance(value, Resolution) else value
 
 
 def _target_table(numbers: tuple[float, ...]) -> dict:
@@ -382,8 +390,11 @@ class Study:
             "remedies",
             "taught_on",
         ):
-            if len(set(getattr(self, field))) < len(getattr(self, field)):
-                raise ValueError(f"{field} names something twice: accepted is a list without repetition")
+            counts = collections.Counter(getattr(self, field))
+            if repeated := [value for value, count in counts.items() if count > 1]:
+                names = ", ".join(map(_as_written, repeated))
+                accepted = "accepted is a list without repetition"
+                raise ValueError(f"{field} names {names} more than once: {accepted}")
         require("transform", self.transform, TRANSFORMS)
         require("anatomy", self.anatomy, ANATOMIES)
         require("variant", self.variant, VARIANTS)
