@@ -722,6 +722,10 @@ EARLY = {
     "a flipped bit": (flip, "CRC check failed"),
     "the end is lost": (lambda path: path.write_bytes(path.read_bytes()[:-8]), "not a readable NIfTI volume"),
     "complex": (lambda path: save(path, image() * np.complex64(1j)), "it holds complex64"),
+    "colours": (
+        lambda path: save(path, np.zeros(image().shape, [(name, np.uint8) for name in "RGB"])),
+        "it holds RGB colours",
+    ),
     "z-scores": (
         lambda path: save(path, (image() - image()[image() > 0].mean()).astype(np.float32) * (image() > 0)),
         "is negative",

@@ -427,6 +427,17 @@ def test_a_folder_that_is_called_with_a_dollar_is_itself(home):
     assert Study(bids_dir=str(folder)).bids_dir == str(folder)
 
 
+def test_a_harmonizer_is_found_as_people_write_its_path(home):
+    for name in ("mine.py", "tool", "weights.pt"):
+        (home / "my data" / name).write_text("")
+    program = '[harmonizer]\ncommand = ["~/my data/tool", "$DATA/weights.pt", "$NOBODY", "{T1w}"]\n'
+    write_files(home, a='harmonizer = "~/my data/mine:Own"\n', b='harmonizer = "$DATA/mine:Own"\n', c=program)
+    plans = [Study.from_toml(home / f"{name}.toml") for name in "abc"]
+    assert plans[0].harmonizer == plans[1].harmonizer == f"{home}/my data/mine:Own"
+    files = (f"{home}/my data/tool", f"{home}/my data/weights.pt")
+    assert plans[2].harmonizer.command == (*files, "$NOBODY", "{T1w}")
+
+
 def test_a_study_file_is_found_below_home_and_may_begin_with_a_byte_order_mark(home):
     (home / "mine.toml").write_bytes(
         b"\xef\xbb\xbf" + b'subjects = [4]\r\n[cluster]\r\nkind = "local"\r\nworkers = 3\r\n'
@@ -460,7 +471,7 @@ SHIPPED_STUDIES = {
     "remedies": {
         **TEN,
         "resolutions": ("3||0", "4||0", "5||1.5"),
-        "remedies": ("super-resolution", "fusion"),
+        "remedies": ("super-resolution", "fusion", "training"),
     },
     "demo-none": {**TEN, "resolutions": ("3||0", "4||0", "5||1.5"), "harmonizer": "none"},
     "demo-histogram": {**TEN, "resolutions": ("3||0", "4||0", "5||1.5"), "harmonizer": "histogram"},

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from helpers.analysis import claims, comparison, figures
-from helpers.pipeline import cli
+from helpers.pipeline import cli, comparing
 from helpers.study import CONTRASTS, EXPERIMENTS, Resolution, sources
 
 LABELS = ("3||0", "4||0", "5||1.5")
@@ -128,6 +128,12 @@ def test_a_study_that_was_not_run_is_refused_by_name(finished, capsys):
     assert "no-such-study/figures/scores.csv: no such table" in capsys.readouterr().err
     assert cli.main(["compare", str(finished / "one"), str(finished / "one")]) == 2
     assert "two of the name one" in capsys.readouterr().err
+
+
+def test_a_folder_of_results_is_found_as_people_write_its_path(tmp_path, monkeypatch):
+    (tmp_path / "my results").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert comparing.study_of("~/my results/").output_dir == str(tmp_path / "my results")
 
 
 def test_the_figure_has_a_column_for_each_study():

@@ -76,6 +76,18 @@ def test_what_does_not_fit_is_refused_in_one_line_before_anything_is_learnt(
     assert not (tmp_path / "out.nii.gz").exists()
 
 
+def test_paths_are_read_as_people_write_them(stack, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    command = ["super-resolve", f"~/{stack.name}", "$HOME/out.nii.gz", "--resolver", "~/resolver.pt"]
+    assert cli.main(command) == 0
+    assert (tmp_path / "out.nii.gz").is_file() and (tmp_path / "resolver.pt").is_file()
+    assert list((tmp_path / "here").iterdir()) == []
+    assert cli.main([*command[:2], "$NOBODY/out.nii.gz"]) == 2
+    assert "there is no variable $NOBODY" in capsys.readouterr().err
+
+
 def test_names_that_cannot_be_are_refused(stack, tmp_path, capsys):
     assert cli.main(["super-resolve", str(stack), str(tmp_path / "out.nii")]) == 2
     assert "accepted are names that end in .nii.gz" in capsys.readouterr().err

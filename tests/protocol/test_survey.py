@@ -599,7 +599,7 @@ def test_the_table_of_a_survey_is_read_back_as_it_was(tmp_path):
 
 
 def test_a_csv_that_is_none_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such file"):
+    with pytest.raises(FileNotFoundError, match="no such file: accepted is a CSV table or the folder"):
         reading.from_csv(tmp_path / "x.csv")
     for content, message in (
         (b"", "not a CSV table"),

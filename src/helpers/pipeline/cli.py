@@ -15,7 +15,7 @@ from helpers import volumes
 from helpers.pipeline import bids_app
 from helpers.pipeline.cluster import Cluster
 from helpers.study import Resolution
-from helpers.study.file import Study
+from helpers.study.file import Study, expand_path
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -220,6 +220,8 @@ def _super_resolve(options: argparse.Namespace) -> int:
     """Read, teach unless that was done, resolve and write; all that can be refused is refused before the
     minutes of teaching."""
     begin = time.monotonic()
+    for name in ("stack", "out", *["resolver"] * bool(options.resolver)):
+        setattr(options, name, str(expand_path(getattr(options, name))))
     if not options.out.endswith(".nii.gz"):
         raise ValueError(f"{options.out}: accepted are names that end in .nii.gz")
     if Path(options.out).resolve() == Path(options.stack).resolve():

@@ -7,7 +7,7 @@ import pandas as pd
 
 from helpers.analysis import comparison, figures
 from helpers.pipeline import folders
-from helpers.study.file import Study
+from helpers.study.file import Study, expand_path
 
 
 def study_of(given: str | Path | Study) -> Study:
@@ -16,7 +16,7 @@ def study_of(given: str | Path | Study) -> Study:
         return given
     if str(given).endswith(".toml"):
         return Study.from_toml(given)
-    folder = Path(given)
+    folder = expand_path(given)
     return Study(output_dir=str(folder)) if folder.is_dir() else Study(name=str(given))
 
 

@@ -178,7 +178,7 @@ def from_csv(path: str | Path) -> pd.DataFrame:
     """
     path = expand_path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise FileNotFoundError(f"{path}: no such file: accepted is a CSV table or the folder of a data set")
     lines = _read_rows(path)
     _, header = next(lines)
     known = {name.lower(): name for name in survey.COLUMNS} | {

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -90,17 +91,24 @@ def read_harmonizer(value) -> str | Program:
     raise ValueError(f"harmonizer is {value!r}: {accepted}")
 
 
+def _expand(text: str) -> str:
+    """``~`` and ``$VARIABLES`` replaced where they are known: not every word of a command is a path."""
+    return os.path.expanduser(os.path.expandvars(text))
+
+
 def place_beside(folder: Path, harmonizer):
     """What a study file says of its harmonizer; modules and files that lie in `folder`, beside it, by their
     absolute paths: notebooks run elsewhere."""
     if isinstance(harmonizer, str) and _OWN_HARMONIZER.fullmatch(harmonizer):
-        place, _, module = harmonizer.partition(":")[0].rpartition("/")
+        place, _, module = _expand(harmonizer.partition(":")[0]).rpartition("/")
         path = folder / place / module.replace(".", "/")
         if path.with_name(f"{path.name}.py").is_file() or (path / "__init__.py").is_file():
             return f"{(folder / place).resolve()}/{module}:{harmonizer.rpartition(':')[2]}"
     if isinstance(harmonizer, Mapping) and isinstance(harmonizer.get("command"), list):
         parts = [
-            str((folder / part).resolve()) if isinstance(part, str) and (folder / part).is_file() else part
+            str((folder / _expand(part)).resolve())
+            if isinstance(part, str) and (folder / _expand(part)).is_file()
+            else part
             for part in harmonizer["command"]
         ]
         return {**harmonizer, "command": parts}
