@@ -133,6 +133,11 @@ def test_images_beside_folders_of_sessions_are_told(tmp_path):
     assert found(tmp_path, labels=["01_ses-2"])[1] == {}
 
 
+def test_of_a_session_that_is_not_there_it_is_said_which_are(tmp_path):
+    dataset(tmp_path, "ses-1/anat/sub-01_ses-1_T1w.nii.gz", "ses-b/anat/sub-01_ses-b_T1w.nii.gz")
+    assert found(tmp_path, labels=["01_ses-2"])[1]["01_ses-2"] == "sub-01: no session '2': accepted are 1, b"
+
+
 def test_a_file_in_the_place_of_a_data_set_is_called_one(tmp_path):
     path = tmp_path / "bids"
     path.write_text("")

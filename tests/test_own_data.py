@@ -530,7 +530,7 @@ def test_simulated_subjects_are_not_looked_at_for_doubles(results_dir):
     "text, message",
     [
         ('subjects = ["02"]', "no subject '02': accepted are 01"),
-        ('subjects = ["01_ses-9"]', "sub-01: no session '9'"),
+        ('subjects = ["01_ses-9"]', "sub-01: no session '9': accepted is '01'"),
         ("subjects = [1]", "accepted with bids_dir are labels as text"),
         ("select = 3", "select is 3: accepted is a table"),
         ("subjects = 2.5", "subjects is 2.5: accepted is a list"),

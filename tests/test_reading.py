@@ -111,6 +111,18 @@ def test_a_header_must_describe_all_of_its_file(tmp_path, packed):
     np.testing.assert_array_equal(volumes.read(path)[0], VOXELS)
 
 
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"magic": b"ni1"}, "in a second file, .img: accepted is one file that holds both"),
+        ({"xyzt_units": 5}, "unknown unit 5: accepted are meter, mm, micron"),
+    ],
+)
+def test_of_a_header_that_cannot_be_used_it_is_said_what_can(tmp_path, changes, words):
+    (tmp_path / "x.nii").write_bytes(patched(nifti(), **changes))
+    assert words in message(volumes.read, tmp_path / "x.nii")
+
+
 def test_an_uncompressed_file_that_is_cut_short_is_known_without_reading_its_voxels(tmp_path):
     (tmp_path / "x.nii").write_bytes(nifti()[:-1])
     for reader in READERS:

@@ -118,9 +118,11 @@ def test_texts_that_are_no_resolution_are_refused(text):
         Resolution.parse(text)
 
 
-@pytest.mark.parametrize("text", ["1e-9||0", "-5||1", "5"])
+@pytest.mark.parametrize("text", ["1e-9||0", "-5||1", "5", "0.001||0", "200||0", "5||500"])
 def test_of_a_text_that_is_no_resolution_the_limits_are_said_and_are_accepted(text):
-    with pytest.raises(ValueError, match=rf"^resolution {re.escape(repr(text))} is unknown") as error:
+    with pytest.raises(
+        ValueError, match=rf"^resolution {re.escape(repr(text))} is (unknown|impossible): "
+    ) as error:
         Study(resolutions=[text])
     least, in_study, most, least_gap, most_gap = re.search(
         r"the thickness from (\S+) \(in a study (\S+)\) to (\S+) and the gap from (\S+) to (\S+)$",
@@ -316,6 +318,7 @@ def test_a_study_file_is_read_whole(tmp_path):
         ("experimnts = ['1a']", "unknown key 'experimnts': did you mean experiments?"),
         ("experiments = ['9']", "experiment is '9'"),
         ("subjects = [", "not TOML"),
+        ("subjects = 01", ": accepted are lines such as seed = 1"),
     ],
 )
 def test_a_bad_study_file_is_named_with_its_fault(tmp_path, text, message):

@@ -147,9 +147,14 @@ def find_subjects(
             if not _LABEL.fullmatch(subject):
                 raise ValueError(f"sub-{subject}: labels have letters and digits only")
             folder = bids_dir / f"sub-{subject}"
-            sessions = [session] if session else _folders(folder, "ses-")
-            if session and session not in _folders(folder, "ses-"):
-                raise ValueError(f"sub-{subject}: no session {session!r}")
+            sessions = _folders(folder, "ses-")
+            if session:
+                if session not in sessions:
+                    accepted = (
+                        f"accepted are {', '.join(sessions)}" if sessions else f"accepted is {subject!r}"
+                    )
+                    raise ValueError(f"sub-{subject}: no session {session!r}: {accepted}")
+                sessions = [session]
         except (ValueError, OSError) as error:
             left_out[label] = str(error)
             continue

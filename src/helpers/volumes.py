@@ -268,7 +268,8 @@ def _header(content: bytes) -> nib.Nifti1Header:
     header = kind(content[:size], endianness=order, check=False)
     if header["magic"].tobytes() != magic:
         pair = header["magic"].tobytes().startswith(b"ni")
-        raise ValueError("its voxels are in a second file, .img" if pair else "it has no NIfTI header")
+        apart = "its voxels are in a second file, .img: accepted is one file that holds both"
+        raise ValueError(apart if pair else "it has no NIfTI header")
     if not 1 <= header["dim"][0] <= 7:
         raise ValueError(f"dim[0] is {header['dim'][0]}: accepted are 1 to 7")
     if (
@@ -322,7 +323,8 @@ def _millimetres(header: nib.Nifti1Header, path: str | Path) -> float:
         return _UNIT_MM[header.get_xyzt_units()[0]]
     except KeyError:  # A code that the format does not know.
         raise ValueError(
-            f"{path}: not a readable NIfTI volume (unknown unit {int(header['xyzt_units'])})"
+            f"{path}: not a readable NIfTI volume (unknown unit {int(header['xyzt_units'])}: accepted are "
+            f"{', '.join(unit for unit in _UNIT_MM if unit != 'unknown')})"
         ) from None
 
 

@@ -112,13 +112,17 @@ class Resolution:
             If the text is neither, or names an impossible thickness or gap.
         """
         match = _RESOLUTION.fullmatch(str(text))
-        if match is None:
-            raise ValueError(
-                f"resolution {text!r} is unknown: accepted is thickness||gap in mm, as in '5||1.5' or "
-                f"'5skip1p5', the thickness from {PLAUSIBLE_MM[0]:g} (in a study {GRID_MM:g}) to "
-                f"{PLAUSIBLE_MM[1]:g} and the gap from 0 to {PLAUSIBLE_MM[1]:g}"
-            )
-        return cls(*(float(number.replace("p", ".")) for number in match.groups()))
+        try:
+            if match:
+                return cls(*(float(number.replace("p", ".")) for number in match.groups()))
+        except ValueError:
+            pass  # The limits are said below, with the text as it was given.
+        least, most = PLAUSIBLE_MM
+        raise ValueError(
+            f"resolution {text!r} is {'impossible' if match else 'unknown'}: accepted is thickness||gap in "
+            f"mm, as in '5||1.5' or '5skip1p5', the thickness from {least:g} (in a study {GRID_MM:g}) to "
+            f"{most:g} and the gap from 0 to {most:g}"
+        )
 
 
 #: The eight resolutions in the paper's order. Their separations are 3, 4, 4, 5, 5.2, 5, 6, 6.5 mm: not

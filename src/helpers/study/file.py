@@ -176,7 +176,7 @@ def read_toml(path: str | Path) -> list[tuple[Path, dict]]:
             accepted = "accepted is a file saved as UTF-8"
             raise ValueError(f"{path}: not TOML: byte {error.start + 1} is no UTF-8: {accepted}") from None
         except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"{path}: not TOML ({error})") from None
+            raise ValueError(f"{path}: not TOML ({error}): accepted are lines such as seed = 1") from None
         files.insert(0, (path, values))
         if "extends" not in values:
             return files
