@@ -83,7 +83,7 @@ def test_whose_a_claim_is():
     verdicts = {
         "a": verdict(C1="supported", C2="supported", C10="supported", C3="contradicted"),
         "b": verdict(C1="supported", C2="undecided", C10="supported", C3="undecided"),
-        "c": verdict(C1="supported", C2="contradicted", C3="undecided"),
+        "c": verdict(C1="supported", C2="contradicted", C3="supported"),
     }
     without = {name: verdict() for name in "ab"} | {"c": verdict(C10="").assign(reason="so")}
     without = {name: each.reindex(columns=["claim", "statement", "reason"]) for name, each in without.items()}
@@ -92,7 +92,7 @@ def test_whose_a_claim_is():
     assert dict(beside.holds) == {
         "C1": "without a harmonizer too",
         "C2": "with haca3",
-        "C3": "",
+        "C3": "only without a harmonizer",
         "C10": "with haca3, histogram; without: no verdict",
     }
     assert beside.c["C10"] == comparison.NO_VERDICT

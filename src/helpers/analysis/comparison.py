@@ -150,7 +150,7 @@ def side_by_side(
     -------
     DataFrame
         A row per claim: ``claim``, ``statement``, a column per study, and ``holds``: whether it holds without
-        a harmonizer too, or with which harmonizers; empty if in no study.
+        a harmonizer, too or only, or with which harmonizers; empty if in no study.
     """
     statements, columns = {}, {}
     for study in harmonizers:
@@ -169,7 +169,8 @@ def side_by_side(
 def _holds(verdicts: Mapping[str, str], harmonizers: Mapping[str, str]) -> str:
     supported = [study for study in harmonizers if verdicts[study] == SUPPORTED]
     if any(harmonizers[study] == "none" for study in supported):
-        return "without a harmonizer too"
+        alone = all(harmonizers[study] == "none" for study in supported)
+        return "only without a harmonizer" if alone else "without a harmonizer too"
     if not supported:
         return ""
     unknown = any(harmonizers[study] == "none" and verdicts[study] == NO_VERDICT for study in harmonizers)

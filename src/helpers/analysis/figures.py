@@ -541,7 +541,7 @@ def comparison_figure(studies: Mapping[str, pd.DataFrame], verdicts: pd.DataFram
     """Several studies side by side: above, what each loses as slices get thicker; below, their verdicts.
 
     Above: mean PSNR of experiments 1a to 1c less that at the smallest slice separation, by contrast, with a
-    95 % t interval over subjects. Below: a row per claim, a column per study.
+    95 % t interval over subjects. Below: a row per claim on which a study has a verdict, a column per study.
 
     Parameters
     ----------
@@ -556,6 +556,7 @@ def comparison_figure(studies: Mapping[str, pd.DataFrame], verdicts: pd.DataFram
         The axes are the three panels above and the one below; the last is what was drawn above.
     """
     names = list(studies)
+    verdicts = verdicts[(verdicts[names] != comparison.NO_VERDICT).any(axis=1)]
     fig = plt.figure(figsize=(7, 3.1 + 0.2 * len(verdicts)), layout="constrained")
     above, below = fig.add_gridspec(2, 1, height_ratios=[2.4, 0.5 + 0.2 * len(verdicts)])
     top, axes = above.subgridspec(1, 3), []
@@ -606,7 +607,7 @@ def _verdict_grid(ax, verdicts: pd.DataFrame, studies: list[str]):
     ax.set_xticks(range(len(studies)), studies, rotation=20, ha="left")
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
-    ax.set_xlim(-0.6, len(studies) + 1.9)
+    ax.set_xlim(-0.6, len(studies) + 2.4)
     ax.set_ylim(len(verdicts) - 0.5, -0.5)
     ax.spines[:].set_visible(False)
     ax.set_xlabel("✓ supported   ✗ contradicted   ? undecided   · no verdict")
