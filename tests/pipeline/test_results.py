@@ -10,6 +10,7 @@ from pandas.testing import assert_frame_equal
 from helpers import layout
 from helpers.analysis import claims, figures
 from helpers.pipeline import folders
+from helpers.study import CONTRASTS
 from helpers.study.file import Study
 
 FOLDERS = [path.parent for path in sorted(layout.FIGURES.rglob("verdicts.csv"))]
@@ -151,6 +152,19 @@ def test_readme_and_book_tell_the_numbers_of_the_demo():
     for word, verdict in (("supports", "supported"), ("contradicts", "contradicted")):
         *some, last = verdicts[verdict]
         assert f"{word} {', '.join(some)} and {last}" in text
+
+
+def test_the_book_tells_what_the_demo_loses_with_and_without_a_harmonizer():
+    losses = read(layout.FIGURES / "demo", "comparison_losses")
+    ssim = losses[losses.measure == "ssim"].groupby("study").loss.agg(["min", "max"])
+    losses = losses[losses.measure == "psnr_db"].set_index(["study", "contrast"]).loss
+    of_ssim = [
+        f"{ssim.loc[study]['min']:.2f} to {ssim.loc[study]['max']:.2f}" for study in ("demo", "demo-none")
+    ]
+    assert f"In SSIM it is {of_ssim[0]} with, and {of_ssim[1]} without" in RESULTS.read_text()
+    for study, told in (("demo", "with HACA3"), ("demo-none", "without.")):
+        t1w, t2w, flair = losses[study][list(CONTRASTS)]
+        assert re.search(rf"{t1w:.1f}, {t2w:.1f} and {flair:.1f} dB (\(.*?\) )?{told}", RESULTS.read_text())
 
 
 def test_the_book_tells_the_numbers_of_the_ten_subjects():
