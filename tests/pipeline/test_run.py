@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from helpers import volumes
+from helpers import layout, volumes
 from helpers.pipeline import cache, clean, cli, execution, folders, graph, log, report, run, status
 from helpers.pipeline.cluster import Cluster
 from helpers.pipeline.graph import Task
@@ -319,6 +319,19 @@ def test_status_and_dry_run_count_what_is_done_and_estimate_the_rest_and_change_
         assert re.search(r"04_harmonization\s+17\s+0\s+0\s+1 ", said)
         assert re.search(r"Left: about 0\.0 h on \d+ workers, and 0\.1 GB of disk \([\d.]+ GB free\)", said)
     assert sorted(volume.parents[1].rglob("*")) == before
+
+
+def test_a_dry_run_counts_the_disk_that_is_taken_at_any_one_time(tmp_path, capsys):
+    told = {}
+    for kept in ("all", "tables"):
+        file = tmp_path / f"{kept}.toml"
+        where = (
+            f'extends = "{layout.ROOT / "studies/paper.toml"}"\nname = "untouched-{kept}"\nkeep = "{kept}"\n'
+        )
+        file.write_text(where)
+        assert cli.main(["run", "--dry-run", str(file)]) == 0
+        told[kept] = float(re.search(r"and ([\d.]+) GB of disk", capsys.readouterr().out)[1])
+    assert told["tables"] < 15 < told["all"]
 
 
 def test_an_untouched_study_has_no_folder_after_status_and_dry_run(tmp_path, capsys):

@@ -184,7 +184,7 @@ def _tell(plan: Study, states, where: Cluster) -> None:
         )
         at = f"{where.size()} {'workers' if where.kind == 'local' else f'{where.kind} jobs'}"
         print(
-            f"Left: about {hours:.1f} h on {at}, and {states.expected_mb.sum() / 1000:.1f} GB of disk "
+            f"Left: about {hours:.1f} h on {at}, and {run.wanted_mb(plan, states) / 1000:.1f} GB of disk "
             f"({free:.1f} GB free)."
         )
 

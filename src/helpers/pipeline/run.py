@@ -170,17 +170,23 @@ def check_space(plan: Study, states: pd.DataFrame) -> None:
         Stating both numbers.
     """
     folder = folders.folder(plan)
-    free, wanted = free_mb(folder), states.expected_mb.sum()
-    if plan.keep == "tables":
-        tasks = {task.name: task for task in graph.tasks(plan)}
-        seconds = {name: task.cost_s for name, task in tasks.items()}
-        order = graph.urgent_first(graph.needs_of(list(tasks.values())), seconds)
-        wanted = min(wanted, keep.largest_mb(plan, [tasks[name] for name in order]))
+    free, wanted = free_mb(folder), wanted_mb(plan, states)
     if free < _LEAST_FREE_PART * wanted:
         raise OSError(
             f"{folder}: the study needs about {wanted / 1000:.1f} GB more, and {free / 1000:.1f} GB are "
             "free: make space, or set output_dir"
         )
+
+
+def wanted_mb(plan: Study, states: pd.DataFrame) -> float:
+    """Disk that what is missing takes at any one time, in MB."""
+    wanted = states.expected_mb.sum()
+    if plan.keep != "tables":
+        return wanted
+    tasks = {task.name: task for task in graph.tasks(plan)}
+    seconds = {name: task.cost_s for name, task in tasks.items()}
+    order = graph.urgent_first(graph.needs_of(list(tasks.values())), seconds)
+    return min(wanted, keep.largest_mb(plan, [tasks[name] for name in order]))
 
 
 def free_mb(folder: Path) -> float:
