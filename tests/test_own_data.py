@@ -43,6 +43,12 @@ AFFINE = np.array([[-1.0, 0, 0, 60], [0, 1, 0, -60], [0, 0, 1, -60], [0, 0, 0, 1
 SHAPE = (120, 120, 120)
 
 
+@pytest.fixture(autouse=True)
+def no_results_of_a_demo(tmp_path_factory, monkeypatch):
+    """Results of this checkout, such as those of `make demo`, have no say where a study names no folder."""
+    monkeypatch.setattr(layout, "DERIVATIVES", tmp_path_factory.mktemp("derivatives"))
+
+
 def image(seed=0, shape=SHAPE, dtype=np.uint8):
     """A block as large as a brain: small as a file, since its pattern repeats."""
     values = np.random.default_rng(seed).integers(1, 200, 149)
