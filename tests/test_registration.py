@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import tempfile
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from helpers import registration
+from helpers import layout, registration
 from helpers.study import CONTRASTS, ORIENTATIONS
 
 MNI = np.array([[-1.0, 0, 0, 96], [0, -1, 0, 96], [0, 0, 1, -78], [0, 0, 0, 1]])
@@ -420,3 +421,10 @@ def test_motion_names_what_is_wrong(arguments, message):
 def test_the_error_over_an_empty_mask_is_refused():
     with pytest.raises(ValueError, match="mask is empty"):
         registration.error_mm(np.eye(4), np.eye(4), np.zeros((3, 3, 3)), MNI)
+
+
+def test_every_module_takes_ants_from_one_place():
+    # Whoever imports it first decides how many threads it has, and with several its sums differ.
+    for path in (layout.ROOT / "src").rglob("*.py"):
+        if path.name != "registration.py":
+            assert not re.search(r"^\s*(import|from) ants\b", path.read_text(), re.M), path

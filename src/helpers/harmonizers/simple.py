@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from helpers import registration
+
 #: Of `_nyul`: landmarks (the deciles) and bins of the histogram.
 _LANDMARKS, _BINS = 9, 1024
 
@@ -55,7 +57,7 @@ def _zscore(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 def _nyul(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Deciles of the histogram, linear between them (Nyul, Udupa, Zhang, IEEE TMI 19:143, 2000), by ITK."""
-    import ants
+    ants = registration.import_ants()
 
     # What the filter sees of an image is its histogram: where the voxels lie does not matter.
     images = [ants.from_numpy(values[:, None].astype(np.float32)) for values in (source, target)]
