@@ -159,8 +159,7 @@ def sharp(model, person, stranger, pair, step=11) -> list[dict]:
     ways["not harmonized"] = {c: scaled(given[c], aims[c]) for c in CONTRASTS}
     for left_out in CONTRASTS:
         some = {c: image for c, image in given.items() if c != left_out}
-        images_ = model.harmonize(some, aims, mask="union", slice_step=step).images
-        ways[f"without {left_out}"] = {c: np.nan_to_num(image) for c, image in images_.items()}
+        ways[f"without {left_out}"] = model.harmonize(some, aims, mask="union", slice_step=step).images
     parts, rows = [person.fractions[tissue] > 0.95 for tissue in ("VCSF", "WM")], []
     for way, c in itertools.product(ways, CONTRASTS):
         seen = person.brain & np.isfinite(ways["sampled"][c])
@@ -231,8 +230,9 @@ def main() -> None:
         write(options.folder, tables)
     stranger = phantom.subject(STRANGERS[SUBJECTS[0]])
     tables["people"] = []
-    for file, pair in itertools.product(options.label_maps, PAIRS):
-        tables["people"] += sharp(model, labelled(file), stranger, pair)
+    for person in map(labelled, options.label_maps):
+        for pair in PAIRS:
+            tables["people"] += sharp(model, person, stranger, pair)
     write(options.folder, tables)
 
 

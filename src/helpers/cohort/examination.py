@@ -351,7 +351,7 @@ def _examine_version(path: Path, size: int, changed_ns: int) -> tuple[Finding, .
     return tuple(examine_values(*volumes.read(path)))
 
 
-def side_by_side(
+def examine_all(
     examine: Callable[[Path], list], paths: Iterable[str | Path]
 ) -> dict[str | Path, Callable[[], list]]:
     """Examine several files at once, with a progress bar where it takes longer than two seconds.

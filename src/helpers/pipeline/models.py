@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from helpers import compiler, layout, volumes
@@ -34,7 +35,7 @@ def check_models(plan: Study) -> None:
                 raise FileNotFoundError(f"{field} is {value!r}: {error}") from None
     harmonizer(plan)
     if trained:
-        harmonizer(dataclasses.replace(plan, weights=plan.resolution_weights))
+        harmonizer(with_network(plan, plan.remedies))
 
 
 @functools.cache
@@ -57,6 +58,11 @@ def network_options(plan: Study) -> dict:
     wanted = plan.compiled and plan.precision == "float32"
     compiled = wanted and compiler.library(compiler.WINOGRAD)[0] is not None
     return {"variant": plan.variant, "precision": plan.precision, "compiled": compiled}
+
+
+def with_network(plan: Study, remedies: Sequence[str]) -> Study:
+    """The study with the weights of an arm: those of its own, or those trained for differing resolutions."""
+    return dataclasses.replace(plan, weights=plan.resolution_weights) if "training" in remedies else plan
 
 
 def harmonizer(plan: Study):

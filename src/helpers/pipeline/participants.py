@@ -212,7 +212,7 @@ def _examine_files(paths: Sequence[Path], voxels: bool) -> dict[Path, Callable[[
             faults += examination.examine_file(path)
         return faults
 
-    return examination.side_by_side(examine, paths)
+    return examination.examine_all(examine, paths)
 
 
 def findings(plan: Study, unfit: Iterable[Subject] = ()) -> list[str]:

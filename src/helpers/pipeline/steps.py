@@ -304,7 +304,7 @@ def harmonized(
     if plan.harmonizer != "haca3":
         return _harmonized_otherwise(plan, subject, experiment, resolution, repeat, arm)
     one = _harmonization(plan, subject, experiment, resolution, arm, repeat)
-    _harmonize(_with_network(plan, one.remedies), subject, [one], resolution, _removable(plan))
+    _harmonize(models.with_network(plan, one.remedies), subject, [one], resolution, _removable(plan))
     return one.paths
 
 
@@ -321,7 +321,7 @@ def harmonized_together(
     # What has the same stacks and the same network: all at once would take twice the memory.
     groups = collections.defaultdict(list)
     for one in together.values():
-        groups[_with_network(plan, one.remedies), _resolved(one.remedies, resolution)].append(one)
+        groups[models.with_network(plan, one.remedies), _resolved(one.remedies, resolution)].append(one)
     for (network, _), some in groups.items():
         _harmonize(network, subject, some, resolution, _removable(plan))
 
@@ -353,7 +353,7 @@ def _harmonization(plan, subject, experiment, resolution, arm="harmonized", repe
         "seed": int(np.random.SeedSequence([plan.seed, subject.seed, int(repeat)]).generate_state(1)[0]),
         "slice_step": plan.slice_step,
     }
-    network = _with_network(plan, remedies)
+    network = models.with_network(plan, remedies)
     weights = [models.checkpoint_hash(path) for path in models.checkpoints(network)]
     parents = [*inputs.values(), *target_images(plan).values()]
     numbers = _numbers(plan)
@@ -372,11 +372,6 @@ def _harmonized_paths(plan, subject, experiment, resolution, remedies, repeat: b
         contrast: layout.image(folders.root(plan), subject, contrast, desc=desc, rec=experiment, res=res)
         for contrast in CONTRASTS
     }
-
-
-def _with_network(plan: Study, remedies: Sequence[str]) -> Study:
-    """The study with the weights of an arm: those of its own, or those trained for differing resolutions."""
-    return dataclasses.replace(plan, weights=plan.resolution_weights) if "training" in remedies else plan
 
 
 def _resolved(remedies: Sequence[str], resolution: Resolution | None) -> bool:

@@ -95,7 +95,7 @@ def from_bids(folder: str | Path) -> pd.DataFrame:
             except (ValueError, OSError) as error:
                 faults.append(_reason(error, path, top))
         acquisitions[path] = metadata, seen, faults
-    examined = examination.side_by_side(examination.examine_file, readable.values())
+    examined = examination.examine_all(examination.examine_file, readable.values())
     for path, (metadata, seen, faults) in acquisitions.items():
         if path in readable:
             try:
