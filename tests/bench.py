@@ -25,7 +25,7 @@ from helpers import grid, haca3, layout, study
 from helpers.acquisition import degradation, rf_pulse, slice_profile
 from helpers.analysis import figures, metrics
 from helpers.cohort import phantom
-from helpers.lab import live, widgets
+from helpers.lab import live, meeting, profile_panel
 from helpers.pipeline import folders, graph, log, status
 from helpers.study.file import Study
 
@@ -393,13 +393,13 @@ def panels():
         for contrast in study.CONTRASTS
     }
     plane, brain = (grid.upright(volume, "coronal", 120) for volume in (images["T1w"], subject.brain))
-    panel = widgets.ProfilePanel(plane, brain, rf_pulse.Pulse(), study.Resolution(5, 1.5))
+    panel = profile_panel.ProfilePanel(plane, brain, rf_pulse.Pulse(), study.Resolution(5, 1.5))
     model = haca3.load(layout.MODELS / "harmonizer-small.pt", device="cpu")
     targets = {contrast: model.target(image) for contrast, image in images.items()}
     looked_at = live.scene(images, subject.brain)
-    explorer = widgets.Explorer([1], lambda _: looked_at, model, targets, study.Resolution(5, 1.5))
+    explorer = meeting.Explorer([1], lambda _: looked_at, model, targets, study.Resolution(5, 1.5))
     resolver = super_resolution.load(layout.MODELS / "super-resolver.pt")
-    resolving = widgets.Explorer([1], lambda _: looked_at, model, targets, resolver.resolution, resolver)
+    resolving = meeting.Explorer([1], lambda _: looked_at, model, targets, resolver.resolution, resolver)
     resolving.controls["super_resolution"].value = True
     for owner, control, values, allowed_s in (
         (panel, "gap", np.arange(0.5, 1.4, 0.1), 0.2),

@@ -18,7 +18,8 @@ LONGEST = (
     "test_steps",
     "test_preparation",
     "test_training",
-    "test_widgets",
+    "test_meeting",
+    "test_profile_panel",
 )
 WORKER_GB = 4.0  # of memory at most (3.5 measured), beside the notebooks that a test executes
 
