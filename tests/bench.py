@@ -23,10 +23,10 @@ from scipy import ndimage
 
 from helpers import grid, haca3, layout, study
 from helpers.acquisition import degradation, rf_pulse, slice_profile
-from helpers.analysis import figures, metrics
+from helpers.analysis import metrics
 from helpers.cohort import phantom
 from helpers.lab import live, meeting, profile_panel
-from helpers.pipeline import folders, graph, log, status
+from helpers.pipeline import folders, graph, log
 from helpers.study.file import Study
 
 REPEATS = 3
@@ -356,6 +356,8 @@ def scaling():
     The durations are those of the demo's own log (`make demo` first). Each execution takes as long as one of
     its notebook that was measured, drawn at random.
     """
+    from helpers.pipeline.scaling import draw, simulate
+
     plan = Study.from_toml(layout.ROOT / "studies" / "demo.toml")
     measured = {}
     for event in log.events(folders.folder(plan) / "report"):
@@ -368,10 +370,8 @@ def scaling():
         task.name: float(rng.choice(measured[re.sub(r"sub-sim\d+|target", "sub", task.name)]))
         for task in graph.tasks(plan)
     }
-    table = status.scaling(plan, seconds, [2**power for power in range(7)]).assign(
-        study="preview, as in the demo"
-    )
-    fig, _ = figures.scaling(table)
+    table = simulate(plan, seconds, [2**power for power in range(7)]).assign(study="preview, as in the demo")
+    fig, _ = draw(table)
     fig.savefig(folders.figures_folder(plan) / "scaling.png", dpi=150)
     folders.save_tables(plan, {"scaling": table})
     for row in table.itertuples():

@@ -16,6 +16,8 @@ LIGHT_GREEN = "#5DE0A5"  # on a grey image
 COLOURS = {"T1w": "#0072B2", "T2w": "#D55E00", "FLAIR": "#009E73"}
 MARKERS = {"T1w": "o", "T2w": "s", "FLAIR": "^"}
 
+TIGHT = {"handlelength": 1.6, "columnspacing": 1.2, "handletextpad": 0.5}  #: of a legend
+
 #: Look of the figures about scores, for a journal's page: letters of 8 points at the width that they are
 #: drawn at.
 _SMALL_PRINT = {
@@ -75,3 +77,17 @@ def slices(
         ax.set_title(title, fontsize=10)
     fig.colorbar(picture, ax=axes, label=unit, shrink=0.8, aspect=40)
     return fig, axes
+
+
+def legend_below(fig, handles: list, names: list[str], ncols: int) -> None:
+    """The legend of a whole figure, under its panels."""
+    fig.legend(handles, names, loc="outside lower center", ncols=ncols, frameon=False, **TIGHT)
+
+
+def panels(rows: int, columns: int, height: float, **shared):
+    """Panels of a figure for a journal's page: two side by side are as wide as its column (12 cm), three or
+    four as the page."""
+    width = {1: 3.4, 2: 4.8}.get(columns, 7.0)
+    return plt.subplots(
+        rows, columns, figsize=(width, height * rows), squeeze=False, layout="constrained", **shared
+    )

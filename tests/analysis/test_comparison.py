@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers.analysis import claims, comparison, figures
+from helpers.analysis import claims, comparison, verdict_figures
 from helpers.pipeline import cli, comparing
 from helpers.study import CONTRASTS, EXPERIMENTS, Resolution, sources
 
@@ -141,6 +141,6 @@ def test_the_figure_has_a_column_for_each_study():
     beside = pd.DataFrame(
         [{"claim": "C1", "statement": "x", "one": "supported", "two": "no verdict", "holds": ""}]
     )
-    _, axes, drawn = figures.comparison_figure(studies, beside)
+    _, axes, drawn = verdict_figures.comparison_figure(studies, beside)
     assert [label.get_text() for label in axes[3].get_xticklabels()] == ["one", "two"]
     assert len(drawn) == 2 * 3 * 3

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from helpers import drawing, grid, layout
-from helpers.analysis import figures
+from helpers.analysis import figures, verdict_figures
 from helpers.cohort import figures as cohort_figures
 from helpers.study import CONTRASTS, EXPERIMENTS, RESOLUTIONS
 
@@ -278,31 +278,15 @@ def test_the_forest_has_a_row_per_claim_with_its_verdict_and_is_in_margins():
         ("C2", "q", "variance ratio", 1.5, 1.5**2, 1.5, 1.5**3),
         ("C2", "r", "variance ratio", 1.5, 1.0, 0.5, np.inf),
     ]
-    _, ax, _ = figures.forest(verdicts, pd.DataFrame(rows, columns=columns))
+    _, ax, _ = verdict_figures.forest(verdicts, pd.DataFrame(rows, columns=columns))
     assert [label.get_text().split()[0] for label in ax.get_yticklabels()] == ["C1", "C2"]
     said = [text.get_text() for text in ax.texts]
-    assert [text for text in said if text.split()[-1] in figures.VERDICTS] == [
+    assert [text for text in said if text.split()[-1] in verdict_figures.VERDICTS] == [
         "✓ supported",
         "✗ contradicted",
     ]
     dots = [float(line.get_xdata()[0]) for line in ax.get_lines() if line.get_marker() == "o"]
     assert dots == pytest.approx([2, 2])
-
-
-def test_a_scaling_says_that_it_is_simulated_and_how_long_one_worker_and_all_take():
-    table = pd.DataFrame(
-        {
-            "workers": [1, 2, 4],
-            "hours": [3.0, 1.5, 0.8],
-            "speed_up": [1, 2, 3.75],
-            "bound": [1, 2, 4],
-            "study": "preview",
-        }
-    )
-    fig, ax = figures.scaling(table)
-    assert "simulated" in ax.get_title()
-    assert [text.get_text() for text in ax.texts] == ["3.0 h", "48 min"]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2", "4"]
 
 
 def test_the_figure_of_sharpness_marks_the_axis_that_was_interpolated_and_no_other():

@@ -1,4 +1,4 @@
-"""The panels of the lab meeting without a browser: what a control changes changes, what is refused is said."""
+"""The panels of the lab meeting without a browser: what a control changes, and what is refused."""
 
 import os
 

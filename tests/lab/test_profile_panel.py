@@ -1,4 +1,4 @@
-"""The panel of notebook 01 without a browser: what a control changes changes, and what is refused is said."""
+"""The panel of notebook 01 without a browser: what a control changes, and what is refused."""
 
 import numpy as np
 import pytest

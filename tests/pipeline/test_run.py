@@ -509,13 +509,3 @@ def test_clean_keeps_off_a_folder_that_this_study_did_not_write(tmp_path, capsys
     assert cli.main(["clean", "--yes", str(tmp_path / "mine.toml")]) == 2
     assert "accepted is a folder that the study mine wrote" in capsys.readouterr().err
     assert (tmp_path / "home" / "tables").exists()
-
-
-def test_a_scaling_is_bounded_by_workers_and_critical_path():
-    plan = Study(subjects=TEN)
-    table = status.scaling(plan, {task.name: task.cost_s for task in graph.tasks(plan)}, [1, 2, 4, 64])
-    # Sums of some hundred times, in another order each: their last digits differ.
-    assert table.speed_up[0] == pytest.approx(1)
-    assert (table.speed_up <= table.bound + 1e-9).all()
-    assert (table.speed_up.diff()[1:] >= -1e-9).all()
-    assert (table.hours >= table.critical_path_h - 1e-9).all()

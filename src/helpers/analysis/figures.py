@@ -1,20 +1,15 @@
-"""One function per figure; each returns the figure and its axes and saves nothing."""
+"""Figures of a study's scores; each function returns the figure, its axes and the table behind it."""
 
-import itertools
-import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from scipy import ndimage
 
 from helpers import drawing
-from helpers.analysis import comparison
 from helpers.analysis.metrics import score_column
-from helpers.study import CONTRASTS, EXPERIMENTS, GROUND_TRUTH, RESOLUTIONS, TRANSFORMS
-
-_TIGHT = {"handlelength": 1.6, "columnspacing": 1.2, "handletextpad": 0.5}  # of a legend
+from helpers.analysis.tables import in_papers_order
+from helpers.study import CONTRASTS, EXPERIMENTS, GROUND_TRUTH, TRANSFORMS
 
 #: Score column -> axis label. The first SSIM that a study has is the one drawn: 3D, else of the slices of its
 #: plane.
@@ -34,9 +29,6 @@ SCORE_FIGURES = {
 
 
 _OFFSETS = (-0.22, 0, 0.22)
-
-#: Colours of studies that are compared.
-_STUDIES = (drawing.BLUE, drawing.VERMILLION, "0.5", drawing.GREEN, drawing.ORANGE)
 
 
 def score_figures(experiments: Iterable[str]) -> list[int]:
@@ -80,26 +72,16 @@ def score_figure(table: pd.DataFrame, number: int, region: str = "brain"):
             f"{', '.join(map(str, score_figures(table.experiment)))}"
         )
     drawn = table[(table.experiment.isin(experiments) | (table.arm == "ceiling")) & (table.region == region)]
-    labels = _in_order(table.resolution)
+    labels = in_papers_order(table.resolution)
     panels = [(experiment, measure) for measure in measures for experiment in experiments]
-    fig, axes = _panels(1, len(panels), height=2.9, sharey=len(measures) == 1)
+    fig, axes = drawing.panels(1, len(panels), height=2.9, sharey=len(measures) == 1)
     for ax, (experiment, measure) in zip(axes.flat, panels, strict=True):
         column = score_column(table, measure)
         arm = drawn[drawn.experiment == experiment]
         finite = arm.assign(x=arm.resolution.map(labels.index)).replace(np.inf, np.nan).dropna(subset=column)
         for offset, contrast in zip(_OFFSETS, CONTRASTS, strict=True):
             rows = finite[finite.contrast == contrast]
-            bare = rows[rows.arm == "input"].groupby("x")[column].mean()
-            ax.plot(
-                bare.index + offset,
-                bare,
-                color=drawing.GREY,
-                marker=drawing.MARKERS[contrast],
-                ms=2.5,
-                lw=0.9,
-                zorder=1,
-            )
-            _series(ax, rows[rows.arm == "harmonized"], column, offset, contrast)
+            _both_arms(ax, rows, column, offset, contrast)
         ceiling = drawn[drawn.arm == "ceiling"][column].replace(np.inf, np.nan).mean()
         if np.isfinite(ceiling):
             ax.axhline(ceiling, color="0.45", ls=":", lw=1.1, zorder=1)
@@ -115,28 +97,8 @@ def score_figure(table: pd.DataFrame, number: int, region: str = "brain"):
     handles, names = axes.flat[0].get_legend_handles_labels()
     handles += [plt.Line2D([], [], color=drawing.GREY, lw=0.9), plt.Line2D([], [], color="0.45", ls=":")]
     names += ["no harmonizer", "self-noise ceiling"]
-    _legend_below(fig, handles, names, 5 if len(panels) > 1 else 3)
+    drawing.legend_below(fig, handles, names, 5 if len(panels) > 1 else 3)
     return fig, axes, drawn
-
-
-def _legend_below(fig, handles: list, names: list[str], ncols: int) -> None:
-    fig.legend(handles, names, loc="outside lower center", ncols=ncols, frameon=False, **_TIGHT)
-
-
-def _panels(rows: int, columns: int, height: float, **shared):
-    """Panels of a figure for a journal's page: two side by side are as wide as its column (12 cm), three or
-    four as the page."""
-    width = {1: 3.4, 2: 4.8}.get(columns, 7.0)
-    return plt.subplots(
-        rows, columns, figsize=(width, height * rows), squeeze=False, layout="constrained", **shared
-    )
-
-
-def _in_order(resolutions: pd.Series) -> list[str]:
-    """The resolutions of a table in the paper's order, others after them."""
-    known = [resolution.label for resolution in RESOLUTIONS]
-    present = [label for label in resolutions.unique() if label != GROUND_TRUTH]
-    return sorted(present, key=lambda label: (known.index(label) if label in known else len(known), label))
 
 
 def _resolution_axis(ax, labels: list[str]):
@@ -144,6 +106,14 @@ def _resolution_axis(ax, labels: list[str]):
     ax.set_xlabel("thickness || gap (mm)")
     ax.grid(axis="y", color="0.92", lw=0.7)
     ax.set_axisbelow(True)
+
+
+def _both_arms(ax, rows: pd.DataFrame, column: str, offset: float, contrast: str):
+    """Means without harmonizer in grey, behind; in front, in colour, what is harmonized."""
+    mean = rows[rows.arm == "input"].groupby("x")[column].mean()
+    look = {"color": drawing.GREY, "marker": drawing.MARKERS[contrast], "ms": 2.5, "lw": 0.9}
+    ax.plot(mean.index + offset, mean, **look, zorder=1)
+    _series(ax, rows[rows.arm == "harmonized"], column, offset, contrast)
 
 
 def _series(ax, rows: pd.DataFrame, column: str, offset: float, contrast: str):
@@ -209,14 +179,14 @@ def attention_figure(table: pd.DataFrame):
     """
     keys = ["experiment", "target", "source", "orientation", "resolution", "subject"]
     drawn = table[table.experiment != GROUND_TRUTH].groupby(keys, sort=False).weight.mean().reset_index()
-    experiments, labels = sorted(drawn.experiment.unique()), _in_order(drawn.resolution)
+    experiments, labels = sorted(drawn.experiment.unique()), in_papers_order(drawn.resolution)
     with_3d = sorted(drawn[drawn.orientation == "3D"].experiment.unique())  # Of the sources that HACA3 got.
     experiments, sources = (
         with_3d or experiments,
         [contrast for contrast in CONTRASTS if contrast in set(drawn.source)],
     )
     drawn = drawn[drawn.experiment.isin(experiments)]
-    fig, axes = _panels(3, len(experiments), height=1.75, sharex=True, sharey=True)
+    fig, axes = drawing.panels(3, len(experiments), height=1.75, sharex=True, sharey=True)
     for (target, experiment), ax in zip(
         ((t, e) for t in CONTRASTS for e in experiments), axes.flat, strict=True
     ):
@@ -260,7 +230,7 @@ def attention_figure(table: pd.DataFrame):
         plt.Line2D([], [], color=drawing.COLOURS[c], marker=drawing.MARKERS[c], ms=3.5, lw=0) for c in sources
     ]
     handles += [plt.Line2D([], [], color="0.3", ls=style, lw=1.1) for style in ("-", "--")]
-    _legend_below(fig, handles, [*(f"source {c}" for c in sources), "3D", "2D"], 5)
+    drawing.legend_below(fig, handles, [*(f"source {c}" for c in sources), "3D", "2D"], 5)
     return fig, axes, drawn
 
 
@@ -282,10 +252,10 @@ def frequency_figure(curves: pd.DataFrame, cutoffs: pd.DataFrame):
     fig, axes, DataFrame
         The last is the table of cut-offs.
     """
-    experiments, labels = sorted(cutoffs.experiment.unique()), _in_order(cutoffs.resolution)
+    experiments, labels = sorted(cutoffs.experiment.unique()), in_papers_order(cutoffs.resolution)
     separation = cutoffs.drop_duplicates("resolution").set_index("resolution").separation_mm[labels]
     ends = {separation.idxmin(): "-", separation.idxmax(): "--"}
-    fig, axes = _panels(2, len(experiments), height=2.4, sharey="row")
+    fig, axes = drawing.panels(2, len(experiments), height=2.4, sharey="row")
     for column, experiment in enumerate(experiments):
         top, bottom = axes[:, column]
         for label, style in ends.items():
@@ -303,17 +273,7 @@ def frequency_figure(curves: pd.DataFrame, cutoffs: pd.DataFrame):
         rows = rows.assign(x=rows.resolution.map(labels.index))
         for offset, contrast in zip(_OFFSETS, CONTRASTS, strict=True):
             one = rows[rows.contrast == contrast]
-            bare = one[one.arm == "input"].groupby("x").cutoff_per_mm.mean()
-            bottom.plot(
-                bare.index + offset,
-                bare,
-                color=drawing.GREY,
-                marker=drawing.MARKERS[contrast],
-                ms=2.5,
-                lw=0.9,
-                zorder=1,
-            )
-            _series(bottom, one[one.arm == "harmonized"], "cutoff_per_mm", offset, contrast)
+            _both_arms(bottom, one, "cutoff_per_mm", offset, contrast)
         bottom.plot(
             range(len(labels)), 0.5 / separation, color="0.2", ls=":", marker="_", ms=7, lw=0.8, zorder=1
         )
@@ -332,7 +292,7 @@ def frequency_figure(curves: pd.DataFrame, cutoffs: pd.DataFrame):
         plt.Line2D([], [], color="0.2", ls=":", marker="_", ms=7),
     ]
     names = [*ends, "output, mean", *contrasts, "input", "Nyquist of the slices"]
-    _legend_below(fig, handles, names, 4 if len(experiments) > 1 else 2)
+    drawing.legend_below(fig, handles, names, 4 if len(experiments) > 1 else 2)
     return fig, axes, cutoffs
 
 
@@ -360,7 +320,7 @@ def ladder_figure(scores: pd.DataFrame, registrations: pd.DataFrame, region: str
         np.inf, np.nan
     )
     drawn = rows.groupby(["transform", "arm", "contrast", "subject"])[columns].mean().reset_index()
-    fig, axes = _panels(1, 3, height=2.9)
+    fig, axes = drawing.panels(1, 3, height=2.9)
     for ax, measure, column in zip(axes.flat, MEASURES, columns, strict=False):
         for arm, contrast in ((arm, contrast) for arm in ("input", "harmonized") for contrast in CONTRASTS):
             rows = drawn[(drawn.arm == arm) & (drawn.contrast == contrast)]
@@ -379,7 +339,7 @@ def ladder_figure(scores: pd.DataFrame, registrations: pd.DataFrame, region: str
         ax.set_xlabel("transform")
         ax.set_ylabel(MEASURES[measure] + (" of 2D slices" if column not in MEASURES else ""))
         ax.grid(axis="y", color="0.92", lw=0.7)
-    ax, labels = axes[0, 2], _in_order(registrations.resolution)
+    ax, labels = axes[0, 2], in_papers_order(registrations.resolution)
     estimated = [step for step in steps if step != "known" and step in set(registrations["transform"])]
     for step, colour, marker in zip(estimated, (drawing.VERMILLION, drawing.GREEN), "sD", strict=False):
         rows = registrations[registrations["transform"] == step]
@@ -391,10 +351,10 @@ def ladder_figure(scores: pd.DataFrame, registrations: pd.DataFrame, region: str
     ax.set_ylim(0)
     ax.set_ylabel("registration error (mm)")
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, **_TIGHT)
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, **drawing.TIGHT)
     handles, names = axes[0, 0].get_legend_handles_labels()
     handles.append(plt.Line2D([], [], color=drawing.GREY))
-    _legend_below(fig, handles, [*names, "no harmonizer"], 4)
+    drawing.legend_below(fig, handles, [*names, "no harmonizer"], 4)
     return fig, axes, drawn
 
 
@@ -430,7 +390,7 @@ def remedies_figure(scores: pd.DataFrame, recovered: pd.DataFrame, region: str =
     """
     rows = scores[(scores.region == region) & scores.arm.isin(_ARM_LOOKS)].replace(np.inf, np.nan)
     experiments = [name for name in EXPERIMENTS if name in set(rows.experiment)]
-    labels, arms = _in_order(rows.resolution), [arm for arm in _ARM_LOOKS if arm in set(rows.arm)]
+    labels, arms = in_papers_order(rows.resolution), [arm for arm in _ARM_LOOKS if arm in set(rows.arm)]
     columns = min(4, len(experiments))
     above = -(-len(experiments) // columns)
     fig = plt.figure(figsize=(7, 2.1 * above + 2.3), layout="constrained")
@@ -471,147 +431,8 @@ def remedies_figure(scores: pd.DataFrame, recovered: pd.DataFrame, region: str =
     ax.grid(axis="y", color="0.92", lw=0.7)
     ax.set_axisbelow(True)
     handles, names = axes[0].get_legend_handles_labels()
-    _legend_below(fig, handles, names, 4)
+    drawing.legend_below(fig, handles, names, 4)
     return fig, [*axes, ax], recovered
-
-
-#: Verdict -> colour and sign.
-VERDICTS = {"supported": ("#0072B2", "✓"), "contradicted": ("#D55E00", "✗"), "undecided": ("0.45", "?")}
-
-
-@drawing.small_print()
-def forest(verdicts: pd.DataFrame, comparisons: pd.DataFrame):
-    """The claims at a glance: each comparison in units of its margin, the one that decides in colour with its
-    95 % interval.
-
-    Claims of which nothing was compared are left out. Grey band: what does not matter. Ratios of variances
-    are shown as their logarithm over that of the margin, a spread against a fall as it is, so that there 1 is
-    the margin as well. The axis is linear up to the margin and logarithmic beyond.
-
-    Parameters
-    ----------
-    verdicts, comparisons : DataFrame
-        As `helpers.analysis.claims.verdicts` gives them.
-
-    Returns
-    -------
-    fig, ax, DataFrame
-        The last is what was drawn: the table of comparisons.
-    """
-    verdicts = verdicts[verdicts.claim.isin(comparisons.dropna(subset=["estimate"]).claim)]
-    fig, ax = plt.subplots(figsize=(7, 0.31 * len(verdicts) + 0.9), layout="constrained")
-    ax.axvspan(-1, 1, color="0.93", zorder=0)
-    ax.axvline(0, color="0.6", lw=0.8, zorder=1)
-    edge = 30
-
-    def scaled(rows, column):
-        logarithm = np.log(rows[column].clip(lower=1e-9)) / np.log(rows.margin.where(rows.margin > 1, np.e))
-        return logarithm.where(rows.unit == "variance ratio", rows[column] / rows.margin).clip(-edge, edge)
-
-    for y, row in enumerate(verdicts.itertuples(index=False)):
-        colour, sign = VERDICTS[row.verdict]
-        rows = comparisons[comparisons.claim == row.claim].dropna(subset=["estimate"])
-        ax.plot(
-            scaled(rows, "estimate"), np.full(len(rows), y), ls="", marker="|", ms=6, color="0.55", zorder=2
-        )
-        deciding = rows[rows.comparison == row.comparison]
-        if len(deciding):
-            ax.plot(
-                np.r_[scaled(deciding, "low"), scaled(deciding, "high")], [y, y], color=colour, lw=2, zorder=3
-            )
-            ax.plot(scaled(deciding, "estimate"), [y], ls="", marker="o", ms=5, color=colour, zorder=4)
-        ax.text(
-            1.02, y, f"{sign} {row.verdict}", color=colour, transform=ax.get_yaxis_transform(), va="center"
-        )
-    names = [f"{row.claim}  {textwrap.fill(row.statement, 46)}" for row in verdicts.itertuples(index=False)]
-    ax.set_yticks(range(len(verdicts)), names, linespacing=0.95)
-    ax.set_ylim(len(verdicts) - 0.4, -0.6)
-    ax.set_xscale("symlog", linthresh=1, linscale=1)
-    ticks = [-30, -10, -3, -1, 0, 1, 3, 10, 30]
-    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.minorticks_off()
-    ax.set_xlim(-1.15 * edge, 1.15 * edge)
-    ax.tick_params(axis="y", length=0)
-    ax.set_xlabel("difference in margins; grey: does not matter")
-    return fig, ax, comparisons
-
-
-@drawing.small_print()
-def comparison_figure(studies: Mapping[str, pd.DataFrame], verdicts: pd.DataFrame, region: str = "brain"):
-    """Several studies side by side: above, what each loses as slices get thicker; below, their verdicts.
-
-    Above: mean PSNR of experiments 1a to 1c less that at the smallest slice separation, by contrast, with a
-    95 % t interval over subjects. Below: a row per claim on which a study has a verdict, a column per study.
-
-    Parameters
-    ----------
-    studies : mapping of str to DataFrame
-        Name -> score table.
-    verdicts : DataFrame
-        As `helpers.analysis.comparison.side_by_side` gives it.
-
-    Returns
-    -------
-    fig, axes, DataFrame
-        The axes are the three panels above and the one below; the last is what was drawn above.
-    """
-    names = list(studies)
-    verdicts = verdicts[(verdicts[names] != comparison.NO_VERDICT).any(axis=1)]
-    fig = plt.figure(figsize=(7, 3.1 + 0.2 * len(verdicts)), layout="constrained")
-    above, below = fig.add_gridspec(2, 1, height_ratios=[2.4, 0.5 + 0.2 * len(verdicts)])
-    top, axes = above.subgridspec(1, 3), []
-    looks = {
-        name: {"color": colour, "marker": marker}
-        for name, colour, marker in zip(names, itertools.cycle(_STUDIES), itertools.cycle("osD^v"))
-    }
-    rows = []
-    for number, contrast in enumerate(CONTRASTS):
-        axes.append(fig.add_subplot(top[number], sharey=axes[0] if axes else None))
-        ax = axes[-1]
-        ax.axhline(0, color="0.6", lw=0.8, zorder=1)
-        for place, name in enumerate(names):
-            table = comparison.by_subject(studies[name], "psnr_db", region)
-            table = table[table.contrast == contrast]
-            wide = table.pivot(index="subject", columns="separation_mm", values="score")
-            change = wide.sub(wide[wide.columns.min()], axis=0)
-            ends = np.array([comparison.interval(change[x]) for x in change])
-            # One separation may belong to several resolutions, and studies must not hide each other.
-            x = np.array(change.columns, float) + 0.06 * (place - (len(names) - 1) / 2)
-            ax.vlines(x, ends[:, 1], ends[:, 2], color=looks[name]["color"], lw=1.4, alpha=0.6)
-            ax.plot(x, ends[:, 0], **looks[name], ms=3.5, lw=1.1, label=name)
-            rows += [
-                {"study": name, "contrast": contrast, "separation_mm": s, "change_db": m, "low": a, "high": b}
-                for s, (m, a, b) in zip(change.columns, ends, strict=True)
-            ]
-        ax.set_title(contrast)
-        ax.set_xlabel("slice separation (mm)")
-        ax.grid(axis="y", color="0.92", lw=0.7)
-        ax.label_outer()
-    axes[0].set_ylabel("change of PSNR (dB)")
-    axes[1].legend(loc="lower center", bbox_to_anchor=(0.5, 1.12), ncols=len(names), frameon=False, **_TIGHT)
-    axes.append(_verdict_grid(fig.add_subplot(below), verdicts, names))
-    return fig, axes, pd.DataFrame(rows)
-
-
-def _verdict_grid(ax, verdicts: pd.DataFrame, studies: list[str]):
-    """A row per claim, a column per study, a sign in the colour of its verdict in each."""
-    for y, row in enumerate(verdicts.to_dict("records")):
-        if y % 2:
-            ax.axhspan(y - 0.5, y + 0.5, color="0.96", zorder=0)
-        for x, study in enumerate(studies):
-            colour, sign = VERDICTS.get(row[study], ("0.75", "·"))
-            ax.text(x, y, sign, color=colour, ha="center", va="center", fontsize=9)
-        ax.text(len(studies) - 0.4, y, row["holds"], va="center", color="0.3")
-    statements = [f"{row.claim}  {textwrap.shorten(row.statement, 62)}" for row in verdicts.itertuples()]
-    ax.set_yticks(range(len(verdicts)), statements)
-    ax.set_xticks(range(len(studies)), studies, rotation=20, ha="left")
-    ax.xaxis.tick_top()
-    ax.tick_params(length=0)
-    ax.set_xlim(-0.6, len(studies) + 2.4)
-    ax.set_ylim(len(verdicts) - 0.5, -0.5)
-    ax.spines[:].set_visible(False)
-    ax.set_xlabel("✓ supported   ✗ contradicted   ? undecided   · no verdict")
-    return ax
 
 
 def figure_2(panels: dict[str, np.ndarray]):
@@ -637,139 +458,3 @@ def figure_2(panels: dict[str, np.ndarray]):
         {title: pd.DataFrame(image).round(3) for title, image in panels.items()}, names=["panel", "row"]
     )
     return fig, axes, drawn.reset_index()
-
-
-# The study at scale (tests/bench.py).
-
-
-def scaling(table: pd.DataFrame):
-    """Speed-up against the number of workers: a simulation, and the bound that no order of the tasks exceeds.
-
-    Parameters
-    ----------
-    table : DataFrame
-        As `helpers.pipeline.status.scaling` gives it, with a column ``study``.
-    """
-    fig, ax = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
-    workers = sorted(table.workers.unique())
-    ax.plot(workers, workers, color="0.7", lw=1, ls="--", label="as many times faster as workers")
-    for (study, rows), colour, marker in zip(
-        table.groupby("study", sort=False),
-        (drawing.BLUE, drawing.VERMILLION, drawing.GREEN),
-        ("o", "s", "^"),
-        strict=False,
-    ):
-        ax.plot(rows.workers, rows.bound, color=colour, lw=1, ls=":")
-        ax.plot(rows.workers, rows.speed_up, color=colour, marker=marker, lw=1.8, label=study)
-        for row in rows.iloc[[0, -1]].itertuples():
-            took = f"{row.hours:.1f} h" if row.hours >= 1.5 else f"{60 * row.hours:.0f} min"
-            ax.annotate(
-                took,
-                (row.workers, row.speed_up),
-                (9, -4),
-                textcoords="offset points",
-                color=colour,
-                fontsize=9,
-            )
-    ax.plot([], [], color="0.3", lw=1, ls=":", label="bound: workers, critical path")
-    ax.set_xscale("log", base=2)
-    ax.set_yscale("log", base=2)
-    ax.set_xticks(workers, [str(count) for count in workers])
-    ax.set_yticks(workers, [str(count) for count in workers])
-    ax.set_xlim(0.85, workers[-1] * 1.9)
-    ax.set_xlabel("workers")
-    ax.set_ylabel("speed-up over one worker")
-    ax.set_title("Ten subjects: simulated from measured durations", fontsize=11)
-    ax.legend(frameon=False, fontsize=9, loc="upper left")
-    ax.spines[["top", "right"]].set_visible(False)
-    return fig, ax
-
-
-#: Volumes of the table of downstream measures that are drawn -> what they are called.
-VOLUMES = {"lesion_ml": "lesions", "grey_ml": "grey matter", "ventricles_ml": "lateral ventricles"}
-
-
-@drawing.small_print()
-def agreement_figure(table: pd.DataFrame, reference: str = "3D", arm: str = "harmonized"):
-    """Bland and Altman's plot of lesion, grey matter and ventricle volume, one colour per resolution.
-
-    Points are subjects in experiments; lines are the mean differences, and bands reach to the limits of
-    agreement, bias and 1.96 standard deviations.
-
-    Parameters
-    ----------
-    table : DataFrame
-        As `helpers.pipeline.scoring.all_downstream` gives it.
-    reference : {"3D", "exact"}
-    arm : str
-
-    Returns
-    -------
-    fig, axes, DataFrame
-        The last is what was drawn.
-    """
-    from helpers.analysis import downstream
-
-    chosen = (table.reference == reference) & (table.arm == arm) & (table.experiment != GROUND_TRUTH)
-    drawn = table[chosen & table.measure.isin(VOLUMES)]
-    labels = _in_order(drawn.resolution)
-    colours = dict(zip(labels, plt.colormaps["plasma"](np.linspace(0.1, 0.75, len(labels))), strict=True))
-    fig, axes = _panels(1, len(VOLUMES), height=2.7)
-    for ax, (measure, name) in zip(axes.flat, VOLUMES.items(), strict=True):
-        ax.axhline(0, color="0.6", lw=0.8, zorder=1)
-        for label in labels:
-            rows = drawn[(drawn.measure == measure) & (drawn.resolution == label)]
-            pair = rows[["expected", "value"]].to_numpy(float)
-            bias, low, high = downstream.bland_altman(*pair.T)
-            ax.scatter(pair.mean(axis=1), pair[:, 1] - pair[:, 0], s=9, color=colours[label], label=label)
-            ax.axhline(bias, color=colours[label], lw=1.2)
-            if np.isfinite(low):
-                ax.axhspan(low, high, color=colours[label], alpha=0.12, lw=0)
-        ax.set_title(name)
-        ax.set_xlabel("mean of both (ml)")
-    axes.flat[0].set_ylabel("thick slices - 3D (ml)" if reference == "3D" else "found - exact (ml)")
-    _legend_below(fig, *axes.flat[0].get_legend_handles_labels(), len(labels))
-    return fig, axes, drawn
-
-
-def lesion_figure(panels: list[dict]):
-    """The same slice of harmonized FLAIR images from 3D scans and from thicker and thicker slices, with the
-    outlines of lesions: green what was found, orange and with an arrow what was missed.
-
-    Parameters
-    ----------
-    panels : list of dict
-        As `helpers.analysis.downstream.lesion_panels` gives them.
-
-    Returns
-    -------
-    fig, axes, DataFrame
-        The last is what the titles say.
-    """
-    fig, axes = plt.subplots(
-        1, len(panels), figsize=(3.1 * len(panels), 4.3), squeeze=False, layout="constrained"
-    )
-    for ax, panel in zip(axes.flat, panels, strict=True):
-        ax.imshow(panel["image"], cmap="gray", vmin=0, vmax=panel["white"], interpolation="nearest")
-        for name, colour in (("found", drawing.LIGHT_GREEN), ("missed", drawing.ORANGE)):
-            if panel[name].any():
-                ax.contour(panel[name], [0.5], colors=[colour], linewidths=1.1)
-        if panel["missed"].any():
-            pieces, _ = ndimage.label(panel["missed"])
-            largest = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
-            y, x = (float(part.mean()) for part in np.nonzero(largest))
-            side = 1 if x < panel["image"].shape[1] / 2 else -1
-            ax.annotate(
-                "missed",
-                (x + 5 * side, y - 4),
-                (x + 38 * side, y - 30),
-                color=drawing.ORANGE,
-                fontsize=11,
-                ha="center",
-                bbox={"facecolor": "black", "alpha": 0.6, "pad": 1.5, "lw": 0},
-                arrowprops={"arrowstyle": "->", "color": drawing.ORANGE},
-            )
-        ax.set_title(panel["title"], fontsize=12)
-        ax.text(0.5, -0.02, panel["says"], transform=ax.transAxes, ha="center", va="top", fontsize=11)
-        ax.axis("off")
-    return fig, axes, pd.DataFrame([{name: panel[name] for name in ("title", "says")} for panel in panels])

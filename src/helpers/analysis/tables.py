@@ -386,3 +386,10 @@ def _score_arrays(scores, region, subjects, arm="harmonized") -> dict:
                 for key, values in _arrays(rows, column, ("experiment", "contrast"), subjects).items()
             }
     return arrays
+
+
+def in_papers_order(resolutions: pd.Series) -> list[str]:
+    """The resolutions of a table in the paper's order, others after them."""
+    known = [resolution.label for resolution in RESOLUTIONS]
+    present = [label for label in resolutions.unique() if label != GROUND_TRUTH]
+    return sorted(present, key=lambda label: (known.index(label) if label in known else len(known), label))

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import grid
-from helpers.analysis import figures
+from helpers.analysis import downstream_figures, figures
 from helpers.drawing import ORANGE
 from helpers.grid import AXIS
 from helpers.lab import live
@@ -372,7 +372,7 @@ class Lesions:
 
     def __init__(self, subject: Callable[[], live.Scene], model, targets: Mapping, scans):
         panels = live.lesion_panels(model, targets, subject(), scans, _POSITION)
-        figure, *_ = figures.lesion_figure(panels)
+        figure, *_ = downstream_figures.lesion_figure(panels)
         self.says = w.HTML(
             text(
                 [

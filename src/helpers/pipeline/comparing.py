@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers.analysis import comparison, figures
+from helpers.analysis import comparison, verdict_figures
 from helpers.pipeline import folders
 from helpers.study.file import Study, expand_path
 
@@ -59,7 +59,7 @@ def compare(studies: Iterable[str | Path | Study]):
     losses = comparison.losses(scores)
     harmonizers = {name: comparison.harmonizer_of(table) for name, table in scores.items()}
     verdicts = comparison.side_by_side(harmonizers, given, without)
-    fig, axes, drawn = figures.comparison_figure(scores, verdicts)
+    fig, axes, drawn = verdict_figures.comparison_figure(scores, verdicts)
     folders.save_tables(plans[0], {"comparison_losses": losses, "comparison_verdicts": verdicts})
     folders.save_figure(plans[0], "comparison", fig, drawn)
     return losses, verdicts, fig

@@ -1,7 +1,6 @@
 """The state of a study, and how long the rest will take."""
 
 import statistics
-from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -119,32 +118,3 @@ def expected_hours(plan: Study, states: pd.DataFrame, workers: int) -> float:
 
 def is_done(task: graph.Task, folder: Path, repair: bool = False) -> bool:
     return cache.notebook_is_done(folder, task.name, task.key, repair, task.removable)
-
-
-def scaling(plan: Study, seconds: dict[str, float], workers: Iterable[int]) -> pd.DataFrame:
-    """How a study would scale: a simulation of its real graph with given durations, not a measurement.
-
-    Parameters
-    ----------
-    plan : Study
-        Its tasks and what they wait for.
-    seconds : dict
-        Task -> duration.
-    workers : iterable of int
-        Numbers of workers.
-
-    Returns
-    -------
-    DataFrame
-        ``workers``, ``hours``, ``speed_up`` over one worker, ``bound`` (the lesser of the workers and of the
-        total over the critical path: no order of the tasks does better), ``critical_path_h``.
-    """
-    needs = graph.needs_of(graph.tasks(plan))
-    needs = {name: needs[name] for name in graph.urgent_first(needs, seconds)}
-    total = sum(seconds[name] for name in needs)
-    longest = sum(seconds[name] for name in graph.critical_path(needs, seconds))
-    rows = []
-    for number in workers:
-        span = graph.makespan(needs, seconds, number)
-        rows.append((number, span / 3600, total / span, min(number, total / longest), longest / 3600))
-    return pd.DataFrame(rows, columns=["workers", "hours", "speed_up", "bound", "critical_path_h"])
