@@ -24,7 +24,7 @@ from scipy import ndimage
 from helpers import grid, haca3, layout, study
 from helpers.acquisition import degradation, rf_pulse, slice_profile
 from helpers.analysis import metrics
-from helpers.cohort import phantom
+from helpers.cohort import phantom, scanners
 from helpers.lab import live, meeting, profile_panel
 from helpers.pipeline import folders, graph, log
 from helpers.study.file import Study
@@ -116,11 +116,11 @@ class Plain:
 def harmonize():
     """HACA3 at its published widths, compiled, against a plain reading of it."""
     from helpers import haca3
-    from helpers.cohort import phantom
+    from helpers.cohort import phantom, scanners
     from helpers.haca3 import networks, slicing
     from helpers.haca3.fast import winograd
 
-    subject, scanner, step = phantom.subject(1), phantom.scanner("study-1"), 14
+    subject, scanner, step = phantom.subject(1), scanners.scanner("study-1"), 14
     images = {contrast: phantom.render(subject, scanner, contrast) for contrast in study.CONTRASTS}
     generator = torch.Generator().manual_seed(
         0
@@ -389,7 +389,7 @@ def panels():
 
     subject = phantom.subject(1)
     images = {
-        contrast: phantom.render(subject, phantom.scanner("study-1"), contrast, 1)
+        contrast: phantom.render(subject, scanners.scanner("study-1"), contrast, 1)
         for contrast in study.CONTRASTS
     }
     plane, brain = (grid.upright(volume, "coronal", 120) for volume in (images["T1w"], subject.brain))
@@ -419,10 +419,11 @@ def super_resolved():
     """Super-resolution of nine stacks: seconds allowed / taken, and mean squared error in the brain of others
     / its own."""
     from helpers import linear, super_resolution
+    from helpers.super_resolution.linear_estimate import tikhonov_matrix
 
     subject = phantom.subject(1)
     images = [
-        phantom.render(subject, phantom.scanner("study-1"), contrast, 1) for contrast in study.CONTRASTS
+        phantom.render(subject, scanners.scanner("study-1"), contrast, 1) for contrast in study.CONTRASTS
     ]
     for resolution, gain_db in ((study.Resolution(3, 0), 2.5), (study.Resolution(5, 1.5), 1.0)):
         cases = [(image, orientation) for image in images for orientation in study.ORIENTATIONS]
@@ -440,7 +441,7 @@ def super_resolved():
             volume, _ = super_resolution.super_resolve(stack, affine, resolution, resolver, n)
             applied.append(time.perf_counter() - start)
             ours = np.mean((volume - image)[subject.brain] ** 2)
-            matrices = degradation.back_matrix(n, resolution), super_resolution.tikhonov_matrix(n, resolution)
+            matrices = degradation.back_matrix(n, resolution), tikhonov_matrix(n, resolution)
             for name, matrix in zip(errors, matrices):
                 others = linear.along_axis(matrix, stack, axis)
                 errors[name].append(np.mean((others - image)[subject.brain] ** 2) / ours)

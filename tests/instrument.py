@@ -30,7 +30,7 @@ from scipy import ndimage
 from helpers import grid, haca3, layout, linear
 from helpers.acquisition import degradation
 from helpers.analysis import metrics
-from helpers.cohort import phantom
+from helpers.cohort import phantom, scanners
 from helpers.haca3 import slicing
 from helpers.study import CONTRASTS, EXPERIMENTS, ORIENTATIONS, Resolution
 
@@ -72,7 +72,7 @@ def along(volume: np.ndarray, path: tuple[str, Resolution] | None) -> np.ndarray
 
 
 def images(person: phantom.Subject, scanner: str, noise: int | None = None) -> dict[str, np.ndarray]:
-    return {c: phantom.render(person, phantom.scanner(scanner), c, noise) for c in CONTRASTS}
+    return {c: phantom.render(person, scanners.scanner(scanner), c, noise) for c in CONTRASTS}
 
 
 def targets(model, stranger: phantom.Subject, scanner: str, truth: dict | None = None) -> dict:

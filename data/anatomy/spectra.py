@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from helpers import volumes
-from helpers.cohort import phantom
+from helpers.cohort import phantom, scanners
 
 SUBJECTS, SCANNER = (2, 3), "study-7"  # one of each embedded brain
 FREQUENCIES = (0.1, 0.2, 0.3, 0.4)  # cycles per mm, each with 0.025 to either side
@@ -31,7 +31,7 @@ def spectrum(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    scanner = phantom.scanner(SCANNER)
+    scanner = scanners.scanner(SCANNER)
     people = [phantom.subject(seed) for seed in SUBJECTS]
     for argument in sys.argv[1:]:
         contrast, file = argument.split("=")

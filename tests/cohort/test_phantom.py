@@ -8,7 +8,7 @@ from edt import edt
 from scipy import ndimage
 
 from helpers import grid
-from helpers.cohort import phantom
+from helpers.cohort import phantom, scanners
 from helpers.study import CONTRASTS
 
 SEED, SCANNER = 2, "study-7"  # an ordinary protocol of 3 T
@@ -22,7 +22,7 @@ def subject():
 @pytest.fixture(scope="module")
 def truth(subject):
     """The three contrasts, noise-free."""
-    return {contrast: phantom.render(subject, phantom.scanner(SCANNER), contrast) for contrast in CONTRASTS}
+    return {contrast: phantom.render(subject, scanners.scanner(SCANNER), contrast) for contrast in CONTRASTS}
 
 
 def median(image, subject, tissue, above=0.95):
@@ -116,7 +116,7 @@ def test_the_same_seed_gives_the_same_bytes(subject, truth):
     assert np.array_equal(again.brain, subject.brain) and np.array_equal(again.variation, subject.variation)
     for tissue, fraction in subject.fractions.items():
         np.testing.assert_array_equal(fraction, again.fractions[tissue])
-    scanner = phantom.scanner(SCANNER)
+    scanner = scanners.scanner(SCANNER)
     np.testing.assert_array_equal(phantom.render(again, scanner, "FLAIR"), truth["FLAIR"])
     np.testing.assert_array_equal(
         phantom.render(again, scanner, "T2w", 5), phantom.render(subject, scanner, "T2w", 5)
@@ -188,7 +188,7 @@ def test_the_background_is_exactly_zero(subject, truth, noise_seed):
     image = (
         truth["T1w"]
         if noise_seed is None
-        else phantom.render(subject, phantom.scanner(SCANNER), "T1w", noise_seed)
+        else phantom.render(subject, scanners.scanner(SCANNER), "T1w", noise_seed)
     )
     assert image.dtype == np.float32 and image.shape == grid.SHAPE
     assert not image[~subject.brain].any()
@@ -235,13 +235,13 @@ def test_no_contrast_is_a_function_of_t1w(subject, truth, contrast):
 def test_without_a_noise_seed_there_is_neither_noise_nor_bias_field(subject, truth):
     white = subject.fractions["WM"] > 0.999
     quiet = dataclasses.replace(subject, variation=np.zeros_like(subject.variation))
-    image = phantom.render(quiet, phantom.scanner(SCANNER), "T1w")
+    image = phantom.render(quiet, scanners.scanner(SCANNER), "T1w")
     assert np.ptp(image[white]) < 0.01 * image[white].mean()
-    assert np.array_equal(truth["T1w"], phantom.render(subject, phantom.scanner(SCANNER), "T1w"))
+    assert np.array_equal(truth["T1w"], phantom.render(subject, scanners.scanner(SCANNER), "T1w"))
 
 
 def test_noise_has_the_size_the_scanner_says(subject, truth):
-    scanner = dataclasses.replace(phantom.scanner(SCANNER), bias=0.0)
+    scanner = dataclasses.replace(scanners.scanner(SCANNER), bias=0.0)
     noisy = [phantom.render(subject, scanner, "T1w", seed) for seed in (1, 2)]
     white = subject.fractions["WM"] > 0.99
     quiet = dataclasses.replace(subject, variation=np.zeros_like(subject.variation))
@@ -265,13 +265,13 @@ def test_no_axis_is_blurrier_than_another(truth):
 
 
 def test_a_long_repetition_time_and_no_echo_time_give_proton_density():
-    assert phantom.tse_signal(900.0, 72.0, 0.7, tr=1e6, te=0, train=0) == pytest.approx(0.7)
-    assert phantom.flair_signal(900.0, 72.0, 0.7, tr=1e6, ti=1e5, te=0, train=0) == pytest.approx(0.7)
+    assert scanners.tse_signal(900.0, 72.0, 0.7, tr=1e6, te=0, train=0) == pytest.approx(0.7)
+    assert scanners.flair_signal(900.0, 72.0, 0.7, tr=1e6, ti=1e5, te=0, train=0) == pytest.approx(0.7)
 
 
 def test_fluid_vanishes_at_its_null():
-    ti = phantom.fluid_null(4200.0, 9000.0, 400.0)
-    assert phantom.flair_signal(
+    ti = scanners.fluid_null(4200.0, 9000.0, 400.0)
+    assert scanners.flair_signal(
         4200.0, 1800.0, 1.0, tr=9000.0, ti=ti, te=100.0, train=400.0
     ) == pytest.approx(0, abs=1e-12)
 
@@ -291,7 +291,7 @@ def test_mprage_agrees_with_a_simulation_pulse_by_pulse():
                 signal = abs(m) * np.sin(angle)
             m = relax(m * np.cos(angle), sequence["echo_spacing"])
         m = relax(m, sequence["tr"] - sequence["ti"] - half)
-    assert phantom.mprage_signal(t1, density, **sequence) == pytest.approx(signal, rel=0.01)
+    assert scanners.mprage_signal(t1, density, **sequence) == pytest.approx(signal, rel=0.01)
 
 
 # Scanners and splits
@@ -303,8 +303,8 @@ def test_every_scanner_is_itself_and_no_other():
         + ["target"]
         + [f"{use}-{n}" for use in ("test", "train") for n in range(40)]
     )
-    made = [phantom.scanner(name) for name in names]
-    assert made == [phantom.scanner(name) for name in names]
+    made = [scanners.scanner(name) for name in names]
+    assert made == [scanners.scanner(name) for name in names]
     parameters = {(s.t1w["tr"], s.tse["te"], s.flair["tr"], *s.snr.values()) for s in made}
     assert len(parameters) == len(names)
 
@@ -324,7 +324,7 @@ def test_the_splits_do_not_overlap():
 )
 def test_an_unknown_scanner_is_named(name):
     with pytest.raises(ValueError, match="scanner is .*accepted are"):
-        phantom.scanner(name)
+        scanners.scanner(name)
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, "1", None, True])
@@ -340,6 +340,6 @@ def test_an_anatomy_that_is_none_is_named():
 
 def test_an_unknown_contrast_and_a_negative_noise_seed_are_named(subject):
     with pytest.raises(ValueError, match="contrast is 'PD'.*accepted are T1w, T2w, FLAIR"):
-        phantom.render(subject, phantom.scanner("target"), "PD")
+        phantom.render(subject, scanners.scanner("target"), "PD")
     with pytest.raises(ValueError, match="seed is -3.*accepted are"):
-        phantom.render(subject, phantom.scanner("target"), "T1w", -3)
+        phantom.render(subject, scanners.scanner("target"), "T1w", -3)

@@ -7,7 +7,7 @@ from scipy.spatial.transform import Rotation
 
 from helpers import grid, registration, volumes
 from helpers.acquisition import degradation
-from helpers.cohort import examination, phantom, preparation
+from helpers.cohort import examination, phantom, preparation, scanners
 from helpers.study import CONTRASTS, ORIENTATIONS, RESOLUTIONS, Resolution
 
 AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
@@ -367,7 +367,7 @@ def test_a_moved_subject_comes_back_to_within_half_a_voxel_of_itself(cohort):
     assert all(not findings for findings in prepared.findings.values())
     # Another subject's T2w is noticed, and so is a mirrored one.
     for stranger in (
-        phantom.render(phantom.subject(4), phantom.scanner("study-1"), "T2w", 1),
+        phantom.render(phantom.subject(4), scanners.scanner("study-1"), "T2w", 1),
         cohort["T2w"][0][::-1].copy(),
     ):
         mixed = preparation.prepare({"T1w": moved["T1w"], "T2w": (stranger, grid.AFFINE)})
@@ -385,11 +385,11 @@ def test_a_brain_upside_down_or_back_to_front_is_refused(cohort, flip):
 @pytest.mark.slow
 def test_a_person_scanned_again_is_told_from_another(cohort):
     person = phantom.subject(1)
-    again = phantom.render(person, phantom.scanner("study-4"), "T1w", 7)
+    again = phantom.render(person, scanners.scanner("study-4"), "T1w", 7)
     moved = np.eye(4)
     moved[:3, 3] = 0.4, -0.3, 0.5  # mm, by which registering it again may differ
     again = registration.resample(again, person.affine, person.brain.shape, person.affine, moved)
-    other = phantom.render(phantom.subject(2), phantom.scanner("study-1"), "T1w", 3)
+    other = phantom.render(phantom.subject(2), scanners.scanner("study-1"), "T1w", 3)
     first, second, third = map(preparation.portrait, (cohort["T1w"][0], again, other))
     assert first @ first == pytest.approx(1, abs=1e-5)
     assert first @ second > preparation.SAME_PERSON > first @ third

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers import haca3
-from helpers.haca3 import checkpoint, harmonizer, training
+from helpers.haca3 import checkpoint, examples, harmonizer, losses, training
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +30,12 @@ def group():
     blurred = np.where(inside, np.mean([np.roll(images, shift, -1) for shift in range(-4, 5)], axis=0), 0)
     images = np.stack([images, blurred.astype(np.float16)], axis=3)
     gain = np.broadcast_to(np.float32([1, 0.9]), images.shape[:4])
-    return training.Group(images, gain, labels, [0, 1])
+    return examples.Group(images, gain, labels, [0, 1])
 
 
 def test_a_group_comes_back_from_disk_and_is_not_there_before_it_is_whole(group, tmp_path):
-    training.write_group(tmp_path / "group-000", group)
-    again = training.read_group(tmp_path / "group-000")
+    examples.write_group(tmp_path / "group-000", group)
+    again = examples.read_group(tmp_path / "group-000")
     assert [p.name for p in tmp_path.iterdir()] == ["group-000"]
     np.testing.assert_array_equal(again.images, group.images)
     np.testing.assert_array_equal(again.labels, group.labels)
@@ -46,17 +46,17 @@ def test_a_group_comes_back_from_disk_and_is_not_there_before_it_is_whole(group,
 def test_the_slices_that_describe_a_target_are_those_that_the_harmonizer_looks_at():
     foreground = np.zeros((224, 224, 224), bool)
     foreground[60:160, 40:180, 50:150] = True
-    chosen = training.choose(foreground, 30, 5, np.random.default_rng(0))
+    chosen = examples.choose(foreground, 30, 5, np.random.default_rng(0))
     assert len(set(chosen[:5])) == 5 and len(chosen) == 30
     assert all(o == "coronal" and k in harmonizer.TARGET_SLICES for o, k in chosen[:5])
     assert {o for o, _ in chosen[5:]} == {"axial", "coronal", "sagittal"}
-    assert all(image.any() for image in training.cut(foreground, chosen))
+    assert all(image.any() for image in examples.cut(foreground, chosen))
 
 
 def test_labels_without_noise_are_the_most_probable_and_soft_ones_the_expected():
     logits = torch.tensor([0.0, 3.0, 1.0, 0.0, 2.0]).view(1, 5, 1, 1)
-    hard = training.sample_labels(logits, 0.0, True, torch.Generator())
-    soft = training.sample_labels(logits, 0.0, False, torch.Generator())
+    hard = losses.sample_labels(logits, 0.0, True, torch.Generator())
+    soft = losses.sample_labels(logits, 0.0, False, torch.Generator())
     assert hard.item() == pytest.approx(0.2)
     assert soft.item() == pytest.approx(
         (torch.softmax(logits.flatten(), 0) * torch.arange(5) / 5).sum().item()
@@ -71,7 +71,7 @@ def test_labels_with_full_noise_follow_the_softmax_and_let_the_gradient_through(
         .clone()
         .requires_grad_()
     )
-    beta = training.sample_labels(logits, 1.0, True, torch.Generator().manual_seed(1))
+    beta = losses.sample_labels(logits, 1.0, True, torch.Generator().manual_seed(1))
     drawn = torch.bincount((beta * 5).round().long().flatten(), minlength=5) / 200**2
     np.testing.assert_allclose(drawn, torch.softmax(logits[0, :, 0, 0], 0).detach(), atol=0.01)
     beta.sum().backward()
@@ -80,7 +80,7 @@ def test_labels_with_full_noise_follow_the_softmax_and_let_the_gradient_through(
 
 def test_imperfections_leave_the_background_alone_and_change_the_rest_by_some_per_cent(group):
     image = torch.from_numpy(group.images[0, 0, :, 0, 0].astype(np.float32))[:, None]
-    changed = training.imperfect(image, np.random.default_rng(3), torch.Generator().manual_seed(0))
+    changed = examples.imperfect(image, np.random.default_rng(3), torch.Generator().manual_seed(0))
     assert (changed[image == 0] == 0).all()
     difference = (changed - image)[image > 0].std()
     assert 0 < difference < 0.1
@@ -90,16 +90,16 @@ def test_the_gradient_loss_sees_edges_and_no_offset():
     truth = torch.zeros(1, 1, 8, 8)
     truth[..., 4:] = 1
     weight = torch.ones_like(truth)
-    assert training.gradient_loss(truth + 3, truth, weight) == 0
+    assert losses.gradient_loss(truth + 3, truth, weight) == 0
     # Eight pixels of one edge are missing, of 64.
-    assert training.gradient_loss(0 * truth, truth, weight).item() == pytest.approx(8 / 64)
+    assert losses.gradient_loss(0 * truth, truth, weight).item() == pytest.approx(8 / 64)
 
 
 def test_a_draw_asks_for_what_the_other_scanner_saw_along_the_same_path(group):
     subjects, scanners, contrasts, paths, slices = map(range, group.images.shape[:5])
     asked = set()
     for i in range(20):
-        example = training.draw([group], np.random.default_rng(i))
+        example = examples.draw([group], np.random.default_rng(i))
         assert 1 <= len(example.sources) <= 3 and example.sources.shape[1:] == (1, 224, 224)
         same = [
             path
@@ -116,24 +116,24 @@ def test_a_draw_asks_for_what_the_other_scanner_saw_along_the_same_path(group):
 def test_of_mixed_paths_the_sharp_truth_is_asked_for_and_eta_is_told_of_the_blur(group):
     told = []
     for i in range(30):
-        example = training.draw([group], np.random.default_rng(i), mixed=True)
+        example = examples.draw([group], np.random.default_rng(i), mixed=True)
         sharp = itertools.product(*map(range, group.images.shape[:3]), [0], range(group.images.shape[4]))
         assert any(torch.equal(example.truth, group.image(*where)) for where in sharp)
         told += example.severity[:, 0].tolist()
     assert min(told) == 0 < max(told) <= 1.5
-    plain = training._blur(group, (0, 0, 0, 0, 0)), training._blur(group, (0, 0, 0, 1, 0))
+    plain = examples.blur_severity(group, (0, 0, 0, 0, 0)), examples.blur_severity(group, (0, 0, 0, 1, 0))
     assert plain[0] == 0 < plain[1]
 
 
 def test_thick_slices_are_those_that_the_published_training_saw():
-    drawn = [training.thick_slices(np.random.default_rng(seed)) for seed in range(200)]
+    drawn = [examples.thick_slices(np.random.default_rng(seed)) for seed in range(200)]
     assert {orientation for orientation, _ in drawn} == {"axial", "coronal", "sagittal"}
     assert {2.0, 5.0} <= {resolution.thickness_mm for _, resolution in drawn}
     assert all(2 <= r.thickness_mm <= 5 and 0 <= r.gap_mm <= 1.5 for _, r in drawn)
 
 
 def test_lesions_weigh_more():
-    example = training.Example(
+    example = examples.Example(
         sources=torch.rand(1, 1, 224, 224),
         severity=torch.zeros(1, 2),
         reference=torch.rand(1, 1, 224, 224),
@@ -141,11 +141,11 @@ def test_lesions_weigh_more():
         mask=torch.ones(1, 224, 224),
         labels=torch.zeros(224, 224, dtype=torch.long),
     )
-    example.labels[:16] = training.LESION
+    example.labels[:16] = examples.LESION
     modules = training.fresh(0, 2, 2)
     modules["decoder"] = lambda x: torch.zeros(1, 1, 224, 224)
     example.truth[:, :16] = 1  # an error on the lesions alone
-    lost = training.loss_of(modules, example, 0.9, 224, np.random.default_rng(0))["l1"].item()
+    lost = losses.loss_of(modules, example, 0.9, 224, np.random.default_rng(0))["l1"].item()
     assert lost == pytest.approx(20 * 16 / (20 * 16 + 208))
 
 
@@ -159,7 +159,7 @@ def test_degradations_leave_the_background_alone_and_their_severity_is_their_siz
     image = torch.from_numpy(group.images[0, 0, 0, 0, 0].astype(np.float32))[None]
     kinds = set()
     for seed in range(40):
-        changed, (blur, field) = training.degrade(
+        changed, (blur, field) = examples.degrade(
             image, np.random.default_rng(seed), torch.Generator().manual_seed(seed)
         )
         assert (changed[image == 0] == 0).all() and changed.min() >= 0
@@ -175,9 +175,9 @@ def test_degradations_leave_the_background_alone_and_their_severity_is_their_siz
 
 
 def test_a_draw_says_how_severely_its_sources_are_degraded_and_spares_one(group):
-    examples = [training.draw([group], np.random.default_rng(seed)) for seed in range(60)]
-    assert all(len(e.severity) == len(e.sources) and (e.severity.sum(1) == 0).any() for e in examples)
-    assert any(e.severity.any() for e in examples)
+    drawn = [examples.draw([group], np.random.default_rng(seed)) for seed in range(60)]
+    assert all(len(e.severity) == len(e.sources) and (e.severity.sum(1) == 0).any() for e in drawn)
+    assert any(e.severity.any() for e in drawn)
 
 
 @pytest.mark.slow
@@ -192,8 +192,8 @@ def test_patches_of_one_place_agree_more_than_others_where_the_codes_do():
     patchifier = training.fresh(0, 2, 2)["patchifier"]
     beta, other = torch.rand((2, 1, 224, 224), generator=rng)
     images = torch.rand((2, 1, 224, 224), generator=rng)
-    same = training.patch_contrast(patchifier, torch.stack([beta, beta]), images)
-    different = training.patch_contrast(patchifier, torch.stack([beta, other]), images)
+    same = losses.patch_contrast(patchifier, torch.stack([beta, beta]), images)
+    different = losses.patch_contrast(patchifier, torch.stack([beta, other]), images)
     assert same < different
 
 
@@ -258,15 +258,15 @@ def test_steps_on_one_example_lower_its_error(group):
     modules = training.fresh(0, 2, 4)
     parameters = [p for name in ("beta_encoder", "decoder") for p in modules[name].parameters()]
     optimizer = torch.optim.Adam(parameters, lr=3e-3)
-    example = training.draw([group], np.random.default_rng(0))
+    example = examples.draw([group], np.random.default_rng(0))
     l1 = []
     for step in range(50):
         rng = np.random.default_rng(step)  # of the noise
-        losses = training.loss_of(modules, example, progress=0.5, size=80, rng=rng)
+        loss = losses.loss_of(modules, example, progress=0.5, size=80, rng=rng)
         optimizer.zero_grad()
-        losses["total"].backward()
+        loss["total"].backward()
         optimizer.step()
-        l1.append(losses["l1"].item())
+        l1.append(loss["l1"].item())
     assert np.mean(l1[-5:]) < 0.5 * np.mean(l1[:5])
 
 

@@ -17,7 +17,7 @@ from scipy import ndimage
 from helpers import grid, layout, registration, study, super_resolution
 from helpers.acquisition import degradation
 from helpers.analysis import claims, downstream, metrics
-from helpers.cohort import examination, phantom, preparation
+from helpers.cohort import examination, phantom, preparation, scanners
 from helpers.haca3 import checkpoint, harmonizer
 from helpers.haca3.fast.fusion import BoxedFusion
 from helpers.harmonizers import simple
@@ -63,7 +63,7 @@ def person():
 
 @functools.cache
 def image(contrast, scanner="study-1", noise_seed=5):
-    return phantom.render(person(), phantom.scanner(scanner), contrast, noise_seed)
+    return phantom.render(person(), scanners.scanner(scanner), contrast, noise_seed)
 
 
 def cohort():

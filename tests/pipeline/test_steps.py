@@ -668,7 +668,7 @@ def test_with_noise_of_its_own_no_arm_is_better_than_the_noise_allows(results_di
 def test_a_whole_volume_in_three_planes_fused_nears_the_exact_truth(results_dir):
     from helpers import haca3
     from helpers.analysis import metrics
-    from helpers.cohort import phantom
+    from helpers.cohort import phantom, scanners
 
     plan = Study(subjects=[1], slice_step=1, output_dir=str(results_dir))
     sources = {
@@ -687,7 +687,7 @@ def test_a_whole_volume_in_three_planes_fused_nears_the_exact_truth(results_dir)
     )
     # What no real cohort has: the same subject on the target scanner, without noise.
     subject = phantom.subject(1)
-    truth = phantom.render(subject, phantom.scanner("target"), "T1w")
+    truth = phantom.render(subject, scanners.scanner("target"), "T1w")
     constant = np.where(subject.brain, truth[subject.brain].mean(), 0)
     peak = metrics.data_range(truth)
     assert metrics.psnr(truth, image, peak, subject.brain) > metrics.psnr(

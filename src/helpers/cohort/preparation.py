@@ -27,7 +27,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from helpers import grid, registration, volumes
-from helpers.cohort import examination, phantom
+from helpers.cohort import examination, phantom, scanners
 from helpers.study import BRAINS, CONTRASTS, require
 
 #: Part of the template's brain that the field of view must hold.
@@ -82,7 +82,7 @@ def template(contrast: str, anatomy: str = phantom.ANATOMIES[0]) -> tuple[np.nda
     person = phantom.Subject(
         0, fractions, brain, nothing, np.zeros((3, *grid.SHAPE), np.float32), grid.AFFINE
     )
-    image = phantom.render(person, phantom.scanner("target"), contrast)
+    image = phantom.render(person, scanners.scanner("target"), contrast)
     image.setflags(write=False)
     brain.setflags(write=False)
     return image, brain

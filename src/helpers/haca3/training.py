@@ -1,22 +1,11 @@
-"""Train HACA3 on slices of subjects who were all imaged by the same scanners.
+"""Train HACA3: a short supervised training of the published networks.
 
-The networks are the published ones; the training is a short supervised one. Where the published training asks
-a network to give back its own input, we know what the same anatomy looks like on another scanner, and ask for
-that. So the published second step (decode with another site's theta, encode the result again, compare) is
-replaced by the truth itself, but for theta, whose encoding of the result is still compared. The other
-published losses are here with their weights (L1, KLD), with a smaller one (patch contrast), or left out
-(perceptual: it needs the weights of another network). This module does not care where the slices come from:
-see `Group`.
+This module does not care where the slices come from: see `helpers.haca3.examples`; what is minimised is in
+`helpers.haca3.losses`.
 
-Slices are shown as 3D images have them, and as thick slices brought back to 1 mm have them (`Group`), as the
-published training saw both: the sources of an example share a path, and the truth took the same one. So the
-network learns to change the contrast and to keep the resolution. With `mixed` paths (the paper's future
-work) the sources differ and the truth is the 3D image.
-
-Sources are degraded as published (motion, noise, ghosting, bias field). How severely is two numbers, which
-the eta encoder is taught to say (`teach_severity`; published: pre-trained elsewhere); of thick slices it is
-not told, unless paths are mixed. The rest of the training is told them, with some error:
-so the two trainings need not wait for each other, and eta costs nothing in the second.
+The rest of the training is told how severely sources are degraded, with some error, so that it need not wait
+for the eta encoder, which is taught that separately (`teach_severity`; published: pre-trained elsewhere) and
+costs nothing in the second training.
 
 What trials showed to matter, and is therefore done here: theta is first taught to tell contrasts apart (a
 decoder that cannot tell them settles on their median, a flat grey); the anatomy labels start as tissue
@@ -31,395 +20,25 @@ import csv
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from helpers.grid import AXIS
 from helpers.haca3 import networks
+from helpers.haca3.examples import LESION, Group, blur_severity, degrade, draw, imperfect
 from helpers.haca3.fast import memory
 from helpers.haca3.fast.layers import quicken
 from helpers.haca3.fast.threads import set_gradients, side_by_side
-from helpers.haca3.harmonizer import TARGET_SLICES
-from helpers.haca3.slicing import slice_of
-from helpers.study import ORIENTATIONS, Resolution
+from helpers.haca3.losses import loss_of, side
 
-LABELS = networks.BETA_DIM
-LESION = LABELS - 1  #: the label whose pixels weigh more
 _BATCH = 2  # slices a step: small batches and many steps go furthest in a given time
 _RATE = 1.2e-3  # Adam; warmed up over 30 steps, then a cosine down to 2 %
 _AVERAGE = 0.995  # decay of the averaged weights
-_LESION_WEIGHT = 20.0
-_NOISE = 0.04  # largest standard deviation of the Rician noise, in units of the 95th percentile
-_BIAS = 0.04  # largest standard deviation of the logarithm of the bias field
 _SAVE_SECONDS = 60
-_ARRAYS = ("images", "gain", "labels", "references")
-_DEGRADED = 0.4  # share of the examples in which some sources are degraded
-_SEVERE = 0.25  # root mean square error, in units of the 95th percentile, that counts as severity 1
-_ETA_ERROR = 0.07  # standard deviation of the error with which the severity is told in training
-_THETA_CYCLE = 0.05  # published
-_PATCH_CONTRAST, _PATCH_TEMPERATURE = (
-    0.05,
-    0.1,
-)  # published: 0.5, which would be six times the L1 loss here; 0.1
-# Shares of the steps at which parts of the run end; see `loss_of`.
-_FORCED, _RAMP, _TIE = 0.08, 0.18, 0.50
-
-
-@dataclass(frozen=True)
-class Group:
-    """Slices of some subjects, each seen by the same scanners along the same paths.
-
-    A path is what happened to a subject's images: the first one is the 3D image itself, the others are thick
-    slices of one orientation and resolution, brought back to 1 mm.
-
-    Attributes
-    ----------
-    images : ndarray, shape (subjects, scanners, contrasts, paths, slices, 224, 224), float16
-        Noise-free, preprocessed as in `slicing.preprocess`, cut by `cut`.
-    gain : ndarray, shape (subjects, scanners, contrasts, paths), float32
-        What they were divided by in the preprocessing, over what the 3D image was divided by.
-    labels : ndarray, shape (subjects, slices, 224, 224), uint8
-        Tissue class 0 to 4, by which the anatomy labels start; `LESION` is the last one.
-    references : sequence of int
-        Which of the slices are central coronal ones: a target is described by such slices of its 3D image.
-    """
-
-    images: np.ndarray
-    gain: np.ndarray
-    labels: np.ndarray
-    references: Sequence[int]
-
-    def image(self, subject: int, scanner: int, contrast: int, path: int, k: int) -> Tensor:
-        """A slice as a network sees it, shape (1, 224, 224)."""
-        image = np.asarray(self.images[subject, scanner, contrast, path, k], np.float32)
-        return torch.from_numpy(image)[None]
-
-
-def cut(padded: np.ndarray, positions: Sequence[tuple[str, int]]) -> np.ndarray:
-    """Slices of a padded volume (224, 224, 224) at (orientation, number) -> (slices, 224, 224)."""
-    return np.stack([slice_of(padded, orientation, k) for orientation, k in positions])
-
-
-def choose(
-    foreground: np.ndarray, count: int, references: int, rng: np.random.Generator
-) -> list[tuple[str, int]]:
-    """Choose slices to train on: `references` central coronal ones first, then any that show enough, of all
-    orientations.
-
-    Parameters
-    ----------
-    foreground : ndarray of bool, shape (224, 224, 224)
-        Padded, as the volumes that will be cut.
-    count, references : int
-        Slices in all, and those of them that may describe a target.
-    rng : numpy.random.Generator
-    """
-    chosen = [("coronal", int(k)) for k in rng.choice(TARGET_SLICES, references, replace=False)]
-    shares = {o: foreground.mean(axis=tuple({0, 1, 2} - {axis})) for o, axis in AXIS.items()}
-    candidates = [(o, int(k)) for o, share in shares.items() for k in np.flatnonzero(share > 0.02)]
-    return chosen + [candidates[i] for i in rng.choice(len(candidates), count - references, replace=False)]
-
-
-def thick_slices(rng: np.random.Generator) -> tuple[str, Resolution]:
-    """Draw a 2D acquisition: orientation, thickness of 2 to 5 mm, gap of 0 to 1.5 mm, in tenths of a mm."""
-    resolution = Resolution(int(rng.integers(20, 51)) / 10, int(rng.integers(0, 16)) / 10)
-    return ORIENTATIONS[rng.integers(len(ORIENTATIONS))], resolution
-
-
-def write_group(folder: str | Path, group: Group) -> None:
-    """Store a group in a folder, which appears under its name when it is complete."""
-    folder = Path(folder)
-    partial = folder.with_name(f".{folder.name}.tmp")
-    partial.mkdir(parents=True, exist_ok=True)
-    for name in _ARRAYS:
-        np.save(partial / f"{name}.npy", getattr(group, name))
-    partial.rename(folder)
-
-
-def read_group(folder: str | Path) -> Group:
-    """Read a group; the slices stay on disk until they are used."""
-    folder = Path(folder)
-    return Group(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS))
-
-
-# ---------------------------------------------------------------- one step
-
-
-def imperfect(images: Tensor, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-    """What a scanner makes of noise-free slices (n, 1, 224, 224): a left-over bias field, and Rician noise of
-    0 to 4 %.
-
-    The noise is sqrt((x + n1)^2 + n2^2), on the foreground only.
-    """
-    field = F.interpolate(
-        torch.randn((len(images), 1, 4, 4), generator=generator), images.shape[-2:], mode="bicubic"
-    )
-    images = images * torch.exp(_BIAS * rng.random() * field)
-    sd = _NOISE * rng.random()
-    real, imaginary = (sd * torch.randn(images.shape, generator=generator) for _ in range(2))
-    return torch.where(images > 0, torch.hypot(images + real, imaginary), images)
-
-
-def degrade(
-    image: Tensor, rng: np.random.Generator, generator: torch.Generator
-) -> tuple[Tensor, tuple[float, float]]:
-    """One of the published degradations of a slice (1, 224, 224), and how severe it is.
-
-    Motion (15 to 30 degrees, 10 to 20 pixels, during part of the phase encoding), noise (standard deviation
-    .01 to .1), ghosting (4 to 10 ghosts) or a bias field, with equal odds. The background stays zero.
-
-    Returns
-    -------
-    Tensor, shape (1, 224, 224)
-    (float, float)
-        Severity of motion, noise and ghosts, and of the bias field: root mean square of the change over the
-        foreground, 1 and more for `_SEVERE` and more.
-    """
-    kind = rng.integers(4)
-    inside = image > 0
-    if kind == 0:
-        lines = torch.fft.fft2(image)
-        moved = torch.fft.fft2(_moved(image, rng))
-        late = torch.fft.fftfreq(image.shape[-2]).abs()[:, None] > rng.uniform(0.04, 0.4)  # cycles per pixel
-        changed = torch.fft.ifft2(torch.where(late, moved, lines)).abs()
-    elif kind == 1:
-        sd = rng.uniform(0.01, 0.1)
-        real, imaginary = (sd * torch.randn(image.shape, generator=generator) for _ in range(2))
-        changed = torch.hypot(image + real, imaginary)
-    elif kind == 2:
-        lines = torch.fft.fft2(image)
-        every, weaker = rng.integers(4, 11), rng.uniform(0.3, 0.9)
-        lines[..., every::every, :] *= 1 - weaker
-        changed = torch.fft.ifft2(lines).abs()
-    else:
-        field = F.interpolate(
-            torch.randn((1, 1, 3, 3), generator=generator), image.shape[-2:], mode="bicubic"
-        )[0]
-        changed = image * torch.exp(rng.uniform(0.1, 0.4) * field)
-    changed = torch.where(inside, changed, image)
-    severity = ((changed - image)[inside].square().mean().sqrt().item() if inside.any() else 0.0) / _SEVERE
-    severity = min(severity, 1.5)
-    return changed, (0.0, severity) if kind == 3 else (severity, 0.0)
-
-
-def _moved(image, rng):
-    """A slice turned and shifted by a patient's movement."""
-    angle = math.radians(rng.uniform(15, 30) * rng.choice([-1, 1]))
-    shift = [rng.uniform(10, 20) * rng.choice([-1, 1]) * 2 / image.shape[-1] for _ in range(2)]
-    matrix = torch.tensor(
-        [[[math.cos(angle), -math.sin(angle), shift[0]], [math.sin(angle), math.cos(angle), shift[1]]]]
-    )
-    grid = F.affine_grid(matrix.float(), (1, *image.shape), align_corners=False)
-    return F.grid_sample(image[None], grid, align_corners=False)[0]
-
-
-def sample_labels(logits: Tensor, noise: float, hard: bool, generator: torch.Generator) -> Tensor:
-    """Anatomy code of logits (B, 5, H, W) -> (B, 1, H, W): sampled in the forward pass, smooth in the
-    backward one.
-
-    Parameters
-    ----------
-    logits : Tensor, shape (B, 5, H, W)
-    noise : float
-        Scale of the Gumbel noise; 0 gives the most probable label.
-    hard : bool
-        Give a label; else the expected one.
-    """
-    if noise:
-        uniform = torch.rand(logits.shape, generator=generator).clamp_(1e-10, 1 - 6e-8)
-        logits = logits - noise * torch.log(-torch.log(uniform))
-    levels = networks.labels_to_beta(torch.arange(LABELS)).view(1, LABELS, 1, 1)
-    soft = (torch.softmax(logits, dim=1) * levels).sum(dim=1, keepdim=True)
-    if not hard:
-        return soft
-    label = networks.labels_to_beta(logits.argmax(dim=1, keepdim=True))
-    return soft + (label - soft).detach()  # straight-through gradient
-
-
-def gradient_loss(image: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
-    """Mean absolute difference of the finite differences along both axes of the slices."""
-    loss = 0.0
-    for axis in (-1, -2):
-        difference = torch.diff(image, dim=axis) - torch.diff(truth, dim=axis)
-        loss = loss + (weight.narrow(axis, 1, difference.shape[axis]) * difference.abs()).sum() / weight.sum()
-    return loss
-
-
-def patch_contrast(patchifier: nn.Module, betas: Tensor, images: Tensor) -> Tensor:
-    """Patches of two contrasts' anatomy at the same place should resemble each other more than anything else.
-
-    The published contrastive loss (PatchNCE): queries are the patches of the first anatomy code, positives
-    those of the second, negatives the patches of both images and those of both codes in another order.
-
-    Parameters
-    ----------
-    patchifier : torch.nn.Module
-    betas, images : Tensor, shape (2, 1, 224, 224)
-        Anatomy codes of two sources of the same slice, and the sources.
-    """
-    query, positive = patchifier(betas).flatten(2).transpose(1, 2)  # (49, 128) each
-    positive = positive.detach()
-    # Moved by one and by seven patches: the neighbours in the row and in the column.
-    elsewhere = [features.roll(n, 0) for features in (query, positive) for n in (1, 7)]
-    others = torch.stack(
-        [positive, *patchifier(images).flatten(2).transpose(1, 2), *elsewhere], dim=1
-    ).detach()  # (49, 7, 128)
-    logits = (others @ query[:, :, None])[..., 0] / _PATCH_TEMPERATURE  # (49, 7), the positive first
-    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long))
-
-
-@dataclass(frozen=True)
-class Example:
-    """One thing to learn: sources (kept, 1, 224, 224), their severities (kept, 2), a target image, and the
-    truth."""
-
-    sources: Tensor
-    severity: Tensor
-    reference: Tensor
-    truth: Tensor
-    mask: Tensor
-    labels: Tensor
-
-
-def draw(groups: Sequence[Group], rng: np.random.Generator, mixed: bool = False) -> Example:
-    """Draw sources of one scanner, and what the same slice looks like in one contrast of another scanner.
-
-    Parameters
-    ----------
-    groups : sequence of Group
-    rng : numpy.random.Generator
-    mixed : bool
-        Draw a path for each source, and ask for the target's 3D image. Else all take one path.
-    """
-    group = groups[rng.integers(len(groups))]
-    subjects, scanners, contrasts, paths, slices = group.images.shape[:5]
-    subject, k = rng.integers(subjects), rng.integers(slices)
-    source, target = rng.choice(scanners, 2, replace=rng.random() < 0.2)  # sometimes one scanner for both
-    contrast = rng.integers(contrasts)
-    kept = [c for c in range(contrasts) if c != contrast] if rng.random() < 0.5 else list(range(contrasts))
-    if rng.random() < 0.3:
-        kept = list(rng.permutation(kept)[:-1])
-    # Mostly another subject's: a target is a scanner, and not the anatomy of whoever lay in it.
-    other = subject
-    if subjects > 1 and rng.random() < 0.7:
-        other = (subject + rng.integers(1, subjects)) % subjects
-    path = rng.integers(paths)
-    source_paths = rng.integers(paths, size=len(kept)) if mixed else [path] * len(kept)
-    truth_path = 0 if mixed else path
-    reference = group.image(other, target, contrast, 0, rng.choice(group.references))
-    # In units of the target's 3D image, as the harmonizer scales its result.
-    scale = float(group.gain[subject, target, contrast, truth_path])
-    truth = scale * group.image(subject, target, contrast, truth_path, k)
-    # Published: where every contrast has a signal. Fluid at the rim of the brain is background to Otsu's
-    # threshold on T1w, and bright on T2w: there the truth is known, and mask="union" will ask for it.
-    mask = truth > 0
-    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    seen = [group.image(subject, source, c, p, k) for c, p in zip(kept, source_paths)]
-    severity = torch.zeros(len(kept), 2)
-    if mixed:
-        severity[:, 0] = torch.tensor(
-            [_blur(group, (subject, source, c, p, k)) for c, p in zip(kept, source_paths)]
-        )
-    given = imperfect(torch.stack(seen), rng, generator)
-    if rng.random() < _DEGRADED:
-        for n in rng.permutation(len(kept))[: rng.integers(len(kept))]:  # published: none to all but one
-            given[n], (blur, field) = degrade(given[n], rng, generator)
-            severity[n] = torch.tensor([math.hypot(severity[n, 0], blur), field])
-    return Example(
-        sources=given,
-        severity=severity,
-        reference=imperfect(reference[None], rng, generator),
-        truth=truth,
-        mask=mask.float(),
-        labels=torch.from_numpy(np.asarray(group.labels[subject, k], np.int64)),
-    )
-
-
-def _blur(group: Group, where: tuple[int, int, int, int, int]) -> float:
-    """How severe it is for a slice to be what its path made of it, as `degrade` measures it."""
-    subject, scanner, contrast, path, k = where
-    sharp = group.image(subject, scanner, contrast, 0, k)
-    scale = float(group.gain[subject, scanner, contrast, path])
-    change = (scale * group.image(*where) - sharp)[sharp > 0]
-    return min(change.square().mean().sqrt().item() / _SEVERE, 1.5) if len(change) else 0.0
-
-
-def side(progress: float, coarse_share: float) -> int:
-    """Rows and columns of the slices at that share of the run: 80, 112, and in the end the full 224."""
-    return networks.SLICE if progress >= coarse_share else 80 if progress < _FORCED else networks.SLICE // 2
-
-
-def loss_of(
-    modules: dict[str, nn.Module], example: Example, progress: float, size: int, rng: np.random.Generator
-) -> dict:
-    """Losses of one example: ``total`` is to be minimised, ``l1`` to be watched.
-
-    At first the decoder is given the tissue classes, the anatomy encoder learns to tell them, and theta stays
-    as it was taught. Then the decoder is given the encoder's labels, with noise that is ramped up, and all
-    learn together; the tie to the tissue classes fades out, so that the labels can come to say what the
-    images need.
-
-    Parameters
-    ----------
-    modules : dict
-        As `networks.build`.
-    example : Example
-    progress : float
-        Share of the run that is over, 0 to 1.
-    size : int
-        Rows and columns to work at, a multiple of 16. Theta always sees the full slice.
-    """
-    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    forced = progress < _FORCED
-    sources = example.sources[:1] if forced else example.sources
-    with torch.set_grad_enabled(not forced):
-        full = torch.cat([example.reference, sources])
-        mu, logvar = (x.flatten(1) for x in modules["theta_encoder"](full))  # (1 + kept, 2)
-    theta = mu + torch.exp(logvar / 2) * torch.randn(mu.shape, generator=generator)
-    truth, mask, labels = example.truth[None], example.mask[None], example.labels[None]
-    if size != networks.SLICE:
-        sources, truth, mask = (F.adaptive_avg_pool2d(x, size) for x in (sources, truth, mask))
-        nearest = ((torch.arange(size) + 0.5) * networks.SLICE / size).long()
-        mask, labels = (mask == 1).float(), labels[:, nearest][:, :, nearest]
-
-    logits = modules["beta_encoder"](sources).float()  # (kept, 5, H, W)
-    if forced:
-        beta = networks.labels_to_beta(labels[:, None])
-    else:
-        eta = torch.cat([torch.zeros(1, networks.ETA_DIM), example.severity])
-        keys = torch.cat([theta, eta + _ETA_ERROR * torch.randn(eta.shape, generator=generator)], dim=1)
-        # At the temperature of the inference (published: 10 in training), so that both weigh alike.
-        weights = modules["attention_module"].weights(keys[:1], keys[None, 1:])
-        fused = (weights[0, :, None, None, None] * logits).sum(dim=0, keepdim=True)
-        noise = min((progress - _FORCED) / (_RAMP - _FORCED), 1.0) * (rng.random() > 0.35)
-        beta = sample_labels(fused, noise, True, generator)
-    contrast = theta[:1, :, None, None].expand(-1, -1, size, size)
-    image = modules["decoder"](torch.cat([beta, contrast], dim=1)).float()
-
-    weight = mask * (1 + (_LESION_WEIGHT - 1) * (labels == LESION)[:, None])
-    l1 = (weight * (image - truth).abs()).sum() / weight.sum().clamp(min=1)
-    total = 10 * l1 + 1e-5 * (0.5 * (logvar[0].exp() + mu[0] ** 2 - 1 - logvar[0])).mean()
-    if progress > _RAMP:
-        total = total + gradient_loss(image, truth, weight.clamp(min=1e-6))
-    if size == networks.SLICE and not forced:
-        theta_of_result = modules["theta_encoder"](image * mask)[0].flatten(1)
-        total = total + _THETA_CYCLE * (theta_of_result - mu[:1].detach()).abs().mean()
-        if len(sources) > 1:
-            betas = sample_labels(logits[:2], noise, True, generator)
-            total = total + _PATCH_CONTRAST * patch_contrast(modules["patchifier"], betas, sources[:2])
-    if progress < _TIE:
-        emphasis = torch.ones(LABELS)
-        emphasis[LESION] = _LESION_WEIGHT
-        tissue = F.cross_entropy(logits, labels.expand(len(logits), -1, -1), emphasis, reduction="none")
-        tissue = (mask[:, 0] * tissue).sum() / mask.sum().clamp(min=1) / len(logits)
-        total = total + 2 * min(1, (_TIE - progress) / (_TIE - _FORCED)) * tissue
-    return {"total": total, "l1": l1}
 
 
 def teach_severity(
@@ -462,7 +81,7 @@ def teach_severity(
         rng = np.random.default_rng([seed, 3, *number])
         group = groups[rng.integers(len(groups))]
         where = tuple(rng.integers(n) for n in group.images.shape[:5])
-        blur = _blur(group, where) if mixed else 0.0
+        blur = blur_severity(group, where) if mixed else 0.0
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         image = imperfect(group.image(*where)[None], rng, generator)[0]
         image, severity = degrade(image, rng, generator) if rng.random() < 0.6 else (image, (0.0, 0.0))
@@ -595,9 +214,6 @@ def train_fusion(pairs: Sequence[tuple[np.ndarray, np.ndarray]], steps: int, see
         optimizer.step()
         decline.step()
     return net.eval().requires_grad_(False)
-
-
-# ---------------------------------------------------------------- the run
 
 
 def fresh(seed: int, beta_base: int, decoder_base: int) -> dict[str, nn.Module]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from helpers import grid, layout, volumes
-from helpers.cohort import origins, phantom
+from helpers.cohort import origins, phantom, scanners
 from helpers.pipeline import cache, folders
 from helpers.study import CONTRASTS
 from helpers.study.file import Study
@@ -84,7 +84,7 @@ def _simulate(number: int, paths: Mapping[str, Path]) -> None:
     key = cache.key("cohort", [], {"subject": number, "scanner": scanner, "anatomy": anatomy})
 
     def work(missing):
-        simulated, machine = person(number), phantom.scanner(scanner)
+        simulated, machine = person(number), scanners.scanner(scanner)
         for name in missing:
             if name == "mask":
                 yield simulated.brain, simulated.affine, {"Type": "Brain", "Anatomy": simulated.anatomy}
