@@ -13,6 +13,9 @@ from helpers import layout, linear, super_resolution
 from helpers.acquisition import degradation
 from helpers.acquisition.rf_pulse import Pulse
 from helpers.study import Resolution
+from helpers.super_resolution import training
+from helpers.super_resolution.linear_estimate import estimate_matrix, tikhonov_matrix
+from helpers.super_resolution.network import Network
 
 RESOLUTION = Resolution(3, 0)
 #: Turned about two axes, the second one flipped, voxels of 1 mm.
@@ -56,7 +59,7 @@ def resolver():
 
 def sharp(resolver, channels=8):
     """A resolver of the same shape with large random weights: what holds for it holds for any."""
-    network = super_resolution.Network(resolver.network.rows, channels)
+    network = Network(resolver.network.rows, channels)
     generator = torch.Generator().manual_seed(0)
     for weights in network.parameters():
         torch.nn.init.normal_(weights, std=0.2, generator=generator)
@@ -72,7 +75,7 @@ def sharp(resolver, channels=8):
 def test_the_linear_estimate_has_exactly_these_slices(resolution):
     slicing, estimate = (
         degradation.matrix(192, 1.0, resolution),
-        super_resolution.estimate_matrix(192, resolution),
+        estimate_matrix(192, resolution),
     )
     np.testing.assert_allclose(slicing @ estimate, np.eye(len(slicing)), atol=1e-9)
     np.testing.assert_allclose(estimate.sum(axis=1), 1, atol=1e-9)  # a constant stays one
@@ -80,7 +83,7 @@ def test_the_linear_estimate_has_exactly_these_slices(resolution):
 
 def test_the_linear_estimate_moves_with_the_image():
     # In the middle; moved by two slices of 3 mm.
-    estimate = super_resolution.estimate_matrix(180, RESOLUTION)
+    estimate = estimate_matrix(180, RESOLUTION)
     np.testing.assert_allclose(estimate[66:120, 25:35], estimate[72:126, 27:37], atol=1e-6)
 
 
@@ -92,8 +95,8 @@ def test_it_beats_cubic_splines_without_any_network(resolution):
         linear.along_axis(matrix, stack, 2)
         for matrix in (
             degradation.back_matrix(130, resolution),
-            super_resolution.tikhonov_matrix(130, resolution),
-            super_resolution.estimate_matrix(130, resolution),
+            tikhonov_matrix(130, resolution),
+            estimate_matrix(130, resolution),
         )
     )
     assert min(decibels(volume, image) for image in (estimate, tikhonov)) > decibels(volume, spline)
@@ -112,12 +115,7 @@ def test_degrading_the_result_gives_back_the_slices_at_their_places(resolver, af
     np.testing.assert_allclose(again_affine, lr_affine, atol=1e-9)
     assert decibels(stack, again) > 100
     # ... and the network did say something.
-    assert (
-        decibels(
-            linear.along_axis(super_resolution.estimate_matrix(volume.shape[2], RESOLUTION), stack, 2), volume
-        )
-        < 60
-    )
+    assert decibels(linear.along_axis(estimate_matrix(volume.shape[2], RESOLUTION), stack, 2), volume) < 60
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 0, 1), (1, 2, 0)])
@@ -138,7 +136,7 @@ def test_a_plane_is_that_of_the_volume(resolver, order):
     affine = affine[:, [*order, 3]]
     stack, through = np.ascontiguousarray(stack.transpose(order)), order.index(2)
     volume, _ = super_resolution.super_resolve(stack, affine, RESOLUTION, sharp(resolver), 73)
-    linear_only = linear.along_axis(super_resolution.estimate_matrix(73, RESOLUTION), stack, through)
+    linear_only = linear.along_axis(estimate_matrix(73, RESOLUTION), stack, through)
     for axis in range(3):
         for index in (0, 31, volume.shape[axis] - 1):
             plane = super_resolution.super_resolve_plane(
@@ -169,7 +167,7 @@ def test_it_restores_more_than_the_linear_estimate(resolver):
     truth = blobs(4)
     stack, affine = stack_of(truth)
     volume, _ = super_resolution.super_resolve(stack, affine, RESOLUTION, resolver)
-    estimate = linear.along_axis(super_resolution.estimate_matrix(72, RESOLUTION), stack, 2)
+    estimate = linear.along_axis(estimate_matrix(72, RESOLUTION), stack, 2)
     assert decibels(truth, volume) > decibels(truth, estimate) + 1
 
 
@@ -272,7 +270,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_weights(tmp_path, mon
             raise KeyboardInterrupt
         return clip(*arguments)
 
-    monkeypatch.setattr(super_resolution, "_SAVE_SECONDS", -1)
+    monkeypatch.setattr(training, "_SAVE_SECONDS", -1)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(torch.nn.utils, "clip_grad_norm_", killed)
         super_resolution.train(stacks, RESOLUTION, folder=tmp_path, **options)
@@ -288,7 +286,7 @@ def test_what_is_learnt_does_not_change():
     stack, affine = stack_of(blobs(0))
     resolver = super_resolution.train([(stack, affine)], RESOLUTION, steps=10, channels=4)
     volume, _ = super_resolution.super_resolve(stack, affine, RESOLUTION, resolver)
-    added = volume - linear.along_axis(super_resolution.estimate_matrix(72, RESOLUTION), stack, 2)
+    added = volume - linear.along_axis(estimate_matrix(72, RESOLUTION), stack, 2)
     weights = torch.cat([weights.flatten() for weights in resolver.network.parameters()])
     measured = [np.sqrt(np.mean(values.astype(float) ** 2)) for values in (weights.numpy(), added)]
     np.testing.assert_allclose(measured, [0.097683, 0.330610], rtol=2e-3)

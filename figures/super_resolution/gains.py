@@ -26,9 +26,11 @@ import pandas as pd
 from helpers import grid, layout, linear, super_resolution, volumes
 from helpers.acquisition import degradation
 from helpers.analysis import metrics
-from helpers.cohort import phantom
+from helpers.cohort import phantom, scanners
 from helpers.haca3 import slicing
 from helpers.study import CONTRASTS, ORIENTATIONS, Resolution
+from helpers.super_resolution.linear_estimate import estimate_matrix, tikhonov_matrix
+from helpers.super_resolution.network import REACH
 
 HERE = Path(__file__).parent
 TEACHERS, JUDGES = (100, 101), (1, 2, 3)
@@ -46,7 +48,7 @@ def teach(resolution: Resolution, path: Path) -> None:
     """Teach all stacks of the training subjects: contrasts and orientations."""
     stacks = []
     for number, seed in enumerate(TEACHERS):
-        subject, scanner = phantom.subject(seed), phantom.scanner(f"train-{number}")
+        subject, scanner = phantom.subject(seed), scanners.scanner(f"train-{number}")
         for contrast in CONTRASTS:
             image = phantom.render(subject, scanner, contrast, 1)
             stacks += [
@@ -63,7 +65,7 @@ def measure(image: np.ndarray, affine: np.ndarray, inside: np.ndarray, orientati
     across = min({0, 1, 2} - {axis})  # of the slab
     shown = np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {across})))
     begin = (int(shown[0]) + int(shown[-1]) - SCORED_MM) // 2
-    reach = super_resolution.REACH
+    reach = REACH
     slab = [slice(None)] * 3
     slab[across] = slice(begin - reach, begin + SCORED_MM + reach)
     scored = [slice(None)] * 3
@@ -76,8 +78,8 @@ def measure(image: np.ndarray, affine: np.ndarray, inside: np.ndarray, orientati
     again = linear.along_axis(degradation.matrix(n, 1.0, resolution), volume, axis)
     ways = {
         "cubic_db": degradation.back_matrix(n, resolution),
-        "tikhonov_db": super_resolution.tikhonov_matrix(n, resolution),
-        "linear_db": super_resolution.estimate_matrix(n, resolution),
+        "tikhonov_db": tikhonov_matrix(n, resolution),
+        "linear_db": estimate_matrix(n, resolution),
     }
     found = {name: linear.along_axis(matrix, stack, axis) for name, matrix in ways.items()}
     found["super_resolved_db"] = volume
@@ -101,7 +103,7 @@ def main(own: list[str]) -> None:
             teach(resolution, path)
         resolvers[resolution] = super_resolution.load(path, resolution)
     for number, seed in enumerate(JUDGES):
-        subject, scanner = phantom.subject(seed), phantom.scanner(f"study-{seed}")
+        subject, scanner = phantom.subject(seed), scanners.scanner(f"study-{seed}")
         for place, contrast in enumerate(CONTRASTS):
             # Each contrast in each orientation once.
             orientation = ORIENTATIONS[(number + place) % len(ORIENTATIONS)]

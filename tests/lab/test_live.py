@@ -9,6 +9,7 @@ from helpers.analysis import metrics
 from helpers.haca3 import harmonizer, networks, slicing
 from helpers.lab import live
 from helpers.study import CONTRASTS, ORIENTATIONS, RESOLUTIONS, Resolution
+from helpers.super_resolution.network import Network
 
 AFFINE = np.array([[-1.0, 0, 0, 20], [0, -1, 0, 24], [0, 0, 1, -18], [0, 0, 0, 1]])
 POSITION = (20, 24, 18)
@@ -93,7 +94,7 @@ def resolver():
     """A small one, not taught, which adds something."""
     import torch
 
-    network = super_resolution.Network(7, 4)
+    network = Network(7, 4)
     generator = torch.Generator().manual_seed(0)
     for weights in network.parameters():
         torch.nn.init.normal_(weights, std=0.1, generator=generator)

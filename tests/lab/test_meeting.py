@@ -13,6 +13,7 @@ from helpers.lab import live, meeting
 from helpers.pipeline import finished
 from helpers.study import CONTRASTS, EXPERIMENTS, Resolution
 from helpers.study.file import Study
+from helpers.super_resolution.network import Network
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def test_the_explorer_follows_its_controls(room):
 
 def test_the_explorer_switches_remedies_on_where_they_can_be_had(room):
     scene, model, targets = room
-    network = super_resolution.Network(7, 4)
+    network = Network(7, 4)
     for number, weights in enumerate(network.requires_grad_(False).parameters()):
         weights += 0.01 * number  # not nothing
     resolver = super_resolution.SuperResolver(network, Resolution(5, 1.5), rf_pulse.Pulse(), (1.0, 1.0))

@@ -230,8 +230,9 @@ def _super_resolve(options: argparse.Namespace) -> int:
     sidecar = volumes.read_sidecar(options.stack) or {}
     resolution = _resolution_of(options, sidecar, affine)
     from helpers import super_resolution
+    from helpers.super_resolution.stacks import through_plane_axis
 
-    super_resolution.through_plane_axis(stack.shape, affine, resolution, options.stack)
+    through_plane_axis(stack.shape, affine, resolution, options.stack)
     if options.resolver and Path(options.resolver).exists():
         resolver = super_resolution.load(options.resolver, resolution)
     else:

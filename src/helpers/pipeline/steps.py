@@ -77,8 +77,8 @@ def check_remedies(plan: Study) -> None:
     ValueError
         Naming the resolution and what is accepted.
     """
-    from helpers import super_resolution
     from helpers.acquisition import degradation
+    from helpers.super_resolution.stacks import through_plane_axis
 
     for resolution in plan.resolutions if "super-resolution" in plan.remedies else ():
         for orientation in ORIENTATIONS:
@@ -86,7 +86,7 @@ def check_remedies(plan: Study) -> None:
             shape[axis] = len(degradation.slice_positions(shape[axis], GRID_MM, resolution))
             voxel_mm = np.insert([GRID_MM, GRID_MM], axis, resolution.separation_mm)
             what = f"resolutions has {resolution.label}: to be super-resolved, its {orientation} stack"
-            super_resolution.through_plane_axis(shape, np.diag([*voxel_mm, 1.0]), resolution, what)
+            through_plane_axis(shape, np.diag([*voxel_mm, 1.0]), resolution, what)
 
 
 def resolver(plan: Study, resolution: Resolution) -> Path:
