@@ -116,6 +116,11 @@ def test_a_header_must_describe_all_of_its_file(tmp_path, packed):
     [
         ({"magic": b"ni1"}, "in a second file, .img: accepted is one file that holds both"),
         ({"xyzt_units": 5}, "unknown unit 5: accepted are meter, mm, micron"),
+        (
+            {"qform_code": 0, "pixdim": [1, 1, 1, 5, 0, 0, 0, 0]},
+            "voxels of 1 x 1 x 5 mm by pixdim and of 1 x 1 x 1.5 mm by the sform: accepted",
+        ),
+        ({"qform_code": 1, "qoffset_x": np.nan}, "impossible geometry, qform"),
     ],
 )
 def test_of_a_header_that_cannot_be_used_it_is_said_what_can(tmp_path, changes, words):

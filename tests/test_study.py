@@ -4,12 +4,13 @@ import re
 import pytest
 from hypothesis import given, strategies as st
 
-from helpers import layout
+from helpers import grid, layout
 from helpers.pipeline.cluster import Cluster
 from helpers.study import (
     ARMS,
     CONTRASTS,
     EXPERIMENTS,
+    GRID_VOXELS,
     GROUND_TRUTH,
     ORIENTATIONS,
     RESOLUTIONS,
@@ -245,7 +246,12 @@ def test_what_cannot_be_dropped_is_named(value, message):
         ("ladder", [1]),
         ("slice_step", 8),
         ("slice_step", 0),
+        ("slice_step", 397),  # Of 192 slices it would see none.
         ("seed", -1),
+        ("seed", 2**63),  # More than PyTorch's generators take.
+        ("weights", " "),
+        ("output_dir", " "),
+        ("bids_dir", "''"),
     ],
 )
 def test_a_bad_value_of_a_study_is_named(field, value):
@@ -254,6 +260,11 @@ def test_a_bad_value_of_a_study_is_named(field, value):
     assert "accepted" in str(error.value)
     assert "\n" not in str(error.value)
     assert field.rstrip("s") in str(error.value)
+
+
+def test_the_largest_step_of_a_preview_is_the_shortest_side_of_the_grid():
+    assert GRID_VOXELS == min(grid.SHAPE)
+    assert visited_slices(GRID_VOXELS, Study(slice_step=191).slice_step)
 
 
 @pytest.mark.parametrize(
@@ -269,6 +280,8 @@ def test_a_bad_value_of_a_study_is_named(field, value):
         ),
         ({"remedies": ["fusion", "fusion"]}, "remedies names fusion more than once"),
         ({"taught_on": [2, 2]}, "taught_on names 2 more than once"),
+        ({"planes": ["ten-sagittal", "ten-sagittal"]}, "planes names ten-sagittal more than once"),
+        ({"ladder": ["/results/rigid", "/results/rigid/"]}, "ladder names /results/rigid more than once"),
     ],
 )
 def test_what_a_list_names_more_than_once_is_said(changes, message):
@@ -439,6 +452,10 @@ def test_a_harmonizer_is_found_as_people_write_its_path(home):
     assert plans[0].harmonizer == plans[1].harmonizer == f"{home}/my data/mine:Own"
     files = (f"{home}/my data/tool", f"{home}/my data/weights.pt")
     assert plans[2].harmonizer.command == (*files, "$NOBODY", "{T1w}")
+    # From Python as well, where no study file lies beside it.
+    assert Study(harmonizer="~/my data/mine:Own").harmonizer == f"{home}/my data/mine:Own"
+    command = ["~/my data/tool", "$DATA/weights.pt", "$NOBODY", "~", "{T1w}"]
+    assert Study(harmonizer={"command": command}).harmonizer.command == (*files, "$NOBODY", "~", "{T1w}")
 
 
 def test_a_study_file_is_found_below_home_and_may_begin_with_a_byte_order_mark(home):
@@ -570,6 +587,12 @@ def test_a_study_that_extends_another_does_not_write_into_its_folder_unless_it_s
             {"command": ["x"], "output": "out.nii.gz"},
             "harmonizer.output is 'out.nii.gz': accepted is the name",
         ),
+        # What lies outside of the folder that is made for it may be of another run.
+        (
+            {"command": ["x"], "output": "/tmp/{contrast}.nii.gz"},
+            "harmonizer.output is '/tmp/{contrast}.nii.gz': accepted is the name of a NIfTI file in {folder}",
+        ),
+        ({"command": ["x"], "output": "a/../../{contrast}.nii"}, "harmonizer.output is 'a/../../"),
         (
             {"command": ["x"], "time_limit_min": 0},
             "harmonizer.time_limit_min is 0: accepted are minutes above 0",

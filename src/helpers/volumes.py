@@ -384,8 +384,19 @@ def _affine(header: nib.Nifti1Header, path: str | Path) -> np.ndarray:
         sizes = " x ".join(f"{mm:.4g}" for mm in size)
         accepted = f"accepted are {_VOXEL_MM[0]:g} to {_VOXEL_MM[1]:g} mm along three directions"
         raise ValueError(f"{path}: impossible geometry, voxels of {sizes} mm: {accepted}")
+    shape = header.get_data_shape()
+    if has_qform and not np.isfinite(qform).all():
+        raise ValueError(f"{path}: impossible geometry, qform {qform.tolist()}: accepted are finite numbers")
+    if has_sform and not has_qform:
+        # Other programs take the one, or the other.
+        stated = np.array(header["pixdim"][1:4], float) * millimetres
+        if not (np.abs(stated - size) * (np.array((*shape, 1, 1)[:3]) - 1) <= _SAME_PLACE_MM).all():
+            sizes = [" x ".join(f"{mm:.4g}" for mm in of) for of in (stated, size)]
+            raise ValueError(
+                f"{path}: voxels of {sizes[0]} mm by pixdim and of {sizes[1]} mm by the sform: accepted are "
+                "headers in which the two agree"
+            )
     if has_sform and has_qform:
-        shape = header.get_data_shape()
         corners = np.array(
             [(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in (*shape, 1, 1)[:3]))]
         ).T

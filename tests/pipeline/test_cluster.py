@@ -197,6 +197,20 @@ def test_a_folder_with_spaces_is_quoted(kind, tmp_path, monkeypatch):
         ("kind = 'slurm'\ndirectives = '-X'", "directives is '-X': accepted is a list"),
         ("kind = 'slurm'\nworkers = 3", "workers is 3 with kind slurm: accepted there is jobs"),
         ("queue = 'short'", "queue is 'short' with kind local: accepted there are workers and cores"),
+        # Limits that leave nothing to compute with.
+        ("kind = 'slurm'\nmemory = '0GB'", "memory is '0GB', of a job: accepted are 1GB or more, or nothing"),
+        ("kind = 'pbs'\nmemory = '900 MiB'", "memory is '900 MiB', of a job: accepted are 1GB or more"),
+        (
+            "kind = 'slurm'\nwalltime = '00:00:00'",
+            "walltime is '00:00:00': accepted with kind slurm is a time such as '02:00:00'",
+        ),
+        ("kind = 'lsf'\nwalltime = '0'", "walltime is '0': accepted with kind lsf is a time such as '02:00'"),
+        # Behind its own mark a batch system takes them for a remark.
+        (
+            "kind = 'slurm'\ndirectives = ['#SBATCH --time=1-0']",
+            "directives has '#SBATCH --time=1-0': accepted is what stands behind the mark",
+        ),
+        ("kind = 'slurm'\ndirectives = ['']", "directives has '': accepted is what stands behind the mark"),
     ],
 )
 def test_a_bad_table_is_one_line_and_nothing_is_written(tmp_path, capsys, table, message):

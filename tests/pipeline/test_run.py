@@ -227,6 +227,24 @@ def test_what_a_study_builds_on_is_looked_for_before_anything_starts(
     assert not (tmp_path / "results").exists()
 
 
+def test_a_study_is_taken_in_once_whatever_it_is_called(tmp_path, capsys):
+    for name in ("mine", "rigid"):
+        (tmp_path / name / "tables").mkdir(parents=True)
+        (tmp_path / name / "tables" / "scores.csv").write_text("")
+    (tmp_path / "again").symlink_to("rigid")
+    start = f'output_dir = "{tmp_path}/mine"\nladder = ["{tmp_path}/rigid", '
+    for line, message in (
+        (f'"{tmp_path}/again"]', "ladder names .*rigid more than once"),
+        (
+            f'"{tmp_path}/mine"]',
+            "ladder has '.*mine', which is this study itself: accepted are other studies",
+        ),
+    ):
+        (tmp_path / "mine.toml").write_text(start + line + "\n")
+        assert cli.main(["run", "--dry-run", str(tmp_path / "mine.toml")]) == 2
+        assert re.search(message, capsys.readouterr().err)
+
+
 @pytest.fixture
 def finished(tmp_path):
     """A study of two subjects that looks finished."""

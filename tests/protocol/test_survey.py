@@ -456,6 +456,24 @@ def test_missing_truncated_and_4d_images_are_listed(tmp_path):
     assert table.thickness_mm["01"] == 5
 
 
+def test_a_sheared_image_and_a_folder_in_the_place_of_one_are_listed(tmp_path):
+    # Shifted sideways by 4 mm from slice to slice.
+    sheared = acquire(tmp_path, "sub-01_T1w")
+    header = nib.load(sheared).header
+    header["srow_x"][2] = 4
+    rewrite(sheared, header)
+    (tmp_path / "sub-02" / "anat" / "sub-02_T1w.nii.gz").mkdir(parents=True)
+    table = reading.from_bids(tmp_path)
+    assert any("off the right angle: accepted are grids with right angles" in why for why in table.unfit)
+    assert "a folder in the place of an image: accepted is a file" in list(table.unfit)
+
+
+def test_partitions_of_a_3d_image_that_lie_farther_apart_than_they_are_thick_are_a_contradiction(tmp_path):
+    said = {"MRAcquisitionType": "3D", "SliceThickness": 1}
+    acquire(tmp_path, sidecar=said, voxel_mm=(1, 1, 5))
+    assert "partitions of 1 mm that lie 5 mm apart" in only(tmp_path)["unfit"]
+
+
 def test_an_image_that_a_study_would_refuse_is_unfit_before_it_is_tried(tmp_path):
     content = gzip.compress(nib.Nifti1Image(block((160, 160, 24)), AFFINE).to_bytes(), 0, mtime=0)
     flipped = bytearray(content)

@@ -480,6 +480,24 @@ def _equal_neighbours(volume, background):
     return equal / max(pairs, 1)
 
 
+def examine_angles(affine: np.ndarray) -> list[Finding]:
+    """Refuse a grid that is sheared: ITK would misplace its voxels, and its slices lie nearer to each other
+    than its voxels do.
+
+    Parameters
+    ----------
+    affine : ndarray, shape (4, 4)
+        Voxel index to position in mm.
+    """
+    axes = np.asarray(affine, float)[:3, :3]
+    unit = axes / np.linalg.norm(axes, axis=0)
+    shear = math.degrees(math.asin(min(np.abs(unit.T @ unit - np.eye(3)).max(), 1)))
+    if shear <= SHEAR_DEGREES:
+        return []
+    text = f"axes {shear:.1f} degrees off the right angle: accepted are grids with right angles"
+    return [Finding(True, text)]
+
+
 def examine_grid(shape: tuple[int, ...], affine: np.ndarray) -> list[Finding]:
     """What the header alone tells of an image: voxel size and right angles.
 
@@ -502,15 +520,7 @@ def examine_grid(shape: tuple[int, ...], affine: np.ndarray) -> list[Finding]:
         findings.append(Finding(True, text))
     elif voxel_mm.max() > WARNED_VOXEL_MM or voxel_mm.max() > WARNED_VOXEL_MM * voxel_mm.min():
         findings.append(Finding(False, f"voxels of {size} mm: the study asks for 1 mm in every direction"))
-    unit = affine[:3, :3] / voxel_mm
-    cosine = np.abs(unit.T @ unit - np.eye(3)).max()
-    shear = math.degrees(math.asin(min(cosine, 1)))
-    if shear > SHEAR_DEGREES:
-        findings.append(
-            Finding(
-                True, f"axes {shear:.1f} degrees off the right angle: accepted are grids with right angles"
-            )
-        )
+    findings += examine_angles(affine)
     extent_mm = voxel_mm * shape
     if extent_mm.min() < SMALLEST_EXTENT_MM:
         extent = " x ".join(f"{mm:.0f}" for mm in extent_mm)

@@ -5,6 +5,7 @@ It is written down as a study file and run like any other, so a study begun in o
 
 import argparse
 import json
+import math
 import os
 import re
 import shlex
@@ -150,9 +151,9 @@ def _cluster(cores: int | None, memory_gb: float | None) -> dict[str, int]:
         raise ValueError(f"--n-procs is {cores}: accepted are whole numbers from 1")
     table = {} if cores is None else {"cores": cores}
     if memory_gb is not None:
-        fit = int(memory_gb * 1e9 / 2**30 / WORKER_MEMORY_GIB)
-        if fit < 1:
+        fit = memory_gb * 1e9 / 2**30 / WORKER_MEMORY_GIB
+        if not 1 <= fit < math.inf:
             least = WORKER_MEMORY_GIB * 2**30 / 1e9
             raise ValueError(f"--mem-gb is {memory_gb:g}: accepted is at least {least:.1f}")
-        table["workers"] = min(fit, Cluster(**table).size())
+        table["workers"] = min(int(fit), Cluster(**table).size())
     return table

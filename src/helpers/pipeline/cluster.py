@@ -86,6 +86,8 @@ _JOB = "resolution-matters"
 
 #: A worker that harmonizes whole volumes needs about this much memory, its kernel included.
 WORKER_MEMORY_GIB = 3
+#: Python with PyTorch and one volume after the other takes most of this.
+_LEAST_MEMORY_GB = 1
 
 
 @dataclass(frozen=True)
@@ -157,11 +159,15 @@ class Cluster:
             )
         if self.walltime and self.kind in KINDS:
             form, example = _WALLTIME[self.kind]
-            if not re.fullmatch(form, self.walltime):
+            if not re.fullmatch(form, self.walltime) or not re.search("[1-9]", self.walltime):
                 raise ValueError(
                     f"walltime is {self.walltime!r}: accepted with kind {self.kind} is a time such as "
                     f"'{example}'"
                 )
+        if self.memory and _bytes(self.memory) < _LEAST_MEMORY_GB * 1e9:
+            raise ValueError(
+                f"memory is {self.memory!r}, of a job: accepted are {_LEAST_MEMORY_GB}GB or more, or nothing"
+            )
         for name in ("directives", "prologue"):
             value = getattr(self, name)
             if not isinstance(value, (list, tuple)) or not all(
@@ -169,6 +175,10 @@ class Cluster:
             ):
                 raise ValueError(f"{name} is {value!r}: accepted is a list of texts of one line")
             object.__setattr__(self, name, tuple(value))
+        for line in self.directives:
+            if not line.strip() or line.lstrip().startswith("#"):
+                accepted = "accepted is what stands behind the mark of the batch system, such as #SBATCH"
+                raise ValueError(f"directives has {line!r}: {accepted}")
         unused = (
             "jobs",
             "memory",
@@ -232,6 +242,12 @@ class Cluster:
         from dask.system import CPU_COUNT
 
         return max(1, (self.cores or CPU_COUNT) // self.size())
+
+
+def _bytes(text: str) -> float:
+    """``"4 GB"`` -> 4e9, as `Cluster.memory` is written."""
+    number, prefix, binary = re.fullmatch(r"([\d.]+) ?([KMGT])(i?)B", text).groups()
+    return float(number) * (1024 if binary else 1000) ** ("KMGT".index(prefix) + 1)
 
 
 def job_script(cluster: Cluster, folder: Path) -> str:

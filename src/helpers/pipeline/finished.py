@@ -39,19 +39,25 @@ def _table_of(study: str | Path, table: str) -> Path:
 
 
 def check_others(plan: Study) -> None:
-    """See that the studies which this one's analysis takes in were run.
+    """See that the studies which this one's analysis takes in were run, and that none is counted twice.
 
     Raises
     ------
     FileNotFoundError
         Naming the key and the study.
+    ValueError
+        If a study is this one itself, or stands in the same list under another name.
     """
     for field in ("planes", "ladder"):
+        seen = {(folders.folder(plan) / "tables" / "scores.csv").resolve(): "this study itself"}
         for name in getattr(plan, field):
             try:
-                _table_of(name, "scores")
+                table = _table_of(name, "scores").resolve()
             except FileNotFoundError as error:
                 raise FileNotFoundError(f"{field} has {name!r}: {error}") from None
+            if table in seen:
+                raise ValueError(f"{field} has {name!r}, which is {seen[table]}: accepted are other studies")
+            seen[table] = f"the same as {name!r}"
 
 
 def last_scores(plan: Study) -> tuple[str, pd.DataFrame]:

@@ -41,6 +41,8 @@ from helpers.study.file import expand_path
 #: Sidecars above this size, bytes, are not read: it is larger than any real one, and fits into memory.
 _SIDECAR_BYTES = 4 * 2**20
 
+_IMAGES = (".nii", ".nii.gz")
+
 
 def from_bids(folder: str | Path) -> pd.DataFrame:
     """Survey the anatomical images of a BIDS folder, with a progress bar.
@@ -86,10 +88,11 @@ def from_bids(folder: str | Path) -> pd.DataFrame:
         else:
             try:
                 file = _inside(path, top)
-                seen |= survey.slice_geometry(
-                    _three_dimensional(volumes.read_header(file)), normal, survey.lengths(metadata)
-                )
+                header = _three_dimensional(volumes.read_header(file))
+                seen |= survey.slice_geometry(header, normal, survey.lengths(metadata))
                 faults += [seen.pop("contradiction")] if "contradiction" in seen else []
+                if header.affine is not None:
+                    faults += [fault.text for fault in examination.examine_angles(header.affine)]
                 if metadata["contrast"] in CONTRASTS:
                     readable[path] = file
             except (ValueError, OSError) as error:
@@ -129,6 +132,7 @@ def slices_of(path: str | Path) -> tuple[str, Resolution] | None:
     ValueError
         In one line that names the file, if the geometry is missing or contradicts itself.
     """
+    path = expand_path(path)
     sidecar = volumes.read_sidecar(path) or {}
     metadata = {name: sidecar.get(term) for term, name in survey.TERMS.items() if name}
     seen = survey.slice_geometry(
@@ -346,12 +350,14 @@ def _walk(top: str) -> tuple[list[str], list[str], list[dict]]:
             # os.walk names links to folders and does not enter them.
             if os.path.islink(os.path.join(folder, name)):
                 missed(os.path.join(folder, name), "a link to a folder, which is not entered")
+            elif name.endswith(_IMAGES):
+                missed(os.path.join(folder, name), "a folder in the place of an image: accepted is a file")
         for name in names:
             if name.startswith("."):
                 continue
             if name.endswith(".json"):
                 sidecars.append(os.path.join(folder, name))
-            elif name.endswith((".nii", ".nii.gz")) and _in_anat(os.path.join(folder, name)):
+            elif name.endswith(_IMAGES) and _in_anat(os.path.join(folder, name)):
                 images.append(os.path.join(folder, name))
     return images, sidecars, rows
 

@@ -57,6 +57,10 @@ COVERAGE_MM = 100.0
 #: Two lengths in mm that differ by less than this are the same: headers round.
 TOLERANCE_MM = 0.05
 
+#: Partitions of a 3D slab have no gaps: where they lie this many times their thickness apart, one of the two
+#: is wrong.
+PARTITION_RATIO = 1.5
+
 #: What is kept of a sidecar -> the table's column of the same meaning.
 TERMS = {
     "MRAcquisitionType": "dimension",
@@ -518,6 +522,11 @@ def _shortcomings(row: Mapping) -> list[str]:
     if row["gap_mm"] < -TOLERANCE_MM:
         reasons.append(
             f"slices of {row['thickness_mm']:g} mm overlap, they lie {row['spacing_mm']:g} mm apart"
+        )
+    if row["dimension"] == "3D" and row["spacing_mm"] > PARTITION_RATIO * row["thickness_mm"]:
+        reasons.append(
+            f"partitions of {row['thickness_mm']:g} mm that lie {row['spacing_mm']:g} mm apart, and a 3D "
+            "acquisition has no gaps: reformatted, or a wrong sidecar"
         )
     if row["oblique_deg"] > OBLIQUE_LIMIT_DEG:
         reasons.append(

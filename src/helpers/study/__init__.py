@@ -45,6 +45,8 @@ PLAUSIBLE_MM = (0.1, 20.0)
 
 #: Voxels of the grid on which a study computes: thinner slices than these cannot be simulated from them, mm.
 GRID_MM = 1.0
+#: Its voxels along the shortest side: a preview with a larger step would see one slice or none.
+GRID_VOXELS = 192
 
 #: Which of several images: entities, and ``no-<key>`` for one that its name must not have.
 ENTITIES = re.compile(r"[A-Za-z]+-[A-Za-z0-9+]+(_[A-Za-z]+-[A-Za-z0-9+]+)*")

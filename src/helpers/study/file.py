@@ -19,6 +19,7 @@ from helpers.study import (
     ENTITIES,
     EXPERIMENTS,
     GRID_MM,
+    GRID_VOXELS,
     HARMONIZERS,
     KEEP,
     MASKS,
@@ -41,6 +42,9 @@ from helpers.study.subjects import ALL, SimulatedSubject, Subject, read_subject
 #: A study.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 
+#: What PyTorch's generators take.
+_LARGEST_SEED = 2**63 - 1
+
 
 def expand_path(path: str | Path) -> Path:
     """A path as people write or paste it: ``~`` and ``$VARIABLES`` are replaced; spaces, quotes, slashes
@@ -51,7 +55,8 @@ def expand_path(path: str | Path) -> Path:
     Raises
     ------
     ValueError
-        If a variable is not set, or ``~name`` is no user: otherwise a folder of that very name would be made.
+        If nothing is written there, which would mean the working folder; if a variable is not set, or
+        ``~name`` is no user: otherwise a folder of that very name would be made.
 
     Examples
     --------
@@ -61,6 +66,8 @@ def expand_path(path: str | Path) -> Path:
     text = str(path).strip()
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         text = text[1:-1].strip()
+    if not text:
+        raise ValueError(f"path is {str(path)!r}: accepted is that of a file or folder")
     # What file managers copy; spaces are written as %20 there.
     text = urllib.parse.unquote(text.removeprefix("file://")) if text.startswith("file:///") else text
     if "$" in text and Path(text).exists():
@@ -389,6 +396,8 @@ class Study:
             "dropped",
             "remedies",
             "taught_on",
+            "planes",
+            "ladder",
         ):
             counts = collections.Counter(getattr(self, field))
             if repeated := [value for value, count in counts.items() if count > 1]:
@@ -412,10 +421,15 @@ class Study:
         for field in ("compiled", "downstream"):
             if not isinstance(getattr(self, field), bool):
                 raise ValueError(f"{field} is {getattr(self, field)!r}: accepted are true and false")
-        for field, least in (("slice_step", 1), ("teaching_steps", 1), ("seed", 0)):
+        for field, least, most in (
+            ("slice_step", 1, GRID_VOXELS),
+            ("teaching_steps", 1, math.inf),
+            ("seed", 0, _LARGEST_SEED),
+        ):
             value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{field} is {value!r}: accepted are whole numbers from {least}")
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                limit = "" if most == math.inf else f" to {most}"
+                raise ValueError(f"{field} is {value!r}: accepted are whole numbers from {least}{limit}")
         # Slice separations repeat after 3, 4, 5, 26, 6 and 13 mm. A step that shares a factor with one of
         # them meets some phases of the slice grid more often than others, and biases the scores.
         if self.slice_step > 1 and math.gcd(self.slice_step, 2 * 3 * 5 * 13) > 1:

@@ -53,7 +53,7 @@ class Program:
             raise ValueError(
                 f"harmonizer.command is {parts!r}: accepted is a list of words, the program first"
             )
-        object.__setattr__(self, "command", tuple(parts))
+        object.__setattr__(self, "command", tuple(map(_expand_file, parts)))
         known = [*CONTRASTS, *(f"target_{contrast}" for contrast in CONTRASTS), "folder"]
         require_keys("harmonizer.command", self.placeholders, known)
         output = self.output
@@ -61,8 +61,11 @@ class Program:
             not isinstance(output, str)
             or "{contrast}" not in output
             or not output.endswith((".nii", ".nii.gz"))
+            # What lies elsewhere may have been there before.
+            or os.path.isabs(output)
+            or ".." in output.split("/")
         ):
-            accepted = "accepted is the name of a NIfTI file with {contrast} in it"
+            accepted = "accepted is the name of a NIfTI file in {folder}, with {contrast} in it"
             raise ValueError(f"harmonizer.output is {output!r}: {accepted}")
         limit = self.time_limit_min
         if isinstance(limit, bool) or not isinstance(limit, Real) or not 0 < limit < math.inf:
@@ -84,7 +87,8 @@ def read_harmonizer(value) -> str | Program:
             raise ValueError(f"harmonizer is {dict(value)!r}: accepted is a table with a command")
         return Program(**value)
     if isinstance(value, str) and _OWN_HARMONIZER.fullmatch(value):
-        return value
+        place, slash, own = value.rpartition("/")
+        return f"{_expand(place)}{slash}{own}"
     near = difflib.get_close_matches(str(value), HARMONIZERS, 1)
     own = "'package.module:name', or a table with a command"
     accepted = f"did you mean {near[0]}?" if near else f"accepted are {', '.join(HARMONIZERS)}, {own}"
@@ -94,6 +98,13 @@ def read_harmonizer(value) -> str | Program:
 def _expand(text: str) -> str:
     """``~`` and ``$VARIABLES`` replaced where they are known: not every word of a command is a path."""
     return os.path.expanduser(os.path.expandvars(text))
+
+
+def _expand_file(word: str) -> str:
+    """A word of a command that names a file below ``~`` or a ``$VARIABLE`` as the path of that file, others
+    as they are."""
+    expanded = _expand(word)
+    return expanded if os.path.isfile(expanded) else word
 
 
 def place_beside(folder: Path, harmonizer):
