@@ -17,7 +17,7 @@ from matplotlib import animation, pyplot as plt
 from helpers import layout, super_resolution, volumes
 from helpers.analysis import metrics
 from helpers.lab import live
-from helpers.pipeline import folders, models, participants, steps
+from helpers.pipeline import folders, harmonization, models, participants
 from helpers.study import RESOLUTIONS, Resolution
 from helpers.study.file import Study
 
@@ -51,7 +51,7 @@ def pictures(plan: Study, resolutions: tuple[Resolution, ...]) -> Iterator[tuple
     images = {name: volumes.read(path)[0] for name, path in participants.cohort(plan, subject).items()}
     brain = images.pop("mask") > 0
     scene = live.scene(images, brain)
-    model, targets = models.harmonizer(plan), steps.targets(plan)
+    model, targets = models.harmonizer(plan), harmonization.targets(plan)
     given = live.whole(scene, POSITION)
     best = live.harmonized(model, targets, scene, given, POSITION)[CONTRAST][PLANE]
     yield "3D images, 1 mm", {"acquired": given[CONTRAST][PLANE], "harmonized": best}

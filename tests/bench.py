@@ -303,7 +303,7 @@ def machinery():
 
 # Every file that the study makes, and no figures.
 LOOP = """
-from helpers.pipeline import scoring, steps
+from helpers.pipeline import harmonization, scoring, steps
 from helpers.study import ONE_ORIENTATION
 for subject in plan.subjects:
     for acquisition in plan.acquisitions():
@@ -313,7 +313,7 @@ for subject in plan.subjects:
         for how in ("known", "rigid"):
             steps.registered(plan, subject, "T1w", "axial", resolution, how)
     for resolution in plan.resolutions:  # as notebook 04, so that sources are encoded once
-        steps.harmonized_together(plan, subject, plan.experiments, resolution)
+        harmonization.harmonized_together(plan, subject, plan.experiments, resolution)
     for experiment in ("3D", *plan.experiments):
         scoring.scores(plan, subject, experiment)
         if experiment in ONE_ORIENTATION:

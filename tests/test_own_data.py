@@ -27,6 +27,7 @@ from helpers.pipeline import (
     execution,
     folders,
     graph,
+    harmonization,
     log,
     models,
     participants,
@@ -208,7 +209,7 @@ def test_every_notebook_of_a_study_of_ones_own_knows_its_parameters(tmp_path):
 def test_targets_given_as_numbers_need_no_image():
     plan = Study(targets=dict.fromkeys(CONTRASTS, {"theta": [1, 2], "eta": [3, 4], "norm": 5}))
     assert "00_cohort_target" not in [task.name for task in graph.tasks(plan)]
-    assert steps.target_images(plan) == {}
+    assert participants.target_images(plan) == {}
 
 
 # ---------------------------------------------------------------- the study
@@ -406,11 +407,11 @@ def test_a_data_set_without_flair_is_harmonized_without_it_to_all_three_contrast
             },
         ),
     ):
-        paths = steps.harmonized(plan, OwnSubject("p1"), experiment, resolution)
+        paths = harmonization.harmonized(plan, OwnSubject("p1"), experiment, resolution)
         seed = volumes.read_sidecar(paths["T1w"])["Harmonization"]["seed"]
         by_hand = (
             models.harmonizer(plan)
-            .harmonize(sources, steps.targets(plan), seed=seed, slice_step=plan.slice_step)
+            .harmonize(sources, harmonization.targets(plan), seed=seed, slice_step=plan.slice_step)
             .images
         )
         for contrast in CONTRASTS:

@@ -9,7 +9,17 @@ import pytest
 from helpers import grid, layout, volumes
 from helpers.analysis import claims
 from helpers.harmonizers import protocol
-from helpers.pipeline import finished, folders, graph, models, participants, scoring, status, steps
+from helpers.pipeline import (
+    finished,
+    folders,
+    graph,
+    harmonization,
+    models,
+    participants,
+    scoring,
+    status,
+    steps,
+)
 from helpers.study import CONTRASTS, EXPERIMENTS, GROUND_TRUTH, ORIENTATIONS, Resolution
 from helpers.study.file import Study
 from helpers.study.subjects import OwnSubject, SimulatedSubject
@@ -90,7 +100,7 @@ def test_what_haca3_alone_has_is_left_out_in_words_and_not_as_missing_numbers(st
     assert not (folders.root(plan) / "tables" / "attention.csv").exists()
     verdicts, _ = claims.verdicts(scores, scoring.all_attention(plan))
     assert verdicts.set_index("claim").reason["C17"] == "there is no attention"
-    sidecar = volumes.read_sidecar(steps.harmonized(plan, FIRST, "3", COARSE)["T1w"])
+    sidecar = volumes.read_sidecar(harmonization.harmonized(plan, FIRST, "3", COARSE)["T1w"])
     assert "Attention" not in sidecar
     assert sidecar["Harmonization"] == {"harmonizer": {"name": "none"}, "slice_step": 37}
 
@@ -98,16 +108,16 @@ def test_what_haca3_alone_has_is_left_out_in_words_and_not_as_missing_numbers(st
 def test_a_sidecar_names_the_remedies_of_its_sources(study, images, monkeypatch):
     # In place of super-resolved stacks: none is taught here.
     monkeypatch.setattr(
-        steps, "_source_file", lambda plan, subject, contrast, *how: images["subject"][contrast]
+        steps, "source_file", lambda plan, subject, source: images["subject"][source.contrast]
     )
     monkeypatch.setattr(
         steps,
         "source_volume",
-        lambda plan, subject, contrast, *how: volumes.read(images["subject"][contrast])[0],
+        lambda plan, subject, source: volumes.read(images["subject"][source.contrast])[0],
     )
     plan = study("none", remedies=["super-resolution"])
     for arm, remedies in (("harmonized", None), ("harmonized, super-resolved", ["super-resolution"])):
-        sidecar = volumes.read_sidecar(steps.harmonized(plan, FIRST, "1a", COARSE, arm=arm)["T1w"])
+        sidecar = volumes.read_sidecar(harmonization.harmonized(plan, FIRST, "1a", COARSE, arm=arm)["T1w"])
         assert sidecar.get("Remedies") == remedies
 
 
@@ -138,7 +148,7 @@ def test_sources_and_targets_are_brains_that_cannot_be_changed(study, own, image
             "return targets",
         )
     )
-    made = steps.harmonized(plan, FIRST, "1a", COARSE)
+    made = harmonization.harmonized(plan, FIRST, "1a", COARSE)
     target, _ = steps.visited(plan, *volumes.read(images["target"]["FLAIR"]))
     assert np.array_equal(volumes.read(made["FLAIR"])[0], target)
 
@@ -151,7 +161,7 @@ def test_a_source_is_encoded_once_for_all_experiments(study, own, tmp_path):
     )
     plan = study(own("return sources", before=encode))
     for experiment in ("1a", "3", "5"):
-        steps.harmonized(plan, FIRST, experiment, COARSE)
+        harmonization.harmonized(plan, FIRST, experiment, COARSE)
     assert len((tmp_path / "calls").read_text()) == 5  # Three stacks, and T1w and FLAIR in 3D.
 
 
@@ -172,21 +182,21 @@ def test_a_source_is_encoded_once_for_all_experiments(study, own, tmp_path):
 def test_a_bad_image_is_refused_by_name_and_nothing_is_written(study, own, line, message):
     plan = study(own(line))
     with pytest.raises(ValueError, match=message):
-        steps.harmonized(plan, FIRST, "1a", COARSE)
+        harmonization.harmonized(plan, FIRST, "1a", COARSE)
     assert not list(folders.root(plan).rglob("*desc-harmonized*"))
 
 
 def test_results_are_made_again_when_the_harmonizer_changes_and_only_then(study, own):
     plan = study(own("return sources"))
-    path = steps.harmonized(plan, FIRST, "1a", COARSE)["T1w"]
+    path = harmonization.harmonized(plan, FIRST, "1a", COARSE)["T1w"]
     first = volumes.read_sidecar(path)["Key"]
     path.touch()
     changed = path.stat().st_mtime_ns
     own("return sources")
-    steps.harmonized(plan, FIRST, "1a", COARSE)
+    harmonization.harmonized(plan, FIRST, "1a", COARSE)
     assert path.stat().st_mtime_ns == changed
     own("return {c: 2 * s for c, s in sources.items()}")
-    steps.harmonized(plan, FIRST, "1a", COARSE)
+    harmonization.harmonized(plan, FIRST, "1a", COARSE)
     assert volumes.read_sidecar(path)["Key"] != first
 
 

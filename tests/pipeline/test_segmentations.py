@@ -8,7 +8,7 @@ import pytest
 
 from helpers import grid, volumes
 from helpers.analysis import downstream
-from helpers.pipeline import cache, models, scoring, segmentations, steps
+from helpers.pipeline import cache, harmonization, models, scoring, segmentations, steps
 from helpers.study import CONTRASTS, GROUND_TRUTH, Resolution
 from helpers.study.file import Study
 from helpers.study.subjects import SimulatedSubject
@@ -64,8 +64,8 @@ def test_with_an_identity_a_preview_measures_what_thick_slices_do(tmp_path, monk
 
     monkeypatch.setattr(models, "harmonizer", lambda plan: Same())
     monkeypatch.setattr(models, "checkpoint_hash", lambda path: "identity")
-    monkeypatch.setattr(steps, "targets", lambda plan: dict.fromkeys(CONTRASTS))
-    monkeypatch.setattr(steps, "_encoding", lambda plan, *source: steps.source_volume(plan, *source))
+    monkeypatch.setattr(harmonization, "targets", lambda plan: dict.fromkeys(CONTRASTS))
+    monkeypatch.setattr(harmonization, "_encoding", lambda plan, *source: steps.source_volume(plan, *source))
     plan = Study(
         subjects=[1],
         experiments=["1a", "3"],

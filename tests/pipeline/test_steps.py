@@ -17,7 +17,7 @@ from helpers.acquisition import degradation
 from helpers.analysis import claims
 from helpers.cohort import origins
 from helpers.haca3 import Acquisition
-from helpers.pipeline import cache, finished, folders, models, participants, scoring, steps
+from helpers.pipeline import cache, finished, folders, harmonization, models, participants, scoring, steps
 from helpers.study import ARMS, CONTRASTS, GROUND_TRUTH, ORIENTATIONS, REMEDIES, Resolution
 from helpers.study.file import Study
 from helpers.study.subjects import SimulatedSubject
@@ -85,8 +85,8 @@ def plan(results_dir, tmp_path_factory):
 def identity(monkeypatch):
     monkeypatch.setattr(models, "harmonizer", lambda plan: Identity())
     monkeypatch.setattr(models, "checkpoint_hash", lambda path: "identity")
-    monkeypatch.setattr(steps, "targets", lambda plan: dict.fromkeys(CONTRASTS))
-    monkeypatch.setattr(steps, "_encoding", lambda plan, *source: steps.source_volume(plan, *source))
+    monkeypatch.setattr(harmonization, "targets", lambda plan: dict.fromkeys(CONTRASTS))
+    monkeypatch.setattr(harmonization, "_encoding", lambda plan, *source: steps.source_volume(plan, *source))
 
 
 @pytest.fixture
@@ -216,17 +216,17 @@ def test_only_where_sources_differ_the_harmonizer_learns_how_they_were_acquired(
     monkeypatch.setattr(models, "harmonizer", lambda plan: Curious())
     remedied = dataclasses.replace(plan, remedies=["fusion"])
     aware = "harmonized, resolution-aware"
-    plain = steps.harmonized(plan, FIRST, "3", COARSE)
+    plain = harmonization.harmonized(plan, FIRST, "3", COARSE)
     given.clear()
-    mixed = steps.harmonized(remedied, FIRST, "3", COARSE, arm=aware)
+    mixed = harmonization.harmonized(remedied, FIRST, "3", COARSE, arm=aware)
     stacks = dict.fromkeys(("T2w", "FLAIR"), Acquisition("axial", COARSE))
     assert given == [{"T1w": None, **stacks}]
     assert volumes.read_sidecar(mixed["T1w"])["Remedies"] == ["fusion"]
     assert not set(plain.values()) & set(mixed.values())
     # Where all sources are alike nothing is new, and what is there is taken.
-    alike = steps.harmonized(plan, FIRST, "1a", COARSE)
+    alike = harmonization.harmonized(plan, FIRST, "1a", COARSE)
     given.clear()
-    assert steps.harmonized(remedied, FIRST, "1a", COARSE, arm=aware) == alike
+    assert harmonization.harmonized(remedied, FIRST, "1a", COARSE, arm=aware) == alike
     assert given == []
 
 
@@ -235,13 +235,13 @@ def test_the_arm_of_another_training_has_its_network_in_all_experiments(plan, id
     monkeypatch.setattr(models, "harmonizer", lambda plan: asked.append(plan.weights) or Identity())
     monkeypatch.setattr(models, "checkpoint_hash", lambda path: path.name)
     trained = dataclasses.replace(plan, remedies=["training"], resolution_weights="other.pt")
-    plain = steps.harmonized(trained, FIRST, "1a", COARSE)
+    plain = harmonization.harmonized(trained, FIRST, "1a", COARSE)
     assert set(asked) == {trained.weights}
     asked.clear()
-    images = steps.harmonized(trained, FIRST, "1a", COARSE, arm="harmonized, resolution-trained")
+    images = harmonization.harmonized(trained, FIRST, "1a", COARSE, arm="harmonized, resolution-trained")
     assert set(asked) == {"other.pt"} and not set(plain.values()) & set(images.values())
     assert volumes.read_sidecar(images["T1w"])["Harmonization"]["weights_file"] == "other.pt"
-    assert steps.harmonized(trained, FIRST, "1a", COARSE) == plain
+    assert harmonization.harmonized(trained, FIRST, "1a", COARSE) == plain
 
 
 def test_remedies_are_arms_of_the_same_table_and_leave_the_others_as_they_are(plan, identity, quickly_taught):
@@ -314,7 +314,7 @@ def test_a_dropped_contrast_of_a_simulated_subject_is_harmonized_and_not_given(p
     before = {experiment: scoring.scores(complete, FIRST, experiment) for experiment in ("1b", "5")}
     keys = {
         contrast: volumes.read_sidecar(path)["Key"]
-        for contrast, path in steps.harmonized(complete, FIRST, "1b", COARSE).items()
+        for contrast, path in harmonization.harmonized(complete, FIRST, "1b", COARSE).items()
     }
     some = Study(**{**complete.literals(), "dropped": ["T2w"]})
     for experiment in ("1b", "5"):
@@ -340,10 +340,10 @@ def test_a_dropped_contrast_of_a_simulated_subject_is_harmonized_and_not_given(p
     # What was made with all three is not taken for what was made without one, nor the other way round.
     now = {
         contrast: volumes.read_sidecar(path)["Key"]
-        for contrast, path in steps.harmonized(some, FIRST, "1b", COARSE).items()
+        for contrast, path in harmonization.harmonized(some, FIRST, "1b", COARSE).items()
     }
     assert all(now[contrast] != keys[contrast] for contrast in CONTRASTS)
-    again = steps.harmonized(complete, FIRST, "1b", COARSE)
+    again = harmonization.harmonized(complete, FIRST, "1b", COARSE)
     assert {contrast: volumes.read_sidecar(path)["Key"] for contrast, path in again.items()} == keys
 
 
@@ -359,8 +359,8 @@ def test_weights_of_attention_are_means_over_slices_by_the_area_of_the_brain(pla
 
     monkeypatch.setattr(models, "harmonizer", lambda plan: Uneven())
     monkeypatch.setattr(models, "checkpoint_hash", lambda path: "uneven")
-    monkeypatch.setattr(steps, "targets", lambda plan: dict.fromkeys(CONTRASTS))
-    monkeypatch.setattr(steps, "_encoding", lambda plan, *source: steps.source_volume(plan, *source))
+    monkeypatch.setattr(harmonization, "targets", lambda plan: dict.fromkeys(CONTRASTS))
+    monkeypatch.setattr(harmonization, "_encoding", lambda plan, *source: steps.source_volume(plan, *source))
     image = steps.registered_volume(plan, FIRST, "T2w", "axial", COARSE)
     below, above = (np.count_nonzero(image[:, :, part]) for part in (slice(40, 96), slice(96, 150)))
     found = scoring.attention(plan, FIRST, "1a")
@@ -516,12 +516,12 @@ def test_what_is_half_done_is_done_again_with_the_same_bytes(plan, damage):
 
 def test_of_several_images_only_the_one_that_is_missing_is_made(plan, identity):
     for paths, name in (
-        (steps.harmonized(plan, FIRST, "1a", COARSE), "T2w"),
+        (harmonization.harmonized(plan, FIRST, "1a", COARSE), "T2w"),
         (participants.cohort(plan, FIRST), "FLAIR"),
     ):
         before, times = digest(paths[name]), {path: path.stat().st_mtime_ns for path in paths.values()}
         volumes.sidecar_path(paths[name]).unlink()
-        steps.harmonized(plan, FIRST, "1a", COARSE)
+        harmonization.harmonized(plan, FIRST, "1a", COARSE)
         assert digest(paths[name]) == before
         assert [path for path in paths.values() if path.stat().st_mtime_ns != times[path]] == [paths[name]]
 
@@ -582,14 +582,14 @@ def test_experiments_that_share_a_source_encode_it_once(plan, monkeypatch):
 
     monkeypatch.setattr(models, "harmonizer", lambda plan: Counting())
     monkeypatch.setattr(models, "checkpoint_hash", lambda path: "counting")
-    monkeypatch.setattr(steps, "targets", lambda plan: dict.fromkeys(CONTRASTS))
-    steps._encoded_slices.cache_clear()
+    monkeypatch.setattr(harmonization, "targets", lambda plan: dict.fromkeys(CONTRASTS))
+    harmonization._encoded_slices.cache_clear()
     rows = ("1a", "2", "3", "5")
     for row in rows:
-        steps.harmonized(plan, FIRST, row, COARSE)
+        harmonization.harmonized(plan, FIRST, row, COARSE)
     # Three axial stacks, two of other orientations in experiment 2, two 3D images.
     assert len(encoded) == len(set(encoded)) == 3 + 2 + 2
-    steps._encoded_slices.cache_clear()
+    harmonization._encoded_slices.cache_clear()
 
 
 def test_experiments_that_are_harmonized_together_get_the_same_source_and_the_files_that_each_gets_alone(
@@ -603,13 +603,13 @@ def test_experiments_that_are_harmonized_together_get_the_same_source_and_the_fi
             return super().harmonize_all(cases, targets, geometries, **settings)
 
     monkeypatch.setattr(models, "harmonizer", lambda plan: Watching())
-    alone = {row: steps.harmonized(plan, FIRST, row, COARSE) for row in rows}
+    alone = {row: harmonization.harmonized(plan, FIRST, row, COARSE) for row in rows}
     before = {path: digest(path) for paths in alone.values() for path in paths.values()}
     alone["2"]["T2w"].unlink()
     for path in alone["5"].values():
         path.unlink()
     taken.clear()
-    steps.harmonized_together(plan, FIRST, rows, COARSE)
+    harmonization.harmonized_together(plan, FIRST, rows, COARSE)
     assert {path: digest(path) for path in before} == before
     second, fifth = taken[0].values()  # what was missing
     assert len(taken) == 1

@@ -64,6 +64,14 @@ def target_subject(plan: Study) -> Subject:
     return TargetImages() if plan.targets else origins.TARGET_SUBJECT
 
 
+def target_images(plan: Study) -> dict[str, Path]:
+    """Contrast -> path of the image that says how harmonized images look; a contrast given by theta and eta
+    has none."""
+    given = [contrast for contrast, target in plan.targets if isinstance(target, str)]
+    contrasts = given if plan.targets else CONTRASTS
+    return {contrast: cohort(plan, target_subject(plan))[contrast] for contrast in contrasts}
+
+
 def anatomies(plan: Study) -> dict[int, str]:
     """Number of a simulated subject -> the embedded brain that it was made from, as its sidecar names it."""
     simulated = [subject for subject in plan.subjects if subject.simulated]

@@ -9,7 +9,7 @@ import pandas as pd
 
 from helpers import grid, volumes
 from helpers.grid import AXIS
-from helpers.pipeline import cache, folders, participants, segmentations, steps
+from helpers.pipeline import cache, folders, harmonization, participants, segmentations, steps
 from helpers.study import (
     CONTRASTS,
     GROUND_TRUTH,
@@ -49,14 +49,14 @@ def _scores(plan: Study, subject: Subject, experiment: str, resolution: Resoluti
     path = folders.root(plan) / "tables" / f"{subject.name}_exp-{experiment}{slug}_scores.csv"
     mask, truth = (
         participants.cohort(plan, subject)["mask"],
-        steps.harmonized(plan, subject, GROUND_TRUTH, None),
+        harmonization.harmonized(plan, subject, GROUND_TRUTH, None),
     )
-    scored = steps.harmonized(plan, subject, experiment, resolution, repeat=resolution is None)
+    scored = harmonization.harmonized(plan, subject, experiment, resolution, repeat=resolution is None)
     row = (plan, subject, experiment, resolution)
     outputs = {"harmonized" if resolution else "ceiling": scored}
     inputs = {"input": steps.source_images(*row)}
     if resolution:
-        outputs |= {arm: steps.harmonized(*row, arm=arm) for arm in plan.arms[1:]}
+        outputs |= {arm: harmonization.harmonized(*row, arm=arm) for arm in plan.arms[1:]}
     if resolution and "super-resolution" in plan.remedies:
         inputs["super-resolved input"] = steps.source_images(*row, resolved=True)
     images = [image for part in (*outputs.values(), *inputs.values()) for image in part.values()]
@@ -143,10 +143,10 @@ def _frequencies(plan: Study, subject: Subject, experiment: str, resolution: Res
     )
     mask, truth = (
         participants.cohort(plan, subject)["mask"],
-        steps.harmonized(plan, subject, GROUND_TRUTH, None),
+        harmonization.harmonized(plan, subject, GROUND_TRUTH, None),
     )
     harmonized, inputs = (
-        steps.harmonized(plan, subject, experiment, resolution),
+        harmonization.harmonized(plan, subject, experiment, resolution),
         steps.source_images(plan, subject, experiment, resolution),
     )
     key = cache.key("scores", [mask, *truth.values(), *harmonized.values(), *inputs.values()], _how(plan))
@@ -226,7 +226,7 @@ def attention(plan: Study, subject: Subject, experiment: str) -> pd.DataFrame:
         return pd.DataFrame()
     rows = []
     for resolution in [None] if experiment == GROUND_TRUTH else plan.resolutions:
-        for target, path in steps.harmonized(plan, subject, experiment, resolution).items():
+        for target, path in harmonization.harmonized(plan, subject, experiment, resolution).items():
             for plane, weights in volumes.read_sidecar(path)["Attention"].items():
                 for source in plan.given:
                     about = _about(subject, experiment, resolution, source)
@@ -433,17 +433,19 @@ def figure_2_panels(
         another harmonizer than HACA3 that of the harmonized 3D image.
     """
     haca3 = plan.harmonizer == "haca3"
-    truth = () if haca3 else volumes.read(steps.harmonized(plan, subject, GROUND_TRUTH, None)["T1w"])[0]
+    truth = (
+        () if haca3 else volumes.read(harmonization.harmonized(plan, subject, GROUND_TRUTH, None)["T1w"])[0]
+    )
     scale = {
         "original": np.percentile(cache.read_volume(participants.cohort(plan, subject)["T1w"])[0], 95),
-        "harmonized": steps.targets(plan)["T1w"].norm if haca3 else np.percentile(truth, 95),
+        "harmonized": harmonization.targets(plan)["T1w"].norm if haca3 else np.percentile(truth, 95),
     }
     panels = {"original": {}, "harmonized": {}}
     for label, (experiment, resolution) in examples.items():
         source = volumes.read(steps.source_images(plan, subject, experiment, resolution)["T1w"])
         panels["original"][label] = steps.visited(plan, *source)[0]
         panels["harmonized"][label] = volumes.read(
-            steps.harmonized(plan, subject, experiment, resolution)["T1w"]
+            harmonization.harmonized(plan, subject, experiment, resolution)["T1w"]
         )[0]
     middle = panels["original"]["HR"].shape[steps.slice_axis(plan)] // 2
     return {

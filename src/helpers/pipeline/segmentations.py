@@ -9,7 +9,7 @@ import numpy as np
 from helpers import grid, layout, volumes
 from helpers.analysis import downstream
 from helpers.cohort import phantom
-from helpers.pipeline import cache, folders, participants, steps
+from helpers.pipeline import cache, folders, harmonization, participants, steps
 from helpers.study import CONTRASTS, GROUND_TRUTH, Resolution
 from helpers.study.file import Study
 from helpers.study.subjects import SimulatedSubject, Subject
@@ -35,9 +35,12 @@ def arms(
     """
     row = (plan, subject, experiment, resolution)
     if experiment == GROUND_TRUTH:
-        outputs = {"harmonized": steps.harmonized(*row), "ceiling": steps.harmonized(*row, repeat=True)}
+        outputs = {
+            "harmonized": harmonization.harmonized(*row),
+            "ceiling": harmonization.harmonized(*row, repeat=True),
+        }
     else:
-        outputs = {arm: steps.harmonized(*row, arm=arm) for arm in plan.arms}
+        outputs = {arm: harmonization.harmonized(*row, arm=arm) for arm in plan.arms}
         if "super-resolution" in plan.remedies:
             outputs["super-resolved input"] = steps.source_images(*row, resolved=True)
     outputs["input"] = steps.source_images(*row)
@@ -181,7 +184,7 @@ def lesion_panels(plan: Study, subject: Subject, experiment: str) -> list[dict]:
     rows = [(GROUND_TRUTH, None), *((experiment, resolution) for resolution in ends)]
     flairs, labels = [], []
     for row in rows:
-        images = steps.harmonized(plan, subject, *row)
+        images = harmonization.harmonized(plan, subject, *row)
         flairs.append(cache.read_volume(images["FLAIR"])[0])
         path = segmented(plan, subject, *row, "harmonized", images)
         labels.append(cache.read_volume(path)[0] == downstream.LESION)
