@@ -36,6 +36,8 @@ ROOMS = (
     "haca3.networks",
     "haca3.checkpoint",
     "haca3.slicing",
+    "haca3.inputs",
+    "haca3.slice_networks",
     "haca3.harmonizer",
     "haca3.fast.fusion",
     "haca3.fast.layers",

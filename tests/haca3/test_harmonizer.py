@@ -16,8 +16,10 @@ from scipy import ndimage
 
 from helpers import grid, haca3, study
 from helpers.analysis import metrics
-from helpers.haca3 import checkpoint, harmonizer, networks, slicing
+from helpers.haca3 import checkpoint, networks, slice_networks, slicing
 from helpers.haca3.fast import fusion, threads, winograd
+from helpers.haca3.planes import harmonize_planes
+from helpers.haca3.slice_networks import SliceNetworks
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SHAPES = json.loads((GOLDEN / "haca3_shapes.json").read_text())
@@ -452,7 +454,9 @@ def test_without_a_compiler_the_networks_run_as_they_are_and_one_line_says_so_on
     for _ in range(2):
         model = haca3.load(small_file, device="cpu")
         assert not model.compiled
-        assert not any(isinstance(module, winograd.Convolution) for module in model._run["decoder"].modules())
+        assert not any(
+            isinstance(module, winograd.Convolution) for module in model.slices.quick["decoder"].modules()
+        )
     output = capsys.readouterr()
     assert (
         output.out.count("\n") == 1
@@ -531,7 +535,7 @@ def test_codes_targets_and_images_have_the_same_bytes_on_any_number_of_threads(
     monkeypatch.setattr(
         slicing, "preprocess", lambda volume: (sources["T1w"].volume, 1.0)
     )  # takes longer than the networks
-    monkeypatch.setattr(harmonizer, "TARGET_SLICES", range(100, 104))
+    monkeypatch.setattr(slicing, "TARGET_SLICES", range(100, 104))
     model = haca3.load(small_file, device="cpu", **way)
     plane = sources["T1w"].volume[16:208, :, 110]
 
@@ -539,7 +543,7 @@ def test_codes_targets_and_images_have_the_same_bytes_on_any_number_of_threads(
         target = model.target(heads["T2w"])
         codes = model.encode(heads["T1w"], ["axial"], 60).arrays()
         whole = model.harmonize(sources, {"T2w": target}, slice_step=60, details=True)
-        one = model.harmonize_slice({"T1w": plane}, {"T2w": target}, "axial", 110)
+        one = harmonize_planes(model, {"T1w": {"axial": plane}}, {"T2w": target}, {"axial": 110})
         return [
             target.theta,
             target.eta,
@@ -547,7 +551,7 @@ def test_codes_targets_and_images_have_the_same_bytes_on_any_number_of_threads(
             codes["key"],
             whole.images["T2w"],
             whole.attention["T2w"]["axial"],
-            one["T2w"],
+            one["T2w"]["axial"],
         ]
 
     assert len(set(on_threads(everything))) == 1
@@ -595,8 +599,8 @@ def test_bfloat16_is_coarser_but_says_the_same(small, small_file, sources):
     coarse = haca3.load(small_file, device="cpu", precision="bfloat16")
     with torch.inference_mode():
         ((exact, key),), ((rounded, same_key),) = (
-            small._encode([image], small.networks),
-            coarse._encode([image], coarse.networks),
+            small.slices.encode([image], small.networks),
+            coarse.slices.encode([image], coarse.networks),
         )
     assert rounded.dtype == torch.float32 and torch.equal(key, same_key)  # theta and eta stay exact
     assert 0 < (exact - rounded).std() < 0.25 * exact.std()  # random weights amplify rounding
@@ -627,7 +631,7 @@ def test_the_attention_map_of_haca3plus_is_its_definition():
     rng = np.random.default_rng(4)
     attention = rng.random((3, 9, 11)) * (rng.random((3, 9, 11)) > 0.5)
     attention[:, 2:4] = 0  # no source shows these pixels
-    result = harmonizer.attention_map(torch.from_numpy(attention)[None])[0]
+    result = slice_networks.attention_map(torch.from_numpy(attention)[None])[0]
     np.testing.assert_allclose(result, plus_map_by_hand(attention), atol=1e-12)
 
 
@@ -688,7 +692,7 @@ def test_what_is_harmonized_together_has_the_bytes_of_what_is_harmonized_alone_a
     small, sources, target, monkeypatch
 ):
     encoded = []
-    encode = type(small)._encode
+    encode = SliceNetworks.encode
 
     def counting(self, images, nets):
         encoded.extend(hashlib.sha256(image.tobytes()).hexdigest() for image in images)
@@ -701,7 +705,7 @@ def test_what_is_harmonized_together_has_the_bytes_of_what_is_harmonized_alone_a
     }
     how = {"mask": "union", "slice_step": 36, "details": True}
     alone = {case: small.harmonize(some, target, **how) for case, some in cases.items()}
-    monkeypatch.setattr(type(small), "_encode", counting)
+    monkeypatch.setattr(SliceNetworks, "encode", counting)
     together = dict(small.harmonize_all(cases, target, **how))
     assert list(together) == list(cases)
     for case, result in together.items():
@@ -843,7 +847,7 @@ def test_the_fusion_net_sees_axial_coronal_sagittal_in_z_y_x():
     unfused = {
         o: np.kron(rng.random((24, 28, 24), np.float32), voxels) for o in ("sagittal", "axial", "coronal")
     }
-    fused = haca3.Harmonizer({"fusion_net": Mix()})._fuse(unfused, norm=2.0)
+    fused = haca3.Harmonizer({"fusion_net": Mix()}).slices.fuse(unfused, norm=2.0)
     part = {o: slicing.normalise(volume)[0] for o, volume in unfused.items()}
     one = part["axial"] + 10 * part["coronal"] + 100 * part["sagittal"]
     expected = 2 * (one + 0.5 * np.pad(one, ((0, 0), (0, 0), (1, 0)))[:, :, :-1])
@@ -1047,7 +1051,9 @@ def test_the_fine_structure_of_the_fused_logits_is_that_of_the_3d_source(
     """The decoder is given the fused logits themselves: along the slice normal those of the stacks fade."""
     model = haca3.load(small_file, device="cpu", variant=variant, compiled=False)
     kept = {}
-    monkeypatch.setattr(harmonizer, "most_probable", lambda fused: kept.setdefault("fused", fused).argmax(1))
+    monkeypatch.setattr(
+        slice_networks, "most_probable", lambda fused: kept.setdefault("fused", fused).argmax(1)
+    )
     alone = {}
     for name in ("T1w", "T2w"):
         kept.clear()

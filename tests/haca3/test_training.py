@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers import haca3
-from helpers.haca3 import checkpoint, examples, harmonizer, losses, training
+from helpers.haca3 import checkpoint, examples, losses, slicing, training
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_the_slices_that_describe_a_target_are_those_that_the_harmonizer_looks_a
     foreground[60:160, 40:180, 50:150] = True
     chosen = examples.choose(foreground, 30, 5, np.random.default_rng(0))
     assert len(set(chosen[:5])) == 5 and len(chosen) == 30
-    assert all(o == "coronal" and k in harmonizer.TARGET_SLICES for o, k in chosen[:5])
+    assert all(o == "coronal" and k in slicing.TARGET_SLICES for o, k in chosen[:5])
     assert {o for o, _ in chosen[5:]} == {"axial", "coronal", "sagittal"}
     assert all(image.any() for image in examples.cut(foreground, chosen))
 

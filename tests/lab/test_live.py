@@ -7,6 +7,7 @@ from helpers import grid, registration, super_resolution
 from helpers.acquisition import degradation, rf_pulse, slice_profile
 from helpers.analysis import metrics
 from helpers.haca3 import harmonizer, networks, slicing
+from helpers.haca3.planes import harmonize_planes
 from helpers.lab import live
 from helpers.study import CONTRASTS, ORIENTATIONS, RESOLUTIONS, Resolution
 from helpers.super_resolution.network import Network
@@ -123,17 +124,18 @@ def test_a_slice_is_harmonized_as_it_is_in_a_volume(model, head):
         c: np.where(slicing.foreground(n), n, 0).take(94, 1)
         for c, n in ((c, slicing.normalise(i)[0]) for c, i in images.items())
     }
-    one = model.harmonize_slice(sources, targets, "coronal", 94, seed=5)
+    planes = {contrast: {"coronal": plane} for contrast, plane in sources.items()}
+    one = harmonize_planes(model, planes, targets, {"coronal": 94}, seed=5)
     for contrast in targets:
-        assert np.isfinite(whole[contrast][:, 94]).all() and one[contrast].any()
-        np.testing.assert_allclose(one[contrast], whole[contrast][:, 94], rtol=1e-5, atol=1e-3)
+        assert np.isfinite(whole[contrast][:, 94]).all() and one[contrast]["coronal"].any()
+        np.testing.assert_allclose(one[contrast]["coronal"], whole[contrast][:, 94], rtol=1e-5, atol=1e-3)
 
 
 def test_a_slice_of_another_grid_is_refused(model):
     with pytest.raises(
         ValueError, match=r"source T1w has shape \(3, 3\): accepted is a slice of 192 x 224 pixels"
     ):
-        model.harmonize_slice({"T1w": np.zeros((3, 3))}, {}, "axial", 96)
+        harmonize_planes(model, {"T1w": {"axial": np.zeros((3, 3))}}, {}, {"axial": 96})
 
 
 def test_the_3d_images_harmonized_live_are_their_own_reference(model, head):

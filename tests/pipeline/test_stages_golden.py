@@ -18,7 +18,7 @@ from helpers import grid, layout, registration, study, super_resolution
 from helpers.acquisition import degradation
 from helpers.analysis import claims, downstream, metrics
 from helpers.cohort import examination, phantom, preparation, scanners
-from helpers.haca3 import checkpoint, harmonizer
+from helpers.haca3 import checkpoint, slice_networks
 from helpers.haca3.fast.fusion import BoxedFusion
 from helpers.harmonizers import simple
 from helpers.pipeline import cache, models, steps
@@ -154,7 +154,7 @@ def harmonized():
         images, {"T1w": target}, orientations=("axial",), slice_step=89, seed=3, anatomy="independent"
     )
     planes = {plane: brain("T1w") + 10 * n for n, plane in enumerate(study.ORIENTATIONS)}
-    thin = harmonizer.fusion_input(planes)[:, 90:102, 100:130, 90:130]
+    thin = slice_networks.fusion_input(planes)[:, 90:102, 100:130, 90:130]
     with torch.inference_mode():
         fused = BoxedFusion(checkpoint.load_fusion(layout.MODELS / "fusion-small.pt"))(
             torch.from_numpy(thin)[None]

@@ -22,8 +22,7 @@ from torch.nn import functional as F
 
 from helpers.grid import AXIS
 from helpers.haca3 import networks
-from helpers.haca3.harmonizer import TARGET_SLICES
-from helpers.haca3.slicing import slice_of
+from helpers.haca3.slicing import TARGET_SLICES, slice_of
 from helpers.study import ORIENTATIONS, Resolution
 
 LABELS = networks.BETA_DIM

@@ -10,6 +10,7 @@ from helpers.grid import AXIS, SHAPE
 from helpers.haca3.networks import SLICE
 
 PAD = tuple(SLICE // 2 - n // 2 for n in SHAPE)  # voxels before the volume on each axis: 16, 0, 16
+TARGET_SLICES = range(100, 120)  #: coronal slices that describe a target
 CROP = tuple(slice(start, start + n) for start, n in zip(PAD, SHAPE))
 
 

@@ -218,13 +218,15 @@ def harmonized(
     dict of str to dict of str to ndarray, 2D
         Target contrast -> plane -> slice, in the units of the target.
     """
+    from helpers.haca3.planes import harmonize_planes
+
     given = {}
     for contrast, planes in sources.items():
         scaled = {plane: np.clip(planes[plane] / (looked_at.scale[contrast] + 1e-5), 0, 5) for plane in AXIS}
         inside = {plane: plane_of(looked_at.foreground[contrast], plane, position) for plane in AXIS}
         given[contrast] = {plane: np.where(inside[plane], scaled[plane], 0) for plane in AXIS}
     indices = {plane: position[axis] for plane, axis in AXIS.items()}
-    return model.harmonize_planes(given, targets, indices, geometry=geometry)
+    return harmonize_planes(model, given, targets, indices, geometry=geometry)
 
 
 def compare(
