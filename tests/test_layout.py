@@ -88,6 +88,8 @@ def test_the_same_name_with_and_without_compression_is_no_question_that_select_c
         ("sub-01_T1w.NII.GZ", "is no .nii or .nii.gz file"),
         ("sub-02_T1w.nii.gz", "is not called sub-01_..., as its folder is"),
         ("sub-01_T1W.nii.gz", "is not called T1w"),
+        ("sub-01_T1.nii.gz", "is not called T1w"),
+        ("sub-01_T1w (1).nii.gz", "is not called T1w"),
         ("sub-01_acq-a_b_T1w.nii.gz", "has parts that are not <key>-<value> of letters, digits and +"),
         ("sub-01_acq-a b_T1w.nii.gz", "has parts that are not <key>-<value> of letters, digits and +"),
     ],
@@ -113,6 +115,23 @@ def test_a_link_to_nothing_is_the_cause_and_not_passed_over(tmp_path):
         "no T1w (sub-01_run-1_T1w.nii.gz is a link to nothing)" in found(tmp_path, {"T1w": "run-1"})[1]["01"]
     )
     assert found(tmp_path, {"T1w": "run-2"})[0] == {"01": "sub-01_run-2_T1w.nii.gz"}
+
+
+@pytest.mark.parametrize("place", ["sub-02", "sub-02/ses-1"])
+def test_a_folder_that_is_a_link_to_nothing_is_left_out_and_not_passed_over(tmp_path, place):
+    dataset(tmp_path, "anat/sub-01_T1w.nii.gz")
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).symlink_to("nowhere")
+    assert [why for why in found(tmp_path)[1].values()] == [
+        f"{tmp_path / place}: a link to nothing: accepted is a folder"
+    ]
+
+
+@pytest.mark.parametrize("name", ["Anat/sub-01_T1w.nii.gz", "sub-01_T1w.nii.gz", "anat"])
+def test_of_a_subject_without_the_folder_anat_it_is_said_what_there_is(tmp_path, name):
+    dataset(tmp_path, name)
+    there = f"no folder anat, but {name.split('/')[0]}: accepted are images in anat"
+    assert found(tmp_path)[1]["01"] == f"{tmp_path / 'sub-01'}: {there}"
 
 
 def test_a_plus_belongs_to_a_label(tmp_path):

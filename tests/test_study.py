@@ -279,6 +279,10 @@ def test_the_largest_step_of_a_preview_is_the_shortest_side_of_the_grid():
             "reconstruction names axial more than once",
         ),
         ({"remedies": ["fusion", "fusion"]}, "remedies names fusion more than once"),
+        (
+            {"subjects": ["all", "01"], "bids_dir": "x"},
+            "subjects is ['all', '01']: accepted is 'all' alone, or labels",
+        ),
         ({"taught_on": [2, 2]}, "taught_on names 2 more than once"),
         ({"planes": ["ten-sagittal", "ten-sagittal"]}, "planes names ten-sagittal more than once"),
         ({"ladder": ["/results/rigid", "/results/rigid/"]}, "ladder names /results/rigid more than once"),

@@ -186,20 +186,15 @@ _LABEL = re.compile("[A-Za-z0-9]+")
 
 
 def _folders(folder: Path, prefix: str) -> list[str]:
-    """What follows the prefix in the names of the folders in `folder`, sorted."""
-    with os.scandir(folder) as entries:
-        return sorted(
-            entry.name.removeprefix(prefix)
-            for entry in entries
-            if entry.name.startswith(prefix) and _is_folder(entry)
-        )
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # A link that leads to itself.
-        return False
+    """What follows the prefix in the names of the folders in `folder`, sorted. Links to nothing count: they
+    are refused where they are entered, not passed over."""
+    if folder.is_symlink() and not folder.is_dir():
+        raise ValueError(f"{folder}: a link to nothing: accepted is a folder")
+    return sorted(
+        path.name.removeprefix(prefix)
+        for path in folder.iterdir()
+        if path.name.startswith(prefix) and (path.is_dir() or (path.is_symlink() and not path.exists()))
+    )
 
 
 def _names(folder: Path) -> list[str]:
@@ -216,6 +211,10 @@ def _contrasts(
     folder: Path, label: str, select: Mapping[str, str], contrasts: tuple[str, ...]
 ) -> tuple[dict[str, Path], list[str]]:
     """The images of one subject or session, and a question for each contrast of which there are several."""
+    if not (folder / "anat").is_dir():
+        _folders(folder, "")  # Refuses a link to nothing.
+        there = ", ".join(_names(folder)[:4]) or "nothing"
+        raise ValueError(f"{folder}: no folder anat, but {there}: accepted are images in anat")
     names = _names(folder / "anat")
     images, missing, questions = {}, {}, []
     for contrast in contrasts:
@@ -237,7 +236,10 @@ def _contrasts(
             ]
         elif not there:
             reasons = [f'{name} is not meant by select = {{{contrast} = "{wish}"}}' for name in named]
-            others = [name for name in names if re.search(rf"_{contrast}\.(?!json$)", name, re.IGNORECASE)]
+            # T1, t1w, T2-FLAIR, a copy "T1w (1)": whatever comes near.
+            near = rf"_[^_]*{contrast.removesuffix('w')}[^_]*\.(?!json$)"
+            others = [name for name in names if re.search(near, name, re.IGNORECASE)]
+            others = [name for name in others if not _is_image(name, set(CONTRASTS) - {contrast})]
             reasons += [f"{name} {_fault(name, label, contrast)}" for name in others if name not in named]
         if reasons or not there:
             missing[contrast] = f"{contrast} ({', '.join(reasons)})" if reasons else contrast

@@ -499,10 +499,54 @@ def read_sidecar(path: str | Path) -> dict | None:
 
 def _sidecar(path: str | Path) -> dict | None:
     try:
-        sidecar = json.loads(sidecar_path(path).read_text())
+        return parse_sidecar(sidecar_path(path).read_bytes())
     except (OSError, ValueError):
         return None
-    return sidecar if isinstance(sidecar, dict) else None
+
+
+def read_given_sidecar(path: str | Path) -> dict:
+    """The sidecar of a volume that somebody else wrote; empty if there is none.
+
+    Raises
+    ------
+    ValueError
+        If there is one that cannot be read: what it says must not be replaced by a guess.
+    """
+    sidecar = sidecar_path(path)
+    if not os.path.lexists(sidecar):
+        return {}
+    record_use(sidecar)
+    try:
+        return parse_sidecar(sidecar.read_bytes())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{sidecar}: {reason}: accepted is a JSON object, or no such file") from None
+
+
+def parse_sidecar(content: bytes) -> dict:
+    """What a sidecar says, in UTF-8 with or without a byte order mark.
+
+    Raises
+    ------
+    ValueError
+        If it is no JSON object, or gives a key two values.
+    """
+    try:
+        sidecar = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_without_contradiction)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not a JSON object ({str(error).splitlines()[0]})") from None
+    if not isinstance(sidecar, dict):
+        raise ValueError(f"not a JSON object (it holds {json.dumps(sidecar)[:40]})")
+    return sidecar
+
+
+def _without_contradiction(pairs: list[tuple]) -> dict:
+    entries = {}
+    for key, value in pairs:
+        if key in entries and entries[key] != value:
+            raise ValueError(f"{key} is there twice with different values")
+        entries[key] = value
+    return entries
 
 
 def write(path: str | Path, volume: np.ndarray, affine: np.ndarray, sidecar: dict | None = None) -> dict:

@@ -93,6 +93,15 @@ def test_names_that_cannot_be_are_refused(stack, tmp_path, capsys):
     assert "accepted are names that end in .nii.gz" in capsys.readouterr().err
     assert cli.main(["super-resolve", str(stack), str(stack)]) == 2
     assert "is the stack itself: accepted is another file" in capsys.readouterr().err
+    for sidecar, reason in (
+        (b"{'SliceThickness': 3}", "not a JSON object"),
+        (b'{"SliceThickness": "thick"}', "SliceThickness is 'thick': accepted is a number of mm"),
+        (b"\xef\xbb\xbf" + b'{"SliceThickness": "30 mm"}', "slices of 30 mm, 3.5 mm apart"),
+    ):
+        volumes.sidecar_path(stack).write_bytes(sidecar)
+        assert cli.main(["super-resolve", str(stack), str(tmp_path / "out.nii.gz")]) == 2
+        error = capsys.readouterr().err
+        assert reason in error and error.count("\n") == 1
     volumes.sidecar_path(stack).unlink()
     assert cli.main(["super-resolve", str(stack), str(tmp_path / "out.nii.gz")]) == 2
     assert (

@@ -58,3 +58,22 @@ def test_a_geometry_that_is_missing_is_one_line_that_names_the_file(tmp_path):
     with pytest.raises(ValueError, match="sub-1_T2w.nii.gz: of its slices the geometry is missing") as error:
         reading.slices_of(path)
     assert "accepted" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
+def test_a_sidecar_of_somebody_else_is_read_or_refused_and_never_replaced_by_a_guess(tmp_path, start):
+    path = stack(tmp_path, "axial", Resolution(5, 1.5))
+    said = b'{"MRAcquisitionType": "2D", "SliceThickness": 5, "SpacingBetweenSlices": 6.5}'
+    volumes.sidecar_path(path).write_bytes(start + said)
+    assert reading.slices_of(path) == ("axial", Resolution(5, 1.5))
+    for content, reason in (
+        (said[:-1], "not a JSON object"),
+        (said.decode().encode("utf-16"), "not a JSON object"),
+        (b'{"SliceThickness": 5, "SliceThickness": 4}', "SliceThickness is there twice"),
+        (b'{"ImageOrientationPatientDICOM": "axial"}', "accepted are six numbers"),
+        (b'{"ImageOrientationPatientDICOM": [0, 1, 0, 0, 0, -1]}', "sagittal in the sidecar's cosines"),
+    ):
+        volumes.sidecar_path(path).write_bytes(content)
+        with pytest.raises(ValueError, match=reason) as error:
+            reading.slices_of(path)
+        assert str(tmp_path) in str(error.value) and "accepted" in str(error.value)

@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import os
+import re
 
 import matplotlib
 
@@ -395,7 +396,11 @@ def test_cosines_that_are_none_leave_the_orientation_unknown(tmp_path, cosines):
     folder = tmp_path / "sub-01" / "anat"
     folder.mkdir(parents=True)
     (folder / "sub-01_FLAIR.json").write_text(json.dumps({**SAID, "ImageOrientationPatientDICOM": cosines}))
-    assert only(tmp_path)["unfit"] == "orientation is unknown"
+    unfit = only(tmp_path)["unfit"]
+    assert unfit.startswith("ImageOrientationPatientDICOM is ")
+    assert unfit.endswith(
+        ": accepted are six numbers, the directions of rows and columns; orientation is unknown"
+    )
 
 
 def test_a_resampled_image_is_found_out(tmp_path):
@@ -412,6 +417,8 @@ def test_a_resampled_image_is_found_out(tmp_path):
         ("{", "sub-01_T1w.json: not a JSON object"),
         ("[1]", "it holds [1]"),
         ("[" * 100_000, "not a JSON object"),
+        ('{"SliceThickness": 5, "SliceThickness": 4}', "SliceThickness is there twice with different values"),
+        ('{"slicethickness": 5}', "unknown key slicethickness: accepted is SliceThickness"),
         (b"\xff\xfe\x00", "not a JSON object"),
         (b" " * (5 * 2**20), "it has 5242880 bytes"),
     ],
@@ -623,6 +630,7 @@ def test_a_csv_that_is_none_is_refused(tmp_path):
         (b"", "not a CSV table"),
         (b"\xff\xfe\x00a", "not a CSV table"),
         (b"a,b\n1,2\n", "no column contrast"),
+        (b"PK\x03\x04" + bytes(99), "not a CSV table but a workbook: accepted is one saved as CSV"),
         (b"contrast,SliceThickness,thickness_mm\nT1w,1,2\n", "thickness_mm is there twice"),
     ):
         (tmp_path / "x.csv").write_bytes(content)
@@ -638,6 +646,12 @@ ROWS = (
 )
 
 
+def in_words(name):
+    """``SliceThickness`` -> ``Slice Thickness (mm)``, as people head a column."""
+    words = re.sub("(?<=[a-z])(?=[A-Z])", " ", name)
+    return f"{words} (mm)" if name.startswith(("SliceT", "Spacing")) else words
+
+
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(
     separator=st.sampled_from(",;\t"),
@@ -648,7 +662,7 @@ ROWS = (
     declared=st.booleans(),
     trailing=st.tuples(*[st.integers(0, 2)] * 4),
     blank=st.sampled_from(["", "\n", ",,,\n"]),
-    case=st.sampled_from([str, str.lower, str.upper]),
+    case=st.sampled_from([str, str.lower, str.upper, in_words]),
     order=st.permutations(range(6)),
 )
 def test_a_table_is_read_the_same_however_a_spreadsheet_writes_it(

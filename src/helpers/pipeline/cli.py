@@ -227,7 +227,7 @@ def _super_resolve(options: argparse.Namespace) -> int:
     if Path(options.out).resolve() == Path(options.stack).resolve():
         raise ValueError(f"{options.out} is the stack itself: accepted is another file")
     stack, affine = volumes.read(options.stack)
-    sidecar = volumes.read_sidecar(options.stack) or {}
+    sidecar = volumes.read_given_sidecar(options.stack)
     resolution = _resolution_of(options, sidecar, affine)
     from helpers import super_resolution
     from helpers.super_resolution.stacks import through_plane_axis
@@ -271,11 +271,12 @@ def _resolution_of(options: argparse.Namespace, sidecar: dict, affine: np.ndarra
         raise ValueError(
             f"{options.stack} has no sidecar with SliceThickness: accepted is one, or --thickness in mm"
         )
-    if isinstance(thickness, bool) or not isinstance(thickness, int | float):
-        raise ValueError(
-            f"{volumes.sidecar_path(options.stack)} has the SliceThickness {thickness!r}: accepted is a "
-            "number of mm"
-        )
+    from helpers.protocol import survey
+
+    try:
+        thickness = survey.millimetres(thickness)
+    except ValueError as error:
+        raise ValueError(f"{volumes.sidecar_path(options.stack)}: SliceThickness {error}") from None
     gap = options.gap
     if gap is None:
         # Headers hold 32-bit floats: 6.5000001 is 6.5. SpacingBetweenSlices says the same, if it is right.

@@ -22,14 +22,12 @@ References
 import codecs
 import csv
 import io
-import json
 import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from helpers import layout, volumes
@@ -42,6 +40,8 @@ from helpers.study.file import expand_path
 _SIDECAR_BYTES = 4 * 2**20
 
 _IMAGES = (".nii", ".nii.gz")
+
+_TERMS_LOWER = {term.lower(): term for term in survey.TERMS}
 
 
 def from_bids(folder: str | Path) -> pd.DataFrame:
@@ -133,13 +133,18 @@ def slices_of(path: str | Path) -> tuple[str, Resolution] | None:
         In one line that names the file, if the geometry is missing or contradicts itself.
     """
     path = expand_path(path)
-    sidecar = volumes.read_sidecar(path) or {}
+    sidecar = volumes.read_given_sidecar(path)
     metadata = {name: sidecar.get(term) for term, name in survey.TERMS.items() if name}
+    try:
+        normal = survey.slice_normal(sidecar)
+    except ValueError as error:
+        raise ValueError(f"{volumes.sidecar_path(path)}: {error}") from None
     seen = survey.slice_geometry(
-        _three_dimensional(volumes.read_header(path)), None, survey.lengths(metadata)
+        _three_dimensional(volumes.read_header(path)), normal, survey.lengths(metadata)
     )
+    faults = [seen.pop("contradiction")] if "contradiction" in seen else []
     # Which contrast it is does not matter here, but those of no interest are not examined.
-    row = survey.acquisition({**metadata, "contrast": CONTRASTS[0]}, seen)
+    row = survey.acquisition({**metadata, "contrast": CONTRASTS[0]}, seen, faults)
     if row["dimension"] == "3D" and row["dimension_from"] == "geometry":
         # It may have been interpolated from thick slices.
         volume, affine = volumes.read(path)
@@ -185,10 +190,14 @@ def from_csv(path: str | Path) -> pd.DataFrame:
         raise FileNotFoundError(f"{path}: no such file: accepted is a CSV table or the folder of a data set")
     lines = _read_rows(path)
     _, header = next(lines)
-    known = {name.lower(): name for name in survey.COLUMNS} | {
-        term.lower(): name for term, name in survey.TERMS.items() if name
+    known = {_squashed(name): name for name in survey.COLUMNS}
+    known |= {
+        _squashed(term) + unit: name
+        for term, name in survey.TERMS.items()
+        for unit in ("", "mm")
+        if name and name.endswith(unit)
     }
-    columns = [known.get(name.lower(), "") for name in header]
+    columns = [known.get(_squashed(name), "") for name in header]
     for name in survey.COLUMNS:
         if columns.count(name) > 1:
             raise ValueError(f"{path}: column {name} is there twice: accepted is once")
@@ -199,6 +208,12 @@ def from_csv(path: str | Path) -> pd.DataFrame:
     return survey.as_table(rows)
 
 
+def _squashed(name: str) -> str:
+    """``"Slice thickness (mm)"`` -> ``"slicethicknessmm"``: how the name of a column is spelled does not
+    count."""
+    return re.sub("[^a-z0-9]", "", name.lower())
+
+
 def _read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Number of the line and cells of each row of a CSV file, the header first; empty rows are left out.
 
@@ -207,6 +222,8 @@ def _read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     header has not.
     """
     content = path.read_bytes()
+    if content.startswith((b"PK\3\4", b"\xd0\xcf\x11\xe0")):
+        raise ValueError(f"{path}: not a CSV table but a workbook: accepted is one saved as CSV")
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = content.decode("utf-16" if wide else "utf-8-sig")
@@ -303,32 +320,32 @@ class _Sidecars:
         content |= {name: metadata.get(term) for term, name in survey.TERMS.items() if name}
         seen = {}
         try:
-            cosines = np.asarray(metadata["ImageOrientationPatientDICOM"], dtype=float)
-            # DICOM counts to the left and the back where NIfTI counts to the right and the front: the
-            # normal's angles are the same.
-            normal = np.cross(cosines[:3], cosines[3:])
-            seen["orientation"], seen["oblique_deg"] = survey.orientation(normal)
-            seen["normal"] = normal / np.linalg.norm(normal) * (-1, -1, 1)
-        except (KeyError, TypeError, ValueError, IndexError):
-            seen.clear()  # Unless the image tells, the orientation is unknown, and that is the reason.
+            normal = survey.slice_normal(metadata)
+            if normal is not None:
+                seen["orientation"], seen["oblique_deg"] = survey.orientation(normal)
+                seen["normal"] = normal
+        except ValueError as error:
+            faults.append(str(error))
         return content, seen, faults
 
     def _load(self, path: str) -> tuple[dict, str]:
         if path not in self.read:
             name = os.path.relpath(path, self.top)
             try:
-                content = json.loads(_bytes(_inside(path, self.top)).decode("utf-8-sig"))
-                if not isinstance(content, dict):
-                    raise ValueError(f"it holds {survey.quoted(content)}")
+                content = volumes.parse_sidecar(_bytes(_inside(path, self.top)))
+                near = [key for key in content if key.lower() in _TERMS_LOWER and key not in survey.TERMS]
+                faults = [
+                    f"{name}: unknown key {key}: accepted is {_TERMS_LOWER[key.lower()]}" for key in near
+                ]
                 # Of a sidecar's hundred entries these few are kept.
                 self.read[path] = (
                     {term: content[term] for term in survey.TERMS if content.get(term) is not None},
-                    "",
+                    "; ".join(faults),
                 )
             except OSError as error:
                 self.read[path] = {}, f"{name}: {error.strerror or error}"
-            except (ValueError, RecursionError) as error:
-                self.read[path] = {}, f"{name}: not a JSON object ({str(error).splitlines()[0]})"
+            except ValueError as error:
+                self.read[path] = {}, f"{name}: {error}"
         return self.read[path]
 
 

@@ -113,6 +113,40 @@ def orientation(normal: np.ndarray) -> tuple[str, float]:
     return ("sagittal", "coronal", "axial")[axis], math.degrees(math.atan2(across, abs(normal[axis])))
 
 
+def slice_normal(sidecar: Mapping) -> np.ndarray | None:
+    """Normal of the slices as they were acquired, by the cosines of their rows and columns in a sidecar.
+
+    Parameters
+    ----------
+    sidecar : dict
+        ``ImageOrientationPatientDICOM`` are six numbers.
+
+    Returns
+    -------
+    ndarray, shape (3,), or None
+        Unit vector in world coordinates (RAS+); None if nothing is said.
+
+    Raises
+    ------
+    ValueError
+        If that entry is none of the kind.
+    """
+    cosines = sidecar.get("ImageOrientationPatientDICOM")
+    if cosines is None:
+        return None
+    try:
+        numbers = np.asarray(cosines, dtype=float)
+        if numbers.shape != (6,):
+            raise ValueError
+        normal = np.cross(numbers[:3], numbers[3:])
+        orientation(normal)  # Refuses what has no direction.
+    except (TypeError, ValueError):
+        accepted = "accepted are six numbers, the directions of rows and columns"
+        raise ValueError(f"ImageOrientationPatientDICOM is {quoted(cosines)}: {accepted}") from None
+    # DICOM counts to the left and the back where NIfTI counts to the right and the front.
+    return normal / np.linalg.norm(normal) * (-1, -1, 1)
+
+
 def slice_axis(
     voxel_mm: np.ndarray, likeness: np.ndarray | None = None, said_mm: Iterable[float] = ()
 ) -> int:

@@ -351,6 +351,9 @@ class Study:
                 settle(field, tuple(read_subject(e, bool(self.bids_dir)) for e in getattr(self, field)))
             except ValueError as error:
                 raise ValueError(f"{field} has {error}") from None
+        if ALL in self.subjects and len(self.subjects) > 1:
+            names = [subject.literal for subject in self.subjects]
+            raise ValueError(f"subjects is {names!r}: accepted is 'all' alone, or labels")
         if len({subject.simulated for subject in self.subjects}) > 1:
             names = [subject.literal for subject in self.subjects]
             text = "accepted are numbers of semi-synthetic subjects or labels of your own, not both"
