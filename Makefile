@@ -26,10 +26,10 @@ study: $(STAMP)  ## another study: make study STUDY=studies/mine.toml
 	$(BIN)/resolution-matters run $(STUDY)
 
 results: $(STAMP)  ## the study of figures/ten, its controls and remedies again, from nothing: hours; stop and go on as you like
-	for name in demo demo-none ten-coronal ten-sagittal ten ten-union ten-argmax ladder-rigid ladder-affine ladder whole remedies; do \
+	for name in demo demo-none demo-histogram remedies gaps clinic-none clinic-histogram clinic ten-coronal ten-sagittal ten ten-union ten-argmax ladder-rigid ladder-affine ladder whole; do \
 	  $(BIN)/resolution-matters run studies/$$name.toml || exit 1; \
 	done
-	$(BIN)/resolution-matters compare studies/demo.toml studies/demo-none.toml
+	$(BIN)/resolution-matters compare studies/demo.toml studies/demo-histogram.toml studies/demo-none.toml
 	$(BIN)/python figures/ten/why.py
 	$(BIN)/python figures/super_resolution/gains.py
 	$(MAKE) figures

@@ -488,20 +488,26 @@ WHOLE = {
     "fusion": "data/models/fusion-small.pt",
     "keep": "tables",
 }
+PREVIEW = {**TEN, "resolutions": ("3||0", "4||0", "5||1.5")}
+REMEDIES = {**PREVIEW, "remedies": ("super-resolution", "fusion", "training")}
+CLINIC = {**PREVIEW, "experiments": ("1a", "1b", "1c", "3"), "downstream": True}
 LADDER = {**TEN, "resolutions": ("5||1.5",)}
 SHIPPED_STUDIES = {
-    "demo": {**TEN, "resolutions": ("3||0", "4||0", "5||1.5")},
-    "book": {**TEN, "subjects": (1, 2), "resolutions": ("3||0", "4||0", "5||1.5")},
-    "remedies": {
+    "demo": PREVIEW,
+    "book": {**PREVIEW, "subjects": (1, 2)},
+    "remedies": REMEDIES,
+    "gaps": {
         **TEN,
-        "resolutions": ("3||0", "4||0", "5||1.5"),
-        "remedies": ("super-resolution", "fusion", "training"),
+        "experiments": ("1a", "1b", "1c"),
+        "resolutions": ("3||1", "4||0", "4||1", "5||0"),
     },
-    "demo-none": {**TEN, "resolutions": ("3||0", "4||0", "5||1.5"), "harmonizer": "none"},
-    "demo-histogram": {**TEN, "resolutions": ("3||0", "4||0", "5||1.5"), "harmonizer": "histogram"},
+    "clinic": {**CLINIC, "remedies": REMEDIES["remedies"]},
+    "clinic-histogram": {**CLINIC, "harmonizer": "histogram"},
+    "clinic-none": {**CLINIC, "harmonizer": "none"},
+    "demo-none": {**PREVIEW, "harmonizer": "none"},
+    "demo-histogram": {**PREVIEW, "harmonizer": "histogram"},
     "haca3-container": {
-        **TEN,
-        "resolutions": ("3||0", "4||0", "5||1.5"),
+        **PREVIEW,
         "harmonizer": {
             "command": (
                 "singularity exec --nv -e haca3.sif haca3-test "
@@ -516,12 +522,12 @@ SHIPPED_STUDIES = {
             "time_limit_min": 90,
         },
     },
-    "ten": {**TEN, "planes": ("ten-coronal", "ten-sagittal")},
-    "ten-coronal": {**TEN, "reconstruction": ("coronal",)},
-    "ten-sagittal": {**TEN, "reconstruction": ("sagittal",)},
-    "ten-union": {**TEN, "experiments": ("1a", "3", "5"), "mask": "union"},
+    "ten": {**REMEDIES, "planes": ("ten-coronal", "ten-sagittal")},
+    "ten-coronal": {**REMEDIES, "reconstruction": ("coronal",)},
+    "ten-sagittal": {**REMEDIES, "reconstruction": ("sagittal",)},
+    "ten-union": {**PREVIEW, "experiments": ("1a", "3", "5"), "mask": "union"},
     "ten-argmax": {
-        **TEN,
+        **PREVIEW,
         "subjects": range(1, 5),
         "experiments": ("1a", "1b"),
         "reconstruction": ("coronal",),
