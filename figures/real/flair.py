@@ -32,7 +32,11 @@ def measure(path: Path) -> list[dict]:
         for resolution in RESOLUTIONS:
             back = degradation.there_and_back(image.shape[axis], resolution)
             sliced = linear.along_axis(back, image, axis).astype(np.float32)
-            about = {"image": path.name.split(".")[0], "orientation": orientation, "resolution": resolution.label}
+            about = {
+                "image": path.name.split(".")[0],
+                "orientation": orientation,
+                "resolution": resolution.label,
+            }
             psnr_db = metrics.psnr(image, sliced, peak, inside)
             rows.append({**about, "psnr_db": psnr_db, "ssim": metrics.ssim(image, sliced, peak, inside)})
     return rows

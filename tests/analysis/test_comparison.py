@@ -81,18 +81,19 @@ def test_whose_a_claim_is():
 
     harmonizers = {"a": "haca3", "b": "histogram", "c": "none"}
     verdicts = {
-        "a": verdict(C1="supported", C2="supported", C10="supported", C3="contradicted"),
-        "b": verdict(C1="supported", C2="undecided", C10="supported", C3="undecided"),
-        "c": verdict(C1="supported", C2="contradicted", C3="supported"),
+        "a": verdict(C1="supported", C2="supported", C10="supported", C3="contradicted", C4="contradicted"),
+        "b": verdict(C1="supported", C2="undecided", C10="supported", C3="undecided", C4="supported"),
+        "c": verdict(C1="supported", C2="contradicted", C3="supported", C4="supported"),
     }
     without = {name: verdict() for name in "ab"} | {"c": verdict(C10="").assign(reason="so")}
     without = {name: each.reindex(columns=["claim", "statement", "reason"]) for name, each in without.items()}
     beside = comparison.side_by_side(harmonizers, verdicts, without).set_index("claim")
-    assert list(beside.index) == ["C1", "C2", "C3", "C10"]
+    assert list(beside.index) == ["C1", "C2", "C3", "C4", "C10"]
     assert dict(beside.holds) == {
         "C1": "without a harmonizer too",
         "C2": "with haca3",
         "C3": "only without a harmonizer",
+        "C4": "without a harmonizer too, not with haca3",
         "C10": "with haca3, histogram; without: no verdict",
     }
     assert beside.c["C10"] == comparison.NO_VERDICT

@@ -150,7 +150,8 @@ def side_by_side(
     -------
     DataFrame
         A row per claim: ``claim``, ``statement``, a column per study, and ``holds``: whether it holds without
-        a harmonizer, too or only, or with which harmonizers; empty if in no study.
+        a harmonizer, too or only, and with which it does not, or else with which harmonizers it does; empty
+        if in no study.
     """
     statements, columns = {}, {}
     for study in harmonizers:
@@ -170,7 +171,9 @@ def _holds(verdicts: Mapping[str, str], harmonizers: Mapping[str, str]) -> str:
     supported = [study for study in harmonizers if verdicts[study] == SUPPORTED]
     if any(harmonizers[study] == "none" for study in supported):
         alone = all(harmonizers[study] == "none" for study in supported)
-        return "only without a harmonizer" if alone else "without a harmonizer too"
+        against = [harmonizers[study] for study in harmonizers if verdicts[study] == CONTRADICTED]
+        otherwise = f", not with {', '.join(dict.fromkeys(against))}" if against else ""
+        return "only without a harmonizer" if alone else f"without a harmonizer too{otherwise}"
     if not supported:
         return ""
     unknown = any(harmonizers[study] == "none" and verdicts[study] == NO_VERDICT for study in harmonizers)

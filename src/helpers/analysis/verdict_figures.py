@@ -144,14 +144,17 @@ def _verdict_grid(ax, verdicts: pd.DataFrame, studies: list[str]):
         for x, study in enumerate(studies):
             colour, sign = VERDICTS.get(row[study], ("0.75", "·"))
             ax.text(x, y, sign, color=colour, ha="center", va="center", fontsize=9)
-        ax.text(len(studies) - 0.4, y, row["holds"], va="center", color="0.3")
     statements = [f"{row.claim}  {textwrap.shorten(row.statement, 62)}" for row in verdicts.itertuples()]
     ax.set_yticks(range(len(verdicts)), statements)
     ax.set_xticks(range(len(studies)), studies, rotation=20, ha="left")
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
-    ax.set_xlim(-0.6, len(studies) + 2.4)
+    ax.set_xlim(-0.6, len(studies) - 0.4)
     ax.set_ylim(len(verdicts) - 0.5, -0.5)
+    right = ax.secondary_yaxis("right")  # tick labels: the layout makes room for them
+    right.set_yticks(range(len(verdicts)), verdicts.holds, color="0.3")
+    right.tick_params(length=0)
+    right.spines[:].set_visible(False)
     ax.spines[:].set_visible(False)
     ax.set_xlabel("✓ supported   ✗ contradicted   ? undecided   · no verdict")
     return ax
