@@ -2,13 +2,14 @@
 
     python figures/real/flair.py FLAIR.nii.gz ...
 
-writes flair.csv: 3D images without skull, of 1 mm voxels, sliced in three orientations at the paper's eight resolutions
-and brought back by cubic B-splines, against themselves. Inside the head, that is, where the image is not zero.
+writes flair.csv: 3D images without skull, of 1 mm voxels, sliced in three orientations at the paper's eight
+resolutions and brought back by cubic B-splines, against themselves. Inside the head, that is, where the image
+is not zero.
 
-The images of the table are those of patients 7 and 26 of 3D-MR-MS, in MNI space at 1 mm (Lesjak et al., "A novel public
-MR image dataset of multiple sclerosis patients with lesion segmentations based on multi-rater consensus", Neuroinformatics
-16:51-63, 2018; CC BY). Their T1w and T2w were acquired as slices of 3 mm: they are no 3D images, so HACA3 cannot be
-studied on them.
+The images of the table are those of patients 7 and 26 of 3D-MR-MS, in MNI space at 1 mm (Lesjak et al., "A
+novel public MR image dataset of multiple sclerosis patients with lesion segmentations based on multi-rater
+consensus", Neuroinformatics 16:51-63, 2018; CC BY). Their T1w and T2w were acquired as slices of 3 mm: they
+are no 3D images, so HACA3 cannot be studied on them.
 """
 
 import argparse
