@@ -425,7 +425,7 @@ def import_ants():
     Returns
     -------
     module
-        ``ants``
+        The module ``ants``.
     """
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
     import ants

@@ -240,14 +240,14 @@ def ventricle_region(ventricles: np.ndarray) -> np.ndarray:
 def dice(reference: np.ndarray, mask: np.ndarray) -> float:
     """Dice's coefficient of two masks, ``2 |A and B| / (|A| + |B|)``; NaN if both are empty.
 
+    References
+    ----------
+    L. R. Dice, "Measures of the amount of ecologic association between species", Ecology 26(3):297-302, 1945.
+
     Examples
     --------
     >>> dice(np.array([1, 1, 0]) > 0, np.array([0, 1, 0]) > 0)
     0.6666666666666666
-
-    References
-    ----------
-    L. R. Dice, "Measures of the amount of ecologic association between species", Ecology 26(3):297-302, 1945.
     """
     total = np.count_nonzero(reference) + np.count_nonzero(mask)
     return 2 * np.count_nonzero(reference & mask) / total if total else math.nan

@@ -156,10 +156,12 @@ def ssim(
 
     Parameters
     ----------
-    reference, image, data_range, axis
+    reference, image, data_range
         See `ssim_map`.
     mask : ndarray, shape (X, Y, Z), bool, optional
         Voxels that count. Their windows may reach outside of it. None: all.
+    axis
+        See `ssim_map`.
 
     Returns
     -------

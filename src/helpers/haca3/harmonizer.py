@@ -268,10 +268,12 @@ class Harmonizer:
         ----------
         cases : dict of str to dict
             Any name -> sources, as in `harmonize`.
+        targets, orientations, anatomy, mask, seed, slice_step
+            As in `harmonize`, the same for all.
         geometries : dict of str to dict, optional
             Name -> geometry, as in `harmonize`.
-        targets, orientations, anatomy, mask, seed, slice_step, details
-            As in `harmonize`, the same for all.
+        details
+            As in `harmonize`.
 
         Returns
         -------

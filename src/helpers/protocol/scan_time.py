@@ -41,10 +41,12 @@ class ScanTime:
 
     Parameters
     ----------
-    tr_ms, te_ms, echo_spacing_ms, overhead_ms : float
-        Repetition time, echo time, spacing of the echoes, overhead per slice and train; ms.
+    tr_ms, te_ms, echo_spacing_ms : float
+        Repetition time, echo time, spacing of the echoes, ms.
     etl : int
         Echo train length; 1 is a conventional spin echo.
+    overhead_ms : float
+        Overhead per slice and train.
     averages : int
         Number of signal averages.
     acceleration : float

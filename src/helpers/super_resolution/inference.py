@@ -78,12 +78,14 @@ def super_resolve_plane(
 
     Parameters
     ----------
-    stack, affine, resolution, resolver, length
+    stack, affine, resolution, resolver
         As in `super_resolve`.
     axis : {0, 1, 2}
         Array axis across the plane.
     index : int
         Of the plane among the voxels of the volume along that axis.
+    length
+        As in `super_resolve`.
 
     Returns
     -------
