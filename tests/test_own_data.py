@@ -39,6 +39,7 @@ from helpers.pipeline import (
 from helpers.study import CONTRASTS, GROUND_TRUTH, Resolution, visited_slices
 from helpers.study.file import Study
 from helpers.study.subjects import ALL, OwnSubject, SimulatedSubject
+from helpers.volumes.files import write_bytes
 
 AFFINE = np.array([[-1.0, 0, 0, 60], [0, 1, 0, -60], [0, 0, 1, -60], [0, 0, 0, 1]])
 SHAPE = (120, 120, 120)
@@ -768,7 +769,7 @@ def test_images_are_looked_at_once_and_not_after_they_were_prepared(tmp_path, mo
         participants.check_cohort(plan)
     assert len(calls) == 3
     examination._examine_version.cache_clear()  # As in another process.
-    volumes.write_bytes(
+    write_bytes(
         volumes.sidecar_path(layout.image(tmp_path / "results", OwnSubject("01"), "T1w", desc="preproc")),
         b"{}",
     )
@@ -839,8 +840,8 @@ except OSError as error:
 def test_what_a_study_writes_is_a_valid_bids_derivative(results_dir):
     plan = Study(subjects=[1], output_dir=str(results_dir))
     steps.registered(plan, SimulatedSubject(1), "T1w", "axial", Resolution(5, 1.5))
-    volumes.write_bytes(results_dir / "tables" / "x.csv", b"a\n")
-    volumes.write_bytes(results_dir / "report" / "x.html", b"a\n")
+    write_bytes(results_dir / "tables" / "x.csv", b"a\n")
+    write_bytes(results_dir / "report" / "x.html", b"a\n")
     errors = invalid(results_dir)
     assert errors == []
 

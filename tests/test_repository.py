@@ -175,7 +175,7 @@ def test_the_harmonizer_knows_nothing_of_the_phantom():
 
 def test_only_volumes_touches_image_files():
     for path in MODULES:
-        if path.name != "volumes.py":
+        if "volumes" not in path.parts:
             assert not re.search(r"nib(abel)?\.(load|save)|imread|imwrite|image_write", path.read_text()), (
                 path
             )

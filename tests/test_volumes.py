@@ -9,6 +9,7 @@ import pytest
 
 from helpers import layout, volumes
 from helpers.study.subjects import SimulatedSubject
+from helpers.volumes.files import TRACE, look, remove_leftovers, write_bytes
 
 AFFINE = np.array([[-1.0, 0, 0, 96], [0, -1, 0, 96], [0, 0, 1.5, -78], [0, 0, 0, 1]])
 
@@ -48,7 +49,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, volume, monkeypatch)
     def fail(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(volumes.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="no space"):
         volumes.write(path, volume + 1, AFFINE, {"Key": "new"})
     assert path.read_bytes() == before
@@ -179,27 +180,25 @@ def test_what_a_killed_write_left_is_removed_and_nothing_else(tmp_path, monkeypa
         patch.setattr(Path, "unlink", lambda path, missing_ok=False: None)
         for path in ("x.csv", "sub-1/deep/x.nii.gz", "tables/.hidden.json", "other/x.csv"):
             with pytest.raises(KeyboardInterrupt):
-                volumes.write_bytes(tmp_path / path, b"x")
+                write_bytes(tmp_path / path, b"x")
     assert Path.unlink is unlink and len(names) == 4
     for path in ("sub-1/.mine.tmp", "sub-1/kept.tmp", ".kept", "sub-1.txt"):
         (tmp_path / path).write_text("x")
-    volumes.remove_leftovers(tmp_path, ("sub-*", "tables", "nothing"))
+    remove_leftovers(tmp_path, ("sub-*", "tables", "nothing"))
     left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
     assert left == sorted([".kept", ".mine.tmp", "kept.tmp", "sub-1.txt", names[3]])
 
 
 def test_files_are_noted_once_and_only_for_a_study(tmp_path, volume, monkeypatch):
-    monkeypatch.delenv(volumes.TRACE, raising=False)
+    monkeypatch.delenv(TRACE, raising=False)
     volumes.write(tmp_path / "x.nii.gz", volume, AFFINE)
-    monkeypatch.setenv(volumes.TRACE, str(tmp_path / "trace"))
+    monkeypatch.setenv(TRACE, str(tmp_path / "trace"))
     for _ in range(2):
         volumes.read(tmp_path / "x.nii.gz")
     volumes.write(tmp_path / "y.nii.gz", volume, AFFINE)
     lines = [json.loads(line) for line in (tmp_path / "trace").read_text().splitlines()]
     names = [("x.nii.gz", False), ("y.nii.gz", True), ("y.json", True)]
-    assert lines == [
-        [str(tmp_path / name), written, volumes.look(tmp_path / name)] for name, written in names
-    ]
+    assert lines == [[str(tmp_path / name), written, look(tmp_path / name)] for name, written in names]
     facts = (tmp_path / "x.nii.gz").stat()
     assert lines[0][2] == [facts.st_size, facts.st_mtime_ns]
-    assert volumes.look(tmp_path / "nothing") is None
+    assert look(tmp_path / "nothing") is None

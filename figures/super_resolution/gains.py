@@ -31,6 +31,7 @@ from helpers.haca3 import slicing
 from helpers.study import CONTRASTS, ORIENTATIONS, Resolution
 from helpers.super_resolution.linear_estimate import estimate_matrix, tikhonov_matrix
 from helpers.super_resolution.network import REACH
+from helpers.volumes.files import write_bytes
 
 HERE = Path(__file__).parent
 TEACHERS, JUDGES = (100, 101), (1, 2, 3)
@@ -120,7 +121,7 @@ def main(own: list[str]) -> None:
             what = [Path(file).name.split(".")[0], "", orientation, resolution.label]
             rows.append(dict(zip(("image", "contrast", "orientation", "resolution"), what)) | scores)
     table = pd.DataFrame(rows).sort_values(["resolution", "image"], kind="stable")
-    volumes.write_bytes(HERE / "gains.csv", table.round(2).to_csv(index=False).encode())
+    write_bytes(HERE / "gains.csv", table.round(2).to_csv(index=False).encode())
     print(table.round(2).to_string(index=False))
 
 

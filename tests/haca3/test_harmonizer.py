@@ -346,7 +346,7 @@ def test_slices_may_go_through_the_networks_together(small, small_file, sources,
     """As on a GPU: the noise of a slice is its own, so batches change rounding only."""
     one = small.harmonize(sources, target, slice_step=24, details=True)
     batched = haca3.load(small_file, device="cpu", compiled=False)
-    monkeypatch.setattr(batched, "_batches", lambda ks: [ks[i : i + 3] for i in range(0, len(ks), 3)])
+    monkeypatch.setattr(batched.slices, "batches", lambda ks: [ks[i : i + 3] for i in range(0, len(ks), 3)])
     many = batched.harmonize(sources, target, slice_step=24, details=True)
     assert (
         differing(one.images["T1w"], many.images["T1w"], 1e-3 * target["T1w"].norm) < 1e-3

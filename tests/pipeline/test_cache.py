@@ -15,10 +15,10 @@ import nbformat
 import psutil
 import pytest
 
-from helpers import volumes
 from helpers.pipeline import cache, execution, graph, log, run, status
 from helpers.pipeline.cluster import Cluster
 from helpers.pipeline.graph import Task
+from helpers.volumes.files import TRACE
 
 
 def doubling(folder):
@@ -28,7 +28,7 @@ def doubling(folder):
             nbformat.v4.new_code_cell('source: str = ""\ntarget: str = ""\nfactor: int = 2'),
             nbformat.v4.new_code_cell(
                 "from pathlib import Path\nfrom helpers import volumes\n\n"
-                "volumes.record_use(source)\nvolumes.write_with_sidecar(target, Path(source).read_bytes() * "
+                "record_use(source)\nvolumes.write_with_sidecar(target, Path(source).read_bytes() * "
                 "factor, {'Key': 'k'})"
             ),
         ]
@@ -82,7 +82,7 @@ def test_what_was_executed_is_done_and_what_it_read_and_wrote_is_known(executed)
     files = json.loads((report / "records" / "double.json").read_text())["files"]
     names = {os.path.basename(path) for path in files}
     assert {"in.txt", "out.csv", "out.json", "double.ipynb", "double.html"} <= names
-    assert os.environ.get(volumes.TRACE) is None
+    assert os.environ.get(TRACE) is None
 
 
 @pytest.mark.parametrize(

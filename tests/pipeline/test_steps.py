@@ -21,6 +21,7 @@ from helpers.pipeline import cache, finished, folders, harmonization, models, pa
 from helpers.study import ARMS, CONTRASTS, GROUND_TRUTH, ORIENTATIONS, REMEDIES, Resolution
 from helpers.study.file import Study
 from helpers.study.subjects import SimulatedSubject
+from helpers.volumes.files import write_bytes
 
 AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
 FIRST = SimulatedSubject(1)
@@ -411,9 +412,7 @@ def test_tables_are_gathered_beside_the_scores_and_again_with_the_same_bytes(pla
 def test_studies_of_a_ladder_are_put_one_below_the_other_and_a_missing_one_is_named(plan, tmp_path):
     for transform in ("known", "rigid"):
         table = pd.DataFrame({"experiment": ["2"], "resolution": ["3||0"], "transform": [transform]})
-        volumes.write_bytes(
-            tmp_path / transform / "tables" / "scores.csv", table.to_csv(index=False).encode()
-        )
+        write_bytes(tmp_path / transform / "tables" / "scores.csv", table.to_csv(index=False).encode())
     found = finished.other_studies([tmp_path / "known", tmp_path / "rigid"])
     assert list(found["transform"]) == ["known", "rigid"]
     assert list(found.experiment) == ["2", "2"]

@@ -15,6 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from helpers import grid, volumes
+from helpers.volumes.files import look
 
 #: The paper's images have voxels of 1 mm. Protocols of up to 1.2 mm are common; twice that is not a 3D
 #: acquisition of this kind.
@@ -340,7 +341,7 @@ def examine_file(path: str | Path) -> list[Finding]:
     FileNotFoundError, ValueError
         As `helpers.volumes.read`: damaged, of another length than its header says, not finite.
     """
-    facts = volumes.look(path)
+    facts = look(path)
     if facts is None:
         raise FileNotFoundError(f"{path}: no such file")
     return list(_examine_version(Path(path), *facts))

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from helpers import volumes
 from helpers.haca3 import networks
+from helpers.volumes.files import disguise
 
 _REBUILD = {
     ("collections", "OrderedDict"): collections.OrderedDict,
@@ -99,7 +99,7 @@ def load(path: str | Path) -> dict:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file: {_ACCEPTED}")
-    if reason := volumes.disguise(path):
+    if reason := disguise(path):
         raise ValueError(f"{path}: not a readable checkpoint ({reason}): {_ACCEPTED}")
     try:
         try:

@@ -22,6 +22,7 @@ from helpers import volumes
 from helpers.grid import AFFINE
 from helpers.study import CONTRASTS
 from helpers.study.program import Program
+from helpers.volumes.files import record_use, unrecorded
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class ProgramHarmonizer:
         """
         given = {**sources, **{f"target_{contrast}": image for contrast, image in targets.items()}}
         # What lies in a folder that is gone when the notebook ends is no input of the study, nor a result.
-        with volumes.unrecorded(), tempfile.TemporaryDirectory(prefix="resolution-matters-") as name:
+        with unrecorded(), tempfile.TemporaryDirectory(prefix="resolution-matters-") as name:
             folder = Path(name)
             files = {}
             for what, image in given.items():
@@ -163,7 +164,7 @@ def identity(program: Program) -> dict:
     from one node to the next."""
     files = [part for part in program.command if os.sep in part and os.path.isfile(part)]
     for file in files:
-        volumes.record_use(file)
+        record_use(file)
     contents = [_content(file, os.stat(file).st_mtime_ns) for file in files]
     return {
         "name": Path(program.command[0]).name,

@@ -14,6 +14,7 @@ from helpers import volumes
 from helpers.grid import SHAPE
 from helpers.study import CONTRASTS, HARMONIZERS
 from helpers.study.program import Program
+from helpers.volumes.files import record_use
 
 
 @runtime_checkable
@@ -107,7 +108,7 @@ def identity(harmonizer: str | Program) -> dict:
     version = getattr(module, "__version__", None)
     if version is not None:
         return {"name": name, "version": str(version)}
-    volumes.record_use(module.__file__)
+    record_use(module.__file__)
     return {"name": name, "sha256": hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()}
 
 

@@ -13,10 +13,10 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from helpers import volumes
 from helpers.pipeline.cluster import WORKER_MEMORY_GIB, Cluster
 from helpers.study import EXPERIMENTS, ONE_ORIENTATION, ORIENTATIONS, require
 from helpers.study.file import Study, expand_path
+from helpers.volumes.files import write_bytes
 
 #: Level -> patterns of the tasks that it stands for: all but the analysis, or everything that is missing.
 LEVELS = {"participant": ("[0a][!5]*",), "group": ()}
@@ -109,7 +109,7 @@ def write_study(options: argparse.Namespace, arguments: list[str]) -> Path:
         *(f"{key} = {_toml(value)}" for key, value in where.items()),
     ]
     path = output_dir / STUDY_FILE
-    volumes.write_bytes(path, ("\n".join(lines) + "\n").encode())
+    write_bytes(path, ("\n".join(lines) + "\n").encode())
     return path
 
 

@@ -22,6 +22,7 @@ import pandas as pd
 
 from helpers import layout, volumes
 from helpers.study.subjects import SimulatedSubject
+from helpers.volumes.files import look, record_use, write_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +168,7 @@ def write_table(path: Path, table: pd.DataFrame, key: str) -> None:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    volumes.record_use(path)
+    record_use(path)
     # Experiment 2 is a name, not a number.
     return pd.read_csv(path, dtype={"experiment": str, "resolution": str})
 
@@ -191,7 +192,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], key: str) -> None
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    volumes.record_use(path)
+    record_use(path)
     with np.load(path, allow_pickle=False) as file:
         return dict(file)
 
@@ -209,12 +210,12 @@ def record_notebook(folder: Path, name: str, key: str, paths: Iterable[str | Pat
     """Record that a task is done, with its `notebook_key` and with size, time and hash of each file that it
     depends on."""
     files = {str(path): _look(str(path)) for path in sorted(map(str, set(paths)))}
-    volumes.write_bytes(_path(folder, name), json.dumps({"key": key, "files": files}, indent=0).encode())
+    write_bytes(_path(folder, name), json.dumps({"key": key, "files": files}, indent=0).encode())
 
 
 def _look(path: str) -> list | None:
     """Size, modification time in ns and SHA-256 of a file; None if there is none."""
-    facts = volumes.look(path)
+    facts = look(path)
     if facts is None:
         return None
     # A volume's sidecar knows its hash: no need to read hundreds of megabytes.
@@ -279,7 +280,7 @@ def notebook_is_done(
             ):
                 volumes.sidecar_path(path).unlink(missing_ok=True)
     if same and touched and repair:
-        volumes.write_bytes(_path(folder, name), json.dumps({"key": key, "files": files}, indent=0).encode())
+        write_bytes(_path(folder, name), json.dumps({"key": key, "files": files}, indent=0).encode())
     return same
 
 
@@ -289,7 +290,7 @@ def is_ours(folder: Path, path: str) -> bool:
 
 
 def read_trace(path: Path) -> tuple[dict[str, list | None], set[str]]:
-    """The files that a notebook read or wrote, with size and time at its first use (`volumes.look`); and the
+    """The files that a notebook read or wrote, with size and time at its first use (`look`); and the
     files that it wrote."""
     entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return {file: facts for file, _, facts in reversed(entries)}, {

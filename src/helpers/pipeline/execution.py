@@ -8,8 +8,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import insides, volumes
+from helpers import insides
 from helpers.pipeline import cache, graph
+from helpers.volumes.files import TRACE, look, write_bytes
 
 #: Characters of a path that systems accept for a socket: 103 on macOS, less the number of the socket.
 _LONGEST_SOCKET = 100
@@ -55,7 +56,7 @@ def execute(task: graph.Task, folder: Path, threads: int = 1) -> Execution:
                 for path, facts in files.items()
                 if path not in written and not cache.is_ours(folder, path)
             }
-            same = task.key == key and all(volumes.look(path) == given[path] for path in given)
+            same = task.key == key and all(look(path) == given[path] for path in given)
             if error is None and same:
                 cache.record_notebook(folder, task.name, key, {*files, str(executed), str(page)})
         except Exception as failure:  # A kernel that died, a full disk: the study goes on and reports it.
@@ -81,7 +82,7 @@ def _papermill(task: graph.Task, executed: Path, trace: Path) -> str | None:
     from traitlets.config import Config
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    os.environ[volumes.TRACE] = str(trace)
+    os.environ[TRACE] = str(trace)
     # In another place than the result: papermill writes the file after every cell, and not atomically.
     draft = trace.with_name(executed.name)
     try:
@@ -100,9 +101,9 @@ def _papermill(task: graph.Task, executed: Path, trace: Path) -> str | None:
     except PapermillExecutionError as failure:
         return last_line(f"{failure.ename}: {failure.evalue}")
     finally:
-        del os.environ[volumes.TRACE]
+        del os.environ[TRACE]
         if draft.exists():
-            volumes.write_bytes(executed, draft.read_bytes())
+            write_bytes(executed, draft.read_bytes())
     return None
 
 
@@ -117,7 +118,7 @@ def _render(executed: Path, page: Path) -> None:
     import nbformat
 
     text, _ = _exporter().from_notebook_node(nbformat.read(executed, as_version=4))
-    volumes.write_bytes(page, text.encode())
+    write_bytes(page, text.encode())
 
 
 def last_line(text: str) -> str:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers import layout, volumes
+from helpers import layout
 from helpers.cohort import origins
 from helpers.pipeline import cache
 from helpers.study.file import Study
+from helpers.volumes.files import write_bytes
 
 
 def folder(plan: Study) -> Path:
@@ -45,8 +46,8 @@ def root(plan: Study) -> Path:
             description["DatasetLinks"] = {"source": os.path.relpath(plan.bids_dir, results)}
             description["SourceDatasets"] = [{"URL": os.path.relpath(plan.bids_dir, results)}]
         # Names without a slash: to the validator a pattern with one is not that of a folder.
-        volumes.write_bytes(results / ".bidsignore", b"tables\nreport\nfigures\nencodings\nresolvers\n")
-        volumes.write_bytes(path, json.dumps(description, indent=2).encode() + b"\n")
+        write_bytes(results / ".bidsignore", b"tables\nreport\nfigures\nencodings\nresolvers\n")
+        write_bytes(path, json.dumps(description, indent=2).encode() + b"\n")
     return results
 
 
@@ -59,7 +60,7 @@ def save_tables(plan: Study, tables: Mapping[str, pd.DataFrame]) -> None:
     """Write tables beside the figures, such as those on which the verdicts rest, so that a reader can check
     figures and verdicts."""
     for name, table in tables.items():
-        volumes.write_bytes(
+        write_bytes(
             figures_folder(plan) / f"{name}.csv", table.to_csv(index=False, float_format="%.6g").encode()
         )
 
@@ -72,6 +73,6 @@ def save_figure(plan: Study, name: int | str, fig, drawn: pd.DataFrame) -> Path:
     for suffix, facts in ((".png", {}), (".pdf", {"CreationDate": None})):
         buffer = io.BytesIO()
         fig.savefig(buffer, format=suffix[1:], dpi=200, metadata=facts)
-        volumes.write_bytes(stem.with_suffix(suffix), buffer.getvalue())
-    volumes.write_bytes(stem.with_suffix(".csv"), drawn.to_csv(index=False, float_format="%.6g").encode())
+        write_bytes(stem.with_suffix(suffix), buffer.getvalue())
+    write_bytes(stem.with_suffix(".csv"), drawn.to_csv(index=False, float_format="%.6g").encode())
     return stem.with_suffix(".png")

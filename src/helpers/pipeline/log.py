@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from helpers import volumes
+from helpers.volumes.files import naming, write_bytes
 
 #: Two files in the study's report folder: the process that runs the study, and what the system locks for it.
 LOCKS = ("lock.json", ".lock")
@@ -21,7 +21,7 @@ def log(folder: Path, **event) -> None:
     """Append one event, with the time, to the study's log."""
     path = folder / "log.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with volumes.naming(path), open(path, "ab+") as file:
+    with naming(path), open(path, "ab+") as file:
         # A run that was killed while it wrote may have left half a line: this event begins a new one.
         if file.tell():
             file.seek(-1, os.SEEK_END)
@@ -128,9 +128,9 @@ def locked(folder: Path) -> Iterator[None]:
             raise RuntimeError(
                 f"{folder.parent}: this study is being run by {named}: wait for it, or stop it{down}"
             )
-        # A name that `volumes.remove_leftovers` knows.
+        # A name that `remove_leftovers` knows.
         mine = folder / f".lock.json-{me['host']}.{me['pid']:08d}.tmp"
-        volumes.write_bytes(mine, json.dumps(me).encode())
+        write_bytes(mine, json.dumps(me).encode())
         try:
             os.link(mine, lock)
         except FileExistsError:

@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from helpers import compiler, layout, volumes
+from helpers import compiler, layout
 from helpers.harmonizers import protocol
 from helpers.study.file import Study
+from helpers.volumes.files import record_use
 
 
 def checkpoints(plan: Study) -> tuple[Path, ...]:
@@ -44,7 +45,7 @@ def checkpoint_hash(path: Path) -> str:
         raise FileNotFoundError(
             f"{path}: no such checkpoint: accepted is the path of one (relative: to the repository)"
         )
-    volumes.record_use(path)
+    record_use(path)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -16,6 +16,7 @@ from helpers.pipeline import cache, folders
 from helpers.study import CONTRASTS
 from helpers.study.file import Study
 from helpers.study.subjects import OwnSubject, Subject, TargetImages, require_label
+from helpers.volumes.files import fingerprint, look, record_use
 
 
 def cohort(plan: Study, subject: Subject) -> dict[str, Path]:
@@ -185,7 +186,7 @@ def check_cohort(plan: Study, voxels: bool = True) -> tuple[Study, dict[str, str
             for contrast, path in images.items():
                 # Only a copy has the same bytes: if the same voxels are compressed once more, the time in the
                 # file differs.
-                twin = seen.setdefault(volumes.fingerprint(path), f"{subject.name}'s {contrast}")
+                twin = seen.setdefault(fingerprint(path), f"{subject.name}'s {contrast}")
                 if twin != f"{subject.name}'s {contrast}":
                     raise ValueError(
                         f"{path}: the same file as {twin}: accepted are images of different people"
@@ -203,10 +204,10 @@ def check_cohort(plan: Study, voxels: bool = True) -> tuple[Study, dict[str, str
 
 def _is_prepared(plan: Study, subject: Subject, contrast: str, path: Path) -> bool:
     """Whether an image was prepared after it last changed, so that it was looked at then."""
-    prepared = volumes.look(
+    prepared = look(
         volumes.sidecar_path(layout.image(folders.folder(plan), subject, contrast, desc="preproc"))
     )
-    image = volumes.look(path)
+    image = look(path)
     return bool(prepared and image and prepared[1] > image[1])
 
 
@@ -273,7 +274,7 @@ def _prepare(plan: Study, subject: OwnSubject, paths: Mapping[str, Path]) -> Non
 
     files = acquired(plan, subject)
     for path in files.values():
-        volumes.record_use(path)
+        record_use(path)
     contents = {contrast: hashlib.sha256(path.read_bytes()).hexdigest() for contrast, path in files.items()}
     # Notebooks that use a target do not have the parameter `brain`.
     targets = subject == TargetImages()

@@ -16,7 +16,6 @@ from types import MappingProxyType
 
 import pandas as pd
 
-from helpers import volumes
 from helpers.cohort import origins
 from helpers.pipeline import (
     clean,
@@ -36,6 +35,7 @@ from helpers.pipeline import (
 )
 from helpers.pipeline.cluster import Cluster
 from helpers.study.file import Study
+from helpers.volumes.files import remove_leftovers, write_bytes
 
 #: Errors of the system when a file does not fit on the disk: a full disk, a quota.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -99,7 +99,7 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
         if not all(states.state == "done"):
             refuse_early(plan, wanted)
             check_space(plan, states)
-            volumes.remove_leftovers(folders.root(plan), clean._OURS)
+            remove_leftovers(folders.root(plan), clean._OURS)
             before = {}
             if plan.bids_dir:
                 # Subjects whose images turn out to be unfit are left out before hours are spent; the study
@@ -134,7 +134,7 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
                 "Warnings": participants.findings(plan) if warnings is None else warnings,
             }
             try:
-                volumes.write_bytes(
+                write_bytes(
                     page, report.page(plan, status.states(everything, folder), folder, remarks).encode()
                 )
             except OSError as error:  # A full disk must not take with it what is to be said of the notebooks.

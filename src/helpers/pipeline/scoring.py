@@ -20,6 +20,7 @@ from helpers.study import (
 )
 from helpers.study.file import Study
 from helpers.study.subjects import Subject
+from helpers.volumes.files import write_bytes
 
 
 def scores(plan: Study, subject: Subject, experiment: str) -> pd.DataFrame:
@@ -363,7 +364,7 @@ def _gather(plan: Study, name: str, parts: list[pd.DataFrame]) -> pd.DataFrame:
     """Parts of a table that have rows, as one, written beside the study's other tables."""
     filled = [part for part in parts if len(part)]
     table = pd.concat(filled or parts[:1], ignore_index=True) if parts else pd.DataFrame()
-    volumes.write_bytes(
+    write_bytes(
         folders.root(plan) / "tables" / f"{name}.csv", table.to_csv(index=False, float_format="%.6f").encode()
     )
     return table

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers import volumes
 from helpers.acquisition.rf_pulse import Pulse
 from helpers.study import Resolution
+from helpers.volumes.files import record_use, write_bytes
 
 LAYERS = 8  #: of the network, 3 x 3 each
 REACH = LAYERS  #: slices that the network sees on either side; a stack must have as many
@@ -118,7 +118,7 @@ def load(path: str | Path, resolution: Resolution | None = None, device: str = "
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    volumes.record_use(path)
+    record_use(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content["kind"] != _KIND:
@@ -167,4 +167,4 @@ def ready(network, device):
 def write(path, content):
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    volumes.write_bytes(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
