@@ -3,6 +3,7 @@ tested."""
 
 import collections
 import fcntl
+import gc
 import os
 import shutil
 
@@ -48,6 +49,13 @@ def pytest_xdist_auto_num_workers():
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish():
+    """What was imported and collected by now stays: collecting garbage, which some libraries ask for in every
+    call, need not look through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -1,6 +1,7 @@
 """A study's tidy tables as arrays over subjects, experiments, resolutions and contrasts, once they were seen
 to be whole."""
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -76,7 +77,7 @@ class Data:
     dropped: frozenset = frozenset()
     remedies: Mapping = field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def labels(self) -> list[str]:
         """Those of the eight resolutions that the study has, in the paper's order."""
         columns = [~np.isnan(values).any(axis=0) for values in self.scores.values()]
