@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
@@ -122,6 +123,46 @@ def test_degrading_needs_no_ants_and_harmonizing_neither_ants_nor_sigpy():
             ).stdout.strip()
             == "[]"
         )
+
+
+#: What only Linux has, or macOS only with Python 3.13.
+LINUX_ONLY = (
+    "sched_getaffinity",
+    "/proc/",
+    "os.waitid",
+    "os.pidfd_open",
+    "/dev/shm",
+    "/dev/full",
+    "libc.so.6",
+)
+#: Where one of these is asked for first, or nothing but Linux is spoken of.
+KNOWS_LINUX = {
+    "helpers/haca3/fast/memory.py",
+    "tests/conftest.py",
+    "tests/bench.py",
+    "tests/pipeline/test_cache.py",
+    "tests/pipeline/test_slurm.py",
+}
+
+
+def test_nothing_needs_what_only_linux_has():
+    root = layout.ROOT
+    files = [*root.glob("src/**/*.py"), *root.glob("tests/**/*.py"), *root.glob("notebooks/*.ipynb")]
+    using = {
+        str(path.relative_to(root)).removeprefix("src/")
+        for path in files
+        if path != Path(__file__) and any(name in path.read_text() for name in LINUX_ONLY)
+    }
+    assert using <= KNOWS_LINUX
+
+
+def test_make_lists_what_it_can_do():
+    listed = subprocess.run(
+        ["make", "-C", layout.ROOT, "--no-print-directory"], capture_output=True, text=True, check=True
+    )
+    lines = listed.stdout.splitlines()
+    assert "demo         the study on ten simulated subjects, as a preview" in lines
+    assert all(re.match(r"[a-z-]+ +\S", line) for line in lines) and len(lines) > 10
 
 
 #: From the lowest floor up; a room knows those of lower floors only, and a module of a folder may know others

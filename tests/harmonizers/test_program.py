@@ -5,9 +5,9 @@ import re
 import shutil
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from helpers import layout
@@ -169,8 +169,8 @@ def test_a_program_that_hangs_is_ended_with_what_it_started(executable, images, 
 
 def alive(number):
     try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
 
 

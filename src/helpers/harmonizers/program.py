@@ -145,7 +145,8 @@ def run(program: Program, places: Mapping[str, Path], log: Path | None = None) -
                 f"{called} took longer than harmonizer.time_limit_min, {limit}, and was ended{kept}"
             ) from None
         finally:
-            with contextlib.suppress(ProcessLookupError):
+            # macOS refuses a signal to a group of which only the dead are left.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         if status:
