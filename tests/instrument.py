@@ -97,6 +97,11 @@ def ratio(image: np.ndarray, part: np.ndarray, white: np.ndarray) -> float:
     return float(image[part].mean() / image[white].mean())
 
 
+def brain_psnr_db(person: phantom.Subject, truth: np.ndarray, image: np.ndarray, seen: np.ndarray) -> float:
+    """PSNR in the seen part of the brain; the peak is that of the truth in the whole brain."""
+    return metrics.psnr(truth, np.nan_to_num(image), truth[person.brain].max(), seen)
+
+
 def fidelity(model, person, stranger, pair, paths, planes=ORIENTATIONS, step=STEP) -> list[dict]:
     """A row per path, plane and contrast: PSNR in dB inside the brain, and how bright ventricles and lesions
     are against white matter, harmonized over true (1: as they are)."""
@@ -163,7 +168,7 @@ def sharp(model, person, stranger, pair, step=11) -> list[dict]:
     parts, rows = [person.fractions[tissue] > 0.95 for tissue in ("VCSF", "WM")], []
     for way, c in itertools.product(ways, CONTRASTS):
         seen = person.brain & np.isfinite(ways["sampled"][c])
-        psnr_db = metrics.psnr(truth[c], np.nan_to_num(ways[way][c]), truth[c][person.brain].max(), seen)
+        psnr_db = brain_psnr_db(person, truth[c], ways[way][c], seen)
         about = {"anatomy": person.anatomy, "pair": " → ".join(pair), "way": way, "contrast": c}
         there = [part & seen for part in parts]
         bright = ratio(np.nan_to_num(ways[way][c]), *there) / ratio(truth[c], *there)
@@ -185,7 +190,7 @@ def agreement(model, person, stranger, paths, scanners=8, step=STEP) -> list[dic
         ):
             seen = person.brain & np.isfinite(after[0][c])
             pairs = itertools.combinations([np.nan_to_num(images_[c]) for images_ in group], 2)
-            psnr_db = np.mean([metrics.psnr(a, b, b[person.brain].max(), seen) for a, b in pairs])
+            psnr_db = np.mean([brain_psnr_db(person, b, a, seen) for a, b in pairs])
             about = {"anatomy": person.anatomy, "sources": label(path), "contrast": c, "way": way}
             rows.append({**about, "psnr_db": psnr_db})
     return rows
@@ -204,7 +209,7 @@ def mixed(model, person, stranger, pair, resolution, planes=("axial", "coronal")
         options = {"mask": "union", "slice_step": STEP, "orientations": (plane,)}
         for c, image in model.harmonize(sources, aims, **options).images.items():
             seen = person.brain & np.isfinite(image)
-            psnr_db = metrics.psnr(truth[c], np.nan_to_num(image), truth[c][person.brain].max(), seen)
+            psnr_db = brain_psnr_db(person, truth[c], image, seen)
             about = {"anatomy": person.anatomy, "pair": " → ".join(pair), "plane": plane}
             about |= {"experiment": experiment, "sources": resolution.label, "contrast": c}
             rows.append({**about, "psnr_db": psnr_db})

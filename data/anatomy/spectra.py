@@ -8,6 +8,7 @@ smoothed, so that the edge of the mask has no say. Simulated images are those of
 noise.
 """
 
+import functools
 import sys
 
 import numpy as np
@@ -20,14 +21,20 @@ SUBJECTS, SCANNER = (2, 3), "study-7"  # one of each embedded brain
 FREQUENCIES = (0.1, 0.2, 0.3, 0.4)  # cycles per mm, each with 0.025 to either side
 
 
+@functools.cache
+def shells(shape: tuple[int, int, int]) -> list[np.ndarray]:
+    """Where the frequencies of a transform are near each of `FREQUENCIES`."""
+    radius = np.sqrt(sum(f**2 for f in np.meshgrid(*map(np.fft.fftfreq, shape), indexing="ij")))
+    return [np.abs(radius - frequency) < 0.025 for frequency in FREQUENCIES]
+
+
 def spectrum(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
     """Mean power in shells around `FREQUENCIES` of an image with voxels of 1 mm."""
     weight = ndimage.binary_erosion(brain, iterations=4).astype(np.float32)
     weight = ndimage.gaussian_filter(weight, 1.5)
     mean = (weight * image).sum() / weight.sum()
     power = np.abs(np.fft.fftn(weight * (image / mean - 1))) ** 2 / (weight**2).sum()
-    radius = np.sqrt(sum(f**2 for f in np.meshgrid(*map(np.fft.fftfreq, image.shape), indexing="ij")))
-    return np.array([power[np.abs(radius - f) < 0.025].mean() for f in FREQUENCIES])
+    return np.array([power[shell].mean() for shell in shells(image.shape)])
 
 
 def main() -> None:

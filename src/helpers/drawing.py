@@ -51,7 +51,6 @@ def slices(
     columns: int,
     unit: str = "",
     cmap: str = "gray",
-    vmin: float = 0,
 ):
     """Brain slices side by side with one look-up table.
 
@@ -59,8 +58,8 @@ def slices(
     ----------
     images : dict
         Title -> ndarray, shape (rows, columns), as `upright` gives it.
-    vmin, vmax : float
-        Values shown as the ends of the look-up table, for all images.
+    vmax : float
+        Value shown as the upper end of the look-up table, for all images; the lower one is 0.
     columns : int
         Panels per row.
     unit : str
@@ -73,7 +72,7 @@ def slices(
     for ax in axes.flat:
         ax.axis("off")
     for ax, (title, image) in zip(axes.flat, images.items(), strict=False):
-        picture = ax.imshow(image, cmap=cmap, vmin=vmin, vmax=vmax, interpolation="nearest")
+        picture = ax.imshow(image, cmap=cmap, vmin=0, vmax=vmax, interpolation="nearest")
         ax.set_title(title, fontsize=10)
     fig.colorbar(picture, ax=axes, label=unit, shrink=0.8, aspect=40)
     return fig, axes

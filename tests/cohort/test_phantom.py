@@ -99,9 +99,15 @@ def test_the_mask_of_a_subject_is_one_piece_without_holes(subject):
     assert_is_one_piece_without_holes(subject.brain)
 
 
+def jacobian(coordinates):
+    """Jacobian determinant of a map (3, X, Y, Z): the local volume ratio; negative for a mirrored brain."""
+    (a, b, c), (d, e, f), (g, h, i) = (np.gradient(part) for part in coordinates)
+    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+
+
 @pytest.mark.parametrize("seed", [2, 11])  # 2 is not mirrored, 11 is
 def test_the_warp_is_invertible(seed):
-    determinant = phantom.jacobian(phantom.warp(seed)[:, 16:176, 8:216, 6:176])
+    determinant = jacobian(phantom.warp(seed)[:, 16:176, 8:216, 6:176])
     mirrored = seed == 11
     assert (determinant * (-1 if mirrored else 1)).min() > 0.05
 
@@ -176,7 +182,7 @@ def test_an_unusual_subject_has_the_volumes_of_some_adult(unusual):
 
 @pytest.mark.parametrize("seed, name", [(149, "S1"), (130, "Colin27")])
 def test_an_unusual_warp_is_invertible(seed, name):
-    determinant = phantom.jacobian(phantom.warp(seed, name)[:, 16:176, 8:216, 6:176])
+    determinant = jacobian(phantom.warp(seed, name)[:, 16:176, 8:216, 6:176])
     assert np.abs(determinant).min() > 0.005 and determinant.min() * determinant.max() > 0
 
 

@@ -7,17 +7,17 @@ from helpers import drawing
 from helpers.study import Resolution
 
 
-def rows_of_matrix(matrix: np.ndarray, resolution: Resolution, voxel_mm: float = 1.0):
+def rows_of_matrix(matrix: np.ndarray, resolution: Resolution):
     """Three neighbouring slices of a degradation matrix: what each takes from every plane of the 3D image.
 
     Parameters
     ----------
     matrix : ndarray, shape (n_lr, n_hr)
-        As `helpers.acquisition.degradation.matrix` gives it.
+        As `helpers.acquisition.degradation.matrix` gives it for voxels of 1 mm.
     """
     fig, ax = plt.subplots(figsize=(7, 3), layout="constrained")
     middle = len(matrix) // 2
-    z_mm = (np.arange(matrix.shape[1]) - (matrix.shape[1] - 1) / 2) * voxel_mm
+    z_mm = np.arange(matrix.shape[1]) - (matrix.shape[1] - 1) / 2
     for index, colour in zip(range(middle - 1, middle + 2), drawing.COLOURS.values(), strict=True):
         ax.step(z_mm, matrix[index], where="mid", color=colour, label=f"slice {index}")
     centre = (np.arange(middle - 1, middle + 2) - (len(matrix) - 1) / 2) * resolution.separation_mm
@@ -25,7 +25,7 @@ def rows_of_matrix(matrix: np.ndarray, resolution: Resolution, voxel_mm: float =
         ax.axvspan(z - resolution.thickness_mm / 2, z + resolution.thickness_mm / 2, color="0.93", zorder=0)
     ax.set_xlim(centre[0] - 1.5 * resolution.separation_mm, centre[-1] + 1.5 * resolution.separation_mm)
     ax.set_xlabel("through-plane position (mm); grey: nominal slices")
-    ax.set_ylabel("weight of the 1 mm plane" if voxel_mm == 1 else "weight of the plane")
+    ax.set_ylabel("weight of the 1 mm plane")
     ax.legend(frameon=False)
     return fig, ax
 

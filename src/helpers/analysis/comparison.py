@@ -5,10 +5,10 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from helpers.analysis.claims import CONTRADICTED, SUPPORTED, UNDECIDED
 from helpers.analysis.metrics import score_column
+from helpers.analysis.statistics import with_interval
 from helpers.analysis.tables import UNITS
 from helpers.study import CONTRASTS, ONE_ORIENTATION
 
@@ -40,7 +40,7 @@ def check(studies: Mapping[str, pd.DataFrame]) -> None:
         raise ValueError(
             f"studies are {', '.join(studies) or 'none'}: accepted are two or more, of different names"
         )
-    (first, expected), *others = ((name, _made(scores)) for name, scores in studies.items())
+    (first, expected), *others = ((name, _held(scores)) for name, scores in studies.items())
     for name, held in others:
         for column in _SAME:
             if held[column] != expected[column]:
@@ -50,35 +50,34 @@ def check(studies: Mapping[str, pd.DataFrame]) -> None:
                 )
 
 
-def _made(scores: pd.DataFrame) -> dict[str, list[str]]:
+def _held(scores: pd.DataFrame) -> dict[str, list[str]]:
     harmonized = scores[scores.arm == "harmonized"]
     return {column: sorted(map(str, harmonized[column].unique())) for column in _SAME}
 
 
-def by_subject(scores: pd.DataFrame, measure: str, region: str = "brain") -> pd.DataFrame:
-    """Mean score of each subject over the experiments with one orientation (1a to 1c), or over all if none of
-    them was run; an infinite one, of an image that is its own reference, is left out.
+def by_subject(scores: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """Mean score inside the brain of each subject over the experiments with one orientation (1a to 1c), or
+    over all if none of them was run; an infinite one, of an image that is its own reference, is left out.
 
     Returns
     -------
     DataFrame
         ``contrast``, ``resolution``, ``separation_mm``, ``subject``, ``score``.
     """
-    rows = scores[(scores.arm == "harmonized") & (scores.region == region)]
+    rows = scores[(scores.arm == "harmonized") & (scores.region == "brain")]
     alike = rows[rows.experiment.isin(ONE_ORIENTATION)]
     rows = (alike if len(alike) else rows).replace(np.inf, np.nan)
     keys = ["contrast", "resolution", "separation_mm", "subject"]
     return rows.groupby(keys)[score_column(scores, measure)].mean().rename("score").reset_index()
 
 
-def losses(studies: Mapping[str, pd.DataFrame], region: str = "brain") -> pd.DataFrame:
-    """What thick slices cost in each study.
+def losses(studies: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """What thick slices cost in each study, inside the brain.
 
     Parameters
     ----------
     studies : mapping of str to DataFrame
         Name -> score table, as `helpers.pipeline.scoring.all_scores` gives it.
-    region : {"brain", "full"}
 
     Returns
     -------
@@ -96,7 +95,7 @@ def losses(studies: Mapping[str, pd.DataFrame], region: str = "brain") -> pd.Dat
     rows = []
     for name, scores in studies.items():
         for measure in UNITS:
-            table = by_subject(scores, measure, region)
+            table = by_subject(scores, measure)
             for contrast in CONTRASTS:
                 part = table[table.contrast == contrast]
                 wide = part.pivot(index="subject", columns="resolution", values="score")
@@ -110,28 +109,11 @@ def losses(studies: Mapping[str, pd.DataFrame], region: str = "brain") -> pd.Dat
                     {
                         **about,
                         "n": len(wide),
-                        **_with_interval("loss", wide[finest] - wide[coarsest]),
-                        **_with_interval("slope_per_mm", slope),
+                        **with_interval("loss", wide[finest] - wide[coarsest]),
+                        **with_interval("slope_per_mm", slope),
                     }
                 )
     return pd.DataFrame(rows)
-
-
-def _with_interval(name: str, values) -> dict[str, float]:
-    mean, low, high = interval(values)
-    return {name: mean, f"{name}_low": low, f"{name}_high": high}
-
-
-def interval(values) -> tuple[float, float, float]:
-    """Mean and 95 % t interval; without an interval, NaN, for fewer than two finite values."""
-    values = np.asarray(values, float)
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return np.nan, np.nan, np.nan
-    if len(values) < 2:
-        return values.mean(), np.nan, np.nan
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return values.mean(), values.mean() - half, values.mean() + half
 
 
 def side_by_side(

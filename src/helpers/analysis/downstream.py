@@ -79,16 +79,14 @@ def segment_tissue(t1w: np.ndarray, affine: np.ndarray, brain: np.ndarray) -> np
     return labels
 
 
-def segment_lesions(
-    flair: np.ndarray, tissue: np.ndarray, affine: np.ndarray, threshold_sd: float = THRESHOLD_SD
-) -> np.ndarray:
+def segment_lesions(flair: np.ndarray, tissue: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """White matter lesions as outliers of the grey matter's FLAIR intensities, surrounded by white matter.
 
-    A voxel is a candidate where FLAIR exceeds m + a s, with m the median and s the standard deviation (from
-    the median absolute deviation) of grey matter. Of their connected pieces those stay that are at least as
-    large as a ball of 3 mm and lie in white matter: it is half of the tissue within 3 mm of them, further
-    than the rim of a lesion, which in T1w looks like grey matter. This is the rule of Cabezas et al., in one
-    pass and with numbers of our own.
+    A voxel is a candidate where FLAIR exceeds m + `THRESHOLD_SD` s, with m the median and s the standard
+    deviation (from the median absolute deviation) of grey matter. Of their connected pieces those stay that
+    are at least as large as a ball of 3 mm and lie in white matter: it is half of the tissue within 3 mm of
+    them, further than the rim of a lesion, which in T1w looks like grey matter. This is the rule of Cabezas
+    et al., in one pass and with numbers of our own.
 
     Parameters
     ----------
@@ -98,8 +96,6 @@ def segment_lesions(
         Of `segment_tissue`.
     affine : ndarray, shape (4, 4)
         As there.
-    threshold_sd : float
-        a.
 
     Returns
     -------
@@ -120,7 +116,7 @@ def segment_lesions(
         raise ValueError("tissue has no grey matter: accepted are labels of segment_tissue")
     middle = np.median(grey)
     spread = 1.4826 * np.median(np.abs(grey - middle))
-    pieces, number = label_lesions((flair > middle + threshold_sd * spread) & (tissue > 0), affine)
+    pieces, number = label_lesions((flair > middle + THRESHOLD_SD * spread) & (tissue > 0), affine)
     if not number:
         return np.zeros(flair.shape, bool)
     around = expand_labels(pieces, AROUND_MM, spacing=tuple(_voxel_mm(affine)))

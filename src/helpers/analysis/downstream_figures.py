@@ -14,18 +14,16 @@ VOLUMES = {"lesion_ml": "lesions", "grey_ml": "grey matter", "ventricles_ml": "l
 
 
 @drawing.small_print()
-def agreement_figure(table: pd.DataFrame, reference: str = "3D", arm: str = "harmonized"):
+def agreement_figure(table: pd.DataFrame):
     """Bland and Altman's plot of lesion, grey matter and ventricle volume, one colour per resolution.
 
-    Points are subjects in experiments; lines are the mean differences, and bands reach to the limits of
-    agreement, bias and 1.96 standard deviations.
+    Harmonized images against the 3D ones: points are subjects in experiments; lines are the mean differences,
+    and bands reach to the limits of agreement, bias and 1.96 standard deviations.
 
     Parameters
     ----------
     table : DataFrame
         As `helpers.pipeline.scoring.all_downstream` gives it.
-    reference : {"3D", "exact"}
-    arm : str
 
     Returns
     -------
@@ -34,7 +32,7 @@ def agreement_figure(table: pd.DataFrame, reference: str = "3D", arm: str = "har
     """
     from helpers.analysis import downstream
 
-    chosen = (table.reference == reference) & (table.arm == arm) & (table.experiment != GROUND_TRUTH)
+    chosen = (table.reference == "3D") & (table.arm == "harmonized") & (table.experiment != GROUND_TRUTH)
     drawn = table[chosen & table.measure.isin(VOLUMES)]
     labels = in_papers_order(drawn.resolution)
     colours = dict(zip(labels, plt.colormaps["plasma"](np.linspace(0.1, 0.75, len(labels))), strict=True))
@@ -51,7 +49,7 @@ def agreement_figure(table: pd.DataFrame, reference: str = "3D", arm: str = "har
                 ax.axhspan(low, high, color=colours[label], alpha=0.12, lw=0)
         ax.set_title(name)
         ax.set_xlabel("mean of both (ml)")
-    axes.flat[0].set_ylabel("thick slices - 3D (ml)" if reference == "3D" else "found - exact (ml)")
+    axes.flat[0].set_ylabel("thick slices - 3D (ml)")
     drawing.legend_below(fig, *axes.flat[0].get_legend_handles_labels(), len(labels))
     return fig, axes, drawn
 

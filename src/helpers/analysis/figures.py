@@ -297,12 +297,12 @@ def frequency_figure(curves: pd.DataFrame, cutoffs: pd.DataFrame):
 
 
 @drawing.small_print()
-def ladder_figure(scores: pd.DataFrame, registrations: pd.DataFrame, region: str = "brain"):
+def ladder_figure(scores: pd.DataFrame, registrations: pd.DataFrame):
     """The registration ladder: scores with the known, a rigid and an affine transform, and the error of each
     in mm.
 
-    Scores are means over experiments and resolutions, in the harmonized arm (colour) and without harmonizer
-    (grey); thin lines are single subjects. The error is that of every stack, by resolution.
+    Scores are means inside the brain over experiments and resolutions, in the harmonized arm (colour) and
+    without harmonizer (grey); thin lines are single subjects. The error is of every stack, by resolution.
 
     Parameters
     ----------
@@ -316,7 +316,7 @@ def ladder_figure(scores: pd.DataFrame, registrations: pd.DataFrame, region: str
     """
     steps = [transform for transform in TRANSFORMS if transform in set(scores["transform"])]
     columns = [score_column(scores, measure) for measure in MEASURES]
-    rows = scores[scores.arm.isin(["harmonized", "input"]) & (scores.region == region)].replace(
+    rows = scores[scores.arm.isin(["harmonized", "input"]) & (scores.region == "brain")].replace(
         np.inf, np.nan
     )
     drawn = rows.groupby(["transform", "arm", "contrast", "subject"])[columns].mean().reset_index()
@@ -369,7 +369,7 @@ _ARM_LOOKS = {
 
 
 @drawing.small_print()
-def remedies_figure(scores: pd.DataFrame, recovered: pd.DataFrame, region: str = "brain"):
+def remedies_figure(scores: pd.DataFrame, recovered: pd.DataFrame):
     """What remedies bring back: PSNR against resolution with and without each, a panel for each experiment;
     below, the share of the loss that comes back.
 
@@ -388,7 +388,7 @@ def remedies_figure(scores: pd.DataFrame, recovered: pd.DataFrame, region: str =
     fig, axes, DataFrame
         The last is `recovered`.
     """
-    rows = scores[(scores.region == region) & scores.arm.isin(_ARM_LOOKS)].replace(np.inf, np.nan)
+    rows = scores[(scores.region == "brain") & scores.arm.isin(_ARM_LOOKS)].replace(np.inf, np.nan)
     experiments = [name for name in EXPERIMENTS if name in set(rows.experiment)]
     labels, arms = in_papers_order(rows.resolution), [arm for arm in _ARM_LOOKS if arm in set(rows.arm)]
     columns = min(4, len(experiments))

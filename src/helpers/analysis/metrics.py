@@ -17,8 +17,8 @@ from helpers import volumes
 SSIM_SIGMA = 1.5
 SSIM_RADIUS = 5
 
-#: Slices perpendicular to axis 0, 1, 2 of a volume stored as LPS.
-PLANES = ("sagittal", "coronal", "axial")
+_CONE_DEG = 20.0  # coefficients count whose direction is this close to the through-plane axis
+_CUTOFF = 0.5  # correlation below which a frequency counts as lost
 
 
 def data_range(reference: np.ndarray) -> float:
@@ -274,7 +274,7 @@ def score_column(table: pd.DataFrame, measure: str) -> str:
     return next((column for column in columns if column in table and table[column].notna().any()), measure)
 
 
-def brain_window(brain: np.ndarray, taper_mm: float = 6.0, voxel_mm: float = 1.0) -> np.ndarray:
+def brain_window(brain: np.ndarray, taper_mm: float = 6.0) -> np.ndarray:
     """Weight of each voxel for `fourier_correlation`: 1 deep in the brain, 0 at its edge, a half cosine
     between.
 
@@ -283,10 +283,9 @@ def brain_window(brain: np.ndarray, taper_mm: float = 6.0, voxel_mm: float = 1.0
     Parameters
     ----------
     brain : ndarray, shape (X, Y, Z), bool
+        Voxels of 1 mm.
     taper_mm : float
         Depth at which the weight reaches 1.
-    voxel_mm : float
-        Size of the isotropic voxels.
 
     Returns
     -------
@@ -295,7 +294,7 @@ def brain_window(brain: np.ndarray, taper_mm: float = 6.0, voxel_mm: float = 1.0
     import edt
 
     mask = np.ascontiguousarray(_mask(brain, np.shape(brain)))
-    depth_mm = edt.edt(mask, black_border=True, parallel=1) * voxel_mm
+    depth_mm = edt.edt(mask, black_border=True, parallel=1)
     return (0.5 - 0.5 * np.cos(np.pi * np.clip(depth_mm / taper_mm, 0, 1))).astype(np.float32)
 
 
@@ -305,10 +304,9 @@ def fourier_correlation(
     window: np.ndarray,
     axis: int,
     slice_axis: int | None = None,
-    angle_deg: float = 20.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fourier correlation of two volumes through-plane: by frequency, among the coefficients near one
-    direction.
+    """Fourier correlation of two volumes through-plane: by frequency, among the coefficients within
+    20 degrees of that direction.
 
     A shell of all directions would mix the resolution within the slices with that across them.
 
@@ -321,8 +319,6 @@ def fourier_correlation(
     slice_axis : {None, 0, 1, 2}
         None: whole volumes. Else the arrays hold only some slices along this axis (a preview): each is
         transformed alone, and the cone becomes a wedge.
-    angle_deg : float
-        Coefficients count whose direction is this close to the through-plane axis.
 
     Returns
     -------
@@ -368,7 +364,7 @@ def fourier_correlation(
         squares = squares + along
     radius = np.sqrt(squares)
     near = np.broadcast_to(
-        (through >= np.cos(np.radians(angle_deg)) * radius) & (radius > 0.005) & (radius <= 0.5),
+        (through >= np.cos(np.radians(_CONE_DEG)) * radius) & (radius > 0.005) & (radius <= 0.5),
         spectra[0].shape,
     )
     radius = np.broadcast_to(radius, spectra[0].shape)[near]
@@ -385,8 +381,8 @@ def fourier_correlation(
     )
 
 
-def cutoff(frequency: np.ndarray, correlation: np.ndarray, level: float = 0.5) -> float:
-    """Frequency at which a correlation falls below a level for good, interpolated linearly; the last one if
+def cutoff(frequency: np.ndarray, correlation: np.ndarray) -> float:
+    """Frequency at which a correlation falls below 0.5 for good, interpolated linearly; the last one if
     it never does.
 
     For good: a harmonizer may get shading or contrast wrong, which lowers the first few frequencies and is no
@@ -409,8 +405,8 @@ def cutoff(frequency: np.ndarray, correlation: np.ndarray, level: float = 0.5) -
     0.25
     """
     frequency, correlation = np.r_[0, frequency], np.r_[1, correlation]
-    last = np.flatnonzero(correlation >= level)[-1]
+    last = np.flatnonzero(correlation >= _CUTOFF)[-1]
     if last == len(correlation) - 1:
         return float(frequency[-1])
-    share = (correlation[last] - level) / (correlation[last] - correlation[last + 1])
+    share = (correlation[last] - _CUTOFF) / (correlation[last] - correlation[last + 1])
     return float(frequency[last] + share * (frequency[last + 1] - frequency[last]))

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from helpers.analysis import statistics
+from helpers.analysis.statistics import with_interval
 from helpers.study import ARMS
 
 #: Arms of the remedies, and how a sentence calls them.
@@ -18,8 +18,8 @@ CALLED = {
 ALL = "all"
 
 
-def recovered(scores: pd.DataFrame, region: str = "brain", alpha: float = 0.05) -> pd.DataFrame:
-    """What each remedy gains, and which share of the loss it brings back.
+def recovered(scores: pd.DataFrame) -> pd.DataFrame:
+    """What each remedy gains inside the brain, and which share of the loss it brings back.
 
     The loss is the mean squared difference to the reference, in units of the squared data range. Of a
     subject, the share is 1 minus its sum with the remedy over its sum without, over the resolutions and
@@ -29,20 +29,17 @@ def recovered(scores: pd.DataFrame, region: str = "brain", alpha: float = 0.05) 
     ----------
     scores : DataFrame
         As `helpers.pipeline.scoring.all_scores` gives it, with arms of remedies.
-    region : {"brain", "full"}
-    alpha : float
-        Intervals have the level 1 - alpha.
 
     Returns
     -------
     DataFrame
         A row per arm, experiment and contrast, each also `ALL` together: ``gain_db`` (mean over subjects of
         the mean difference in PSNR), ``gain_low_db``, ``gain_high_db``, ``share``, ``share_low``,
-        ``share_high`` (t intervals over subjects; NaN with one subject), ``n``.
+        ``share_high`` (95 % t intervals over subjects; NaN with one subject), ``n``.
     """
     arms = [arm for arm in ARMS if arm in set(scores.arm)]
     keys = ["subject", "experiment", "contrast", "resolution"]
-    rows = scores[scores.arm.isin(arms) & (scores.region == region)]
+    rows = scores[scores.arm.isin(arms) & (scores.region == "brain")]
     psnr_db = rows.pivot(index=keys, columns="arm", values="psnr_db")
     squares = 10 ** (-psnr_db / 10)  # an infinite PSNR is no error
     table = []
@@ -57,20 +54,9 @@ def recovered(scores: pd.DataFrame, region: str = "brain", alpha: float = 0.05) 
             sums = group.groupby("subject")[[arm, "harmonized"]].sum()
             shares = 1 - sums[arm] / sums.harmonized.where(sums.harmonized > 0)
             row = {"arm": arm, "experiment": experiment, "contrast": contrast}
-            row |= _interval("gain", means, "_db", alpha) | _interval("share", shares, "", alpha)
+            row |= with_interval("gain", means, "_db") | with_interval("share", shares)
             table.append({**row, "n": len(means.dropna())})
     return pd.DataFrame(table)
-
-
-def _interval(name: str, values: pd.Series, unit: str, alpha: float) -> dict:
-    values = values.dropna().to_numpy()[None]
-    names = (f"{name}{unit}", f"{name}_low{unit}", f"{name}_high{unit}")
-    if values.shape[1] < 2:
-        return dict(zip(names, (values.mean() if values.size else np.nan, np.nan, np.nan), strict=True))
-    numbers = statistics.summary(values, alpha)
-    return {
-        column: float(numbers[key][0]) for column, key in zip(names, ("estimate", "low", "high"), strict=True)
-    }
 
 
 def harms(table: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,6 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from helpers.analysis import tables
-from helpers.analysis.metrics import score_column
 from helpers.study import ONE_ORIENTATION
 
 
@@ -326,12 +325,31 @@ def holm(p: dict[str, float], alpha: float) -> dict[str, float]:
     return dict(zip(p, multipletests(list(p.values()), alpha, "holm")[1], strict=True))
 
 
+def t_interval(values) -> tuple[float, float, float]:
+    """Mean of the finite values and its 95 % t interval; the interval is NaN for fewer than two of them."""
+    values = np.asarray(values, float)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return np.nan, np.nan, np.nan
+    if len(values) < 2:
+        return values.mean(), np.nan, np.nan
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return values.mean(), values.mean() - half, values.mean() + half
+
+
+def with_interval(name: str, values, unit: str = "") -> dict[str, float]:
+    """`t_interval` as columns of a table: ``<name><unit>``, ``<name>_low<unit>``, ``<name>_high<unit>``."""
+    return dict(
+        zip((f"{name}{unit}", f"{name}_low{unit}", f"{name}_high{unit}"), t_interval(values), strict=True)
+    )
+
+
 # ---------------------------------------------------------------- mixed model
 
 
-def mixed_model(scores: pd.DataFrame, measure: str = "psnr_db", region: str = "brain") -> pd.DataFrame:
-    """Score ~ separation x orientation x contrast with a random intercept per subject: experiments 1a to 1c
-    at one glance.
+def mixed_model(scores: pd.DataFrame) -> pd.DataFrame:
+    """PSNR inside the brain ~ separation x orientation x contrast, with a random intercept per subject:
+    experiments 1a to 1c at one glance.
 
     Separation is centred, so that a main effect is that at the mean separation; axial and T1w are the
     references. The two brains that simulated subjects are made from have no effect of their own: two levels
@@ -340,8 +358,8 @@ def mixed_model(scores: pd.DataFrame, measure: str = "psnr_db", region: str = "b
     Returns
     -------
     DataFrame
-        A row per fixed effect: ``estimate``, ``low``, ``high`` (95 %), ``p``, in the unit of the measure (per
-        mm for slopes); the last row, ``SD between subjects``, has an estimate only.
+        A row per fixed effect: ``estimate``, ``low``, ``high`` (95 %), ``p``, in dB (per mm for
+        slopes); the last row, ``SD between subjects``, has an estimate only.
 
     Raises
     ------
@@ -357,10 +375,9 @@ def mixed_model(scores: pd.DataFrame, measure: str = "psnr_db", region: str = "b
 
     tables.check_scores(scores)
     rows = scores[
-        (scores.arm == "harmonized") & (scores.region == region) & scores.experiment.isin(ONE_ORIENTATION)
+        (scores.arm == "harmonized") & (scores.region == "brain") & scores.experiment.isin(ONE_ORIENTATION)
     ]
-    rows = rows.assign(score=rows[score_column(scores, measure)])
-    rows = rows[np.isfinite(rows.score)]
+    rows = rows[np.isfinite(rows.psnr_db)]
     seen = (rows.subject.nunique(), rows.orientation.nunique(), rows.separation_mm.nunique())
     if seen[0] < 5 or seen[1] < 3 or seen[2] < 2:
         raise ValueError(
@@ -368,7 +385,7 @@ def mixed_model(scores: pd.DataFrame, measure: str = "psnr_db", region: str = "b
             "and 2"
         )
     rows = rows.assign(separation=rows.separation_mm - rows.separation_mm.mean())
-    model = "score ~ separation * C(orientation, Treatment('axial')) * C(contrast, Treatment('T1w'))"
+    model = "psnr_db ~ separation * C(orientation, Treatment('axial')) * C(contrast, Treatment('T1w'))"
     fit = formula.mixedlm(model, rows, groups=rows["subject"]).fit(reml=True)
     # C(orientation, Treatment('axial'))[T.coronal]:separation -> coronal x separation
     names = [

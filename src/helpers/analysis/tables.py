@@ -190,15 +190,13 @@ def to_arrays(scores, attention=None, cutoffs=None, ladder=None, region: str = "
     )
 
 
-def downstream_to_arrays(table: pd.DataFrame, reference: str = "3D") -> Data:
-    """Errors of downstream measures as arrays, without their sign.
+def downstream_to_arrays(table: pd.DataFrame) -> Data:
+    """Errors of downstream measures against the 3D images as arrays, without their sign.
 
     Parameters
     ----------
     table : DataFrame
         As `helpers.pipeline.scoring.all_downstream` gives it.
-    reference : {"3D", "exact"}
-        What they are compared with.
 
     Returns
     -------
@@ -214,7 +212,7 @@ def downstream_to_arrays(table: pd.DataFrame, reference: str = "3D") -> Data:
     """
     keys = ("subject", "experiment", "resolution", "arm", "measure")
     rows = table[
-        (table.reference == reference)
+        (table.reference == "3D")
         & table.arm.str.startswith("harmonized")
         & table.measure.isin(DOWNSTREAM)
         & (table.experiment != GROUND_TRUTH)

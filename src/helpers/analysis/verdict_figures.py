@@ -10,6 +10,7 @@ import pandas as pd
 
 from helpers import drawing
 from helpers.analysis import comparison
+from helpers.analysis.statistics import t_interval
 from helpers.study import CONTRASTS
 
 #: Colours of studies that are compared.
@@ -78,11 +79,12 @@ def forest(verdicts: pd.DataFrame, comparisons: pd.DataFrame):
 
 
 @drawing.small_print()
-def comparison_figure(studies: Mapping[str, pd.DataFrame], verdicts: pd.DataFrame, region: str = "brain"):
+def comparison_figure(studies: Mapping[str, pd.DataFrame], verdicts: pd.DataFrame):
     """Several studies side by side: above, what each loses as slices get thicker; below, their verdicts.
 
-    Above: mean PSNR of experiments 1a to 1c less that at the smallest slice separation, by contrast, with a
-    95 % t interval over subjects. Below: a row per claim on which a study has a verdict, a column per study.
+    Above: mean PSNR inside the brain of experiments 1a to 1c less that at the smallest slice separation, by
+    contrast, with a 95 % t interval over subjects. Below: a row per claim on which a study has a verdict, a
+    column per study.
 
     Parameters
     ----------
@@ -111,11 +113,11 @@ def comparison_figure(studies: Mapping[str, pd.DataFrame], verdicts: pd.DataFram
         ax = axes[-1]
         ax.axhline(0, color="0.6", lw=0.8, zorder=1)
         for place, name in enumerate(names):
-            table = comparison.by_subject(studies[name], "psnr_db", region)
+            table = comparison.by_subject(studies[name], "psnr_db")
             table = table[table.contrast == contrast]
             wide = table.pivot(index="subject", columns="separation_mm", values="score")
             change = wide.sub(wide[wide.columns.min()], axis=0)
-            ends = np.array([comparison.interval(change[x]) for x in change])
+            ends = np.array([t_interval(change[x]) for x in change])
             # One separation may belong to several resolutions, and studies must not hide each other.
             x = np.array(change.columns, float) + 0.06 * (place - (len(names) - 1) / 2)
             ax.vlines(x, ends[:, 1], ends[:, 2], color=looks[name]["color"], lw=1.4, alpha=0.6)

@@ -235,23 +235,6 @@ def warp(seed: int, anatomy: str = ANATOMIES[0]) -> np.ndarray:
     return coordinates
 
 
-def jacobian(coordinates: np.ndarray) -> np.ndarray:
-    """Jacobian determinant of a map, unitless: the local volume ratio, positive where the map is invertible.
-
-    Parameters
-    ----------
-    coordinates : ndarray, shape (3, X, Y, Z)
-        As `warp` returns them.
-
-    Returns
-    -------
-    ndarray, shape (X, Y, Z)
-        Negative everywhere for a mirrored brain, whose left and right change places; otherwise positive.
-    """
-    (a, b, c), (d, e, f), (g, h, i) = (np.gradient(part) for part in coordinates)
-    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
-
-
 def _generator(seed, purpose):
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ValueError(f"seed is {seed!r}: accepted are whole numbers of 0 or more")
