@@ -9,7 +9,7 @@ import dask
 import pytest
 
 from helpers import layout
-from helpers.pipeline import cli, cluster
+from helpers.pipeline import cli, cluster, workers
 from helpers.pipeline.cluster import Cluster
 from helpers.study.file import Study
 
@@ -30,7 +30,7 @@ def test_the_job_script_is_the_one_kept(kind, tmp_path):
         prologue=["module load python"],
     )
     script = (
-        cluster.job_script(where, tmp_path).replace(str(tmp_path), "LOGS").replace(sys.executable, "PYTHON")
+        workers.job_script(where, tmp_path).replace(str(tmp_path), "LOGS").replace(sys.executable, "PYTHON")
     )
     assert re.sub(r"tcp://[\d.]+:\d+", "SCHEDULER", script) == (GOLDEN / f"{kind}.sh").read_text()
 
@@ -48,7 +48,7 @@ def test_a_script_asks_for_nothing_that_nobody_wrote(kind, tmp_path):
         "resource-spec": "site=7",
     }
     with dask.config.set({f"jobqueue.{kind}": {**dask.config.get(f"jobqueue.{kind}"), **of_the_site}}):
-        script = cluster.job_script(Cluster(kind=kind, memory=""), tmp_path)
+        script = workers.job_script(Cluster(kind=kind, memory=""), tmp_path)
     header = [line for line in script.splitlines() if line.startswith(cluster.KINDS[kind][3])]
     expected = {
         "slurm": ["#SBATCH -n 1", "#SBATCH --cpus-per-task=1"],
@@ -93,8 +93,8 @@ def test_a_directive_takes_the_place_of_the_line_that_says_the_same(kind, direct
         "queue": "short",
     }
     mark = cluster.KINDS[kind][3]
-    plain = cluster.job_script(Cluster(**settings), tmp_path).splitlines()
-    script = cluster.job_script(Cluster(**settings, directives=[directive]), tmp_path).splitlines()
+    plain = workers.job_script(Cluster(**settings), tmp_path).splitlines()
+    script = workers.job_script(Cluster(**settings, directives=[directive]), tmp_path).splitlines()
     lines, before = ([line for line in each if line.startswith(mark)] for each in (script, plain))
     (line,) = set(before) - set(lines)
     assert line.startswith(f"{mark} {gone}")
@@ -118,8 +118,8 @@ def test_a_directive_takes_the_place_of_the_line_that_says_the_same(kind, direct
 def test_other_directives_come_on_top(kind, directive, tmp_path):
     settings = {"kind": kind, "walltime": cluster._WALLTIME[kind][1], "queue": "short"}
     mark = cluster.KINDS[kind][3]
-    plain = cluster.job_script(Cluster(**settings), tmp_path).splitlines()
-    script = cluster.job_script(Cluster(**settings, directives=[directive]), tmp_path).splitlines()
+    plain = workers.job_script(Cluster(**settings), tmp_path).splitlines()
+    script = workers.job_script(Cluster(**settings, directives=[directive]), tmp_path).splitlines()
     assert [line for line in script if line.startswith(mark)] == [
         *(line for line in plain if line.startswith(mark)),
         f"{mark} {directive}",
@@ -146,7 +146,7 @@ def test_a_walltime_is_passed_on_as_its_batch_system_writes_it(kind, walltime):
 @pytest.mark.parametrize("kind", cluster.KINDS)
 def test_a_folder_with_spaces_is_quoted(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/opt/my tools/python")
-    script = cluster.job_script(Cluster(kind=kind), tmp_path / "my results").splitlines()
+    script = workers.job_script(Cluster(kind=kind), tmp_path / "my results").splitlines()
     assert script[-1].startswith("'/opt/my tools/python' -m ")
     logs = [line for line in script if "my results" in line]
     files = [
@@ -264,7 +264,7 @@ def test_workers_times_threads_are_the_cores(monkeypatch):
 def test_a_batch_system_that_is_not_there_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="kind is 'lsf': there is no bsub on this machine"):
-        with cluster.start(Cluster(kind="lsf"), tmp_path):
+        with workers.start(Cluster(kind="lsf"), tmp_path):
             pass
 
 
@@ -290,7 +290,7 @@ def test_a_job_that_the_batch_system_refuses_is_one_line(tmp_path, command):
     with pytest.raises(
         RuntimeError, match="sbatch refused the job: .*invalid partition specified: shrt"
     ) as error:
-        with cluster.start(Cluster(kind="slurm", queue="shrt"), tmp_path / "jobs"):
+        with workers.start(Cluster(kind="slurm", queue="shrt"), tmp_path / "jobs"):
             pass
     assert "\n" not in str(error.value)
 
@@ -330,10 +330,10 @@ def test_a_job_that_the_batch_system_refuses_is_one_line(tmp_path, command):
 def test_a_job_is_over_only_if_the_batch_system_says_so(command, kind, name, there, over):
     for says, expected in [*((each, False) for each in there), *((each, True) for each in over)]:
         path = command(name, "for last; do :; done", '[ "$last" = 5 ] || exit 99', says)
-        assert cluster._ended(kind, "5") == expected, says
+        assert workers._ended(kind, "5") == expected, says
     path.unlink()
-    assert not cluster._ended(kind, "5")
-    assert cluster._ended(kind, None)  # refused: it never was
+    assert not workers._ended(kind, "5")
+    assert workers._ended(kind, None)  # refused: it never was
 
 
 def test_jobs_that_do_nothing_but_end_are_an_error_and_not_waited_for(tmp_path, command):
@@ -346,7 +346,7 @@ def test_jobs_that_do_nothing_but_end_are_an_error_and_not_waited_for(tmp_path, 
         RuntimeError,
         match=r"(\d+) jobs ended before their workers reached this machine: what they said is in .*jobs",
     ) as error:
-        with cluster.start(Cluster(kind="slurm", jobs=6), tmp_path / "jobs") as (client, again):
+        with workers.start(Cluster(kind="slurm", jobs=6), tmp_path / "jobs") as (client, again):
             for _ in range(300):
                 again()
                 time.sleep(0.1)

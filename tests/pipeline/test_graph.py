@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from helpers.pipeline import graph
+from helpers.pipeline import graph, schedule
 from helpers.study import CONTRASTS
 from helpers.study.file import Study
 from helpers.study.subjects import OwnSubject
@@ -157,8 +157,8 @@ def test_no_schedule_beats_the_critical_path_or_the_workers_and_a_greedy_one_is_
     study, workers
 ):
     needs, seconds = study
-    span, total = graph.makespan(needs, seconds, workers), sum(seconds.values())
-    longest = sum(seconds[task] for task in graph.critical_path(needs, seconds))
+    span, total = schedule.makespan(needs, seconds, workers), sum(seconds.values())
+    longest = sum(seconds[task] for task in schedule.critical_path(needs, seconds))
     assert max(longest, total / workers) <= span + 1e-9
     assert span <= total / workers + longest * (1 - 1 / workers) + 1e-9  # Graham 1969
 
@@ -166,34 +166,37 @@ def test_no_schedule_beats_the_critical_path_or_the_workers_and_a_greedy_one_is_
 @given(graphs())
 def test_one_worker_takes_the_sum_and_many_take_the_critical_path(study):
     needs, seconds = study
-    assert graph.makespan(needs, seconds, 1) == sum(seconds.values())
-    assert graph.makespan(needs, seconds, len(needs)) == sum(
-        seconds[task] for task in graph.critical_path(needs, seconds)
+    assert schedule.makespan(needs, seconds, 1) == sum(seconds.values())
+    assert schedule.makespan(needs, seconds, len(needs)) == sum(
+        seconds[task] for task in schedule.critical_path(needs, seconds)
     )
 
 
 @given(graphs())
 def test_the_critical_path_is_a_chain(study):
     needs, seconds = study
-    chain = graph.critical_path(needs, seconds)
+    chain = schedule.critical_path(needs, seconds)
     assert all(before in needs[task] for before, task in zip(chain, chain[1:]))
 
 
 def test_what_is_needed_from_elsewhere_is_there():
-    assert graph.makespan({"b": ["a"]}, {"b": 2}, 1) == 2
-    assert graph.makespan({}, {}, 3) == 0
-    assert graph.critical_path({}, {}) == []
+    assert schedule.makespan({"b": ["a"]}, {"b": 2}, 1) == 2
+    assert schedule.makespan({}, {}, 3) == 0
+    assert schedule.critical_path({}, {}) == []
 
 
 @given(graphs())
 def test_the_urgent_come_first_and_all_come_after_their_needs(study):
     needs, seconds = study
-    order = graph.urgent_first(needs, seconds)
+    order = schedule.urgent_first(needs, seconds)
     assert sorted(order) == sorted(needs)
     assert all(order.index(need) < order.index(task) for task in needs for need in needs[task])
 
 
 def test_what_others_wait_for_is_not_left_until_last():
     needs, seconds = {"a": [], "b": [], "c": [], "d": ["c"]}, {"a": 3, "b": 3, "c": 3, "d": 3}
-    assert graph.makespan(needs, seconds, 2) == 9
-    assert graph.makespan({task: needs[task] for task in graph.urgent_first(needs, seconds)}, seconds, 2) == 6
+    assert schedule.makespan(needs, seconds, 2) == 9
+    assert (
+        schedule.makespan({task: needs[task] for task in schedule.urgent_first(needs, seconds)}, seconds, 2)
+        == 6
+    )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from helpers import layout, volumes
-from helpers.pipeline import cache, folders, graph, keep
+from helpers.pipeline import cache, folders, graph, keep, schedule
 from helpers.study.file import Study
 
 
@@ -103,7 +103,7 @@ def test_the_study_of_the_paper_never_takes_more_than_15_gb():
     plan = Study.from_toml(layout.ROOT / "studies" / "paper.toml")
     tasks = {task.name: task for task in graph.tasks(plan)}
     seconds = {name: task.cost_s for name, task in tasks.items()}
-    order = [tasks[name] for name in graph.urgent_first(graph.needs_of(list(tasks.values())), seconds)]
+    order = [tasks[name] for name in schedule.urgent_first(graph.needs_of(list(tasks.values())), seconds)]
     assert keep.largest_mb(plan, order) < 15_000
     whole = Study(**{**vars(plan), "keep": "all"})
     assert keep.largest_mb(whole, order) == pytest.approx(sum(task.size_mb for task in order))

@@ -81,9 +81,9 @@ def load(harmonizer: str | Program) -> Harmonizer:
     tool = getattr(module, name)
     try:
         tool = tool() if isinstance(tool, type) else tool
-    except Exception as error:  # Of somebody else's making: whatever it is, it is told as what it is.
-        told = f"{type(error).__name__}: {error}"
-        raise ValueError(f"harmonizer is {harmonizer!r}: {name}() fails with {told}") from error
+    except Exception as error:  # Of somebody else's making: whatever it is, it is reason as what it is.
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"harmonizer is {harmonizer!r}: {name}() fails with {reason}") from error
     if not isinstance(tool, Harmonizer) or not callable(tool.harmonize):
         raise ValueError(
             f"harmonizer is {harmonizer!r}: {name} in {module.__file__} has no method harmonize: accepted is "
@@ -122,9 +122,9 @@ def _module(harmonizer: str):
     try:
         module = importlib.import_module(dotted)
     except Exception as error:
-        told = f"{place or 'the Python path'}: {type(error).__name__}: {error}"
+        reason = f"{place or 'the Python path'}: {type(error).__name__}: {error}"
         raise ValueError(
-            f"harmonizer is {harmonizer!r}: cannot import {dotted} from {told}: accepted are modules "
+            f"harmonizer is {harmonizer!r}: cannot import {dotted} from {reason}: accepted are modules "
             "that can be imported, or that lie beside the study file"
         ) from error
     file = getattr(module, "__file__", None)

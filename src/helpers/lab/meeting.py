@@ -335,14 +335,14 @@ class Guess:
             self._put(name, True, image, self.targets[self.contrast].norm)
         self.picture.show()
         better = "AB"[int(np.argmax(scores))]
-        told = (
+        answer = (
             f"{self._describe()} Harmonized: <b>A {scores[0]:.1f} dB, B {scores[1]:.1f} dB</b>. {better} is "
             "better"
         )
         if button:
             self.right += button.description.startswith(better)
-            told += f"; the room was right in <b>{self.right} of {self.number}</b>"
-        self.says.value = text([f"{told}."])
+            answer += f"; the room was right in <b>{self.right} of {self.number}</b>"
+        self.says.value = text([f"{answer}."])
 
     def still(self) -> None:
         """Show the question and, for those who were not there, the answer."""

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from helpers.pipeline.cluster import WORKER_MEMORY_GIB, Cluster
 from helpers.study import EXPERIMENTS, ONE_ORIENTATION, ORIENTATIONS, require
-from helpers.study.file import Study, expand_path
+from helpers.study.file import Study
+from helpers.study.toml import expand_path
 from helpers.volumes.files import write_bytes
 
 #: Level -> patterns of the tasks that it stands for: all but the analysis, or everything that is missing.

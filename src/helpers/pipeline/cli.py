@@ -15,7 +15,8 @@ from helpers import volumes
 from helpers.pipeline import bids_app
 from helpers.pipeline.cluster import Cluster
 from helpers.study import Resolution
-from helpers.study.file import Study, expand_path
+from helpers.study.file import Study
+from helpers.study.toml import expand_path
 
 
 def main(arguments: list[str] | None = None) -> int:

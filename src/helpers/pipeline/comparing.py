@@ -7,7 +7,8 @@ import pandas as pd
 
 from helpers.analysis import comparison, verdict_figures
 from helpers.pipeline import folders
-from helpers.study.file import Study, expand_path
+from helpers.study.file import Study
+from helpers.study.toml import expand_path
 
 
 def study_of(given: str | Path | Study) -> Study:

@@ -4,7 +4,7 @@ import statistics
 import sys
 import time
 
-from helpers.pipeline import execution, graph
+from helpers.pipeline import execution, graph, schedule
 
 
 class Progress:
@@ -67,7 +67,7 @@ class Progress:
             name: max(self.expected[name] * pace - (now - self.began.get(name, now)), 1)
             for name in self.needs
         }
-        minutes = graph.makespan(self.needs, left, self.workers) / 60
+        minutes = schedule.makespan(self.needs, left, self.workers) / 60
         return f"{self.ended}/{len(self.wanted)} notebooks, about {minutes:.0f} min left"
 
     def show(self) -> None:

@@ -259,7 +259,7 @@ def _remedies(plan: Study) -> list[str]:
     """What the study's remedies bring back, where they hurt first, and the verdicts on them."""
     if not plan.remedies:
         return []
-    told, untested = (
+    result, untested = (
         html.escape(part).replace("||", "‖")
         for part in (
             remedies.paragraph(_table(plan, "remedies")),
@@ -267,7 +267,7 @@ def _remedies(plan: Study) -> list[str]:
         )
     )
     table = _verdict_table(_table(plan, "remedies_verdicts"))
-    return ["<h2>The remedies</h2>", f"<p>{told}</p>", table, f"<p>{untested}</p>"]
+    return ["<h2>The remedies</h2>", f"<p>{result}</p>", table, f"<p>{untested}</p>"]
 
 
 def _verdicts(plan: Study) -> list[str]:
@@ -315,7 +315,9 @@ def _notebooks(states: pd.DataFrame, folder: Path) -> list[str]:
         return f'<tr class="{task.state}">{cells}</tr>'
 
     counts = ", ".join(f"{number} {state}" for state, number in states.state.value_counts().items())
-    told = f"<p>{counts}; {states.seconds.sum() / 3600:.1f} h of computing in the last execution of each.</p>"
+    summary = (
+        f"<p>{counts}; {states.seconds.sum() / 3600:.1f} h of computing in the last execution of each.</p>"
+    )
     body = "\n".join(map(row, states.itertuples()))
     head = '<tr><th>notebook</th><th>state</th><th class="time">min:s</th><th>error</th></tr>'
-    return ["<h2>The notebooks, as executed</h2>", told, f"<table>{head}\n{body}</table>"]
+    return ["<h2>The notebooks, as executed</h2>", summary, f"<table>{head}\n{body}</table>"]

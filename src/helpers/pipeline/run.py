@@ -19,7 +19,6 @@ import pandas as pd
 from helpers.cohort import origins
 from helpers.pipeline import (
     clean,
-    cluster,
     execution,
     finished,
     folders,
@@ -30,8 +29,10 @@ from helpers.pipeline import (
     participants,
     progress,
     report,
+    schedule,
     status,
     steps,
+    workers,
 )
 from helpers.pipeline.cluster import Cluster
 from helpers.study.file import Study
@@ -185,7 +186,7 @@ def wanted_mb(plan: Study, states: pd.DataFrame) -> float:
         return wanted
     tasks = {task.name: task for task in graph.tasks(plan)}
     seconds = {name: task.cost_s for name, task in tasks.items()}
-    order = graph.urgent_first(graph.needs_of(list(tasks.values())), seconds)
+    order = schedule.urgent_first(graph.needs_of(list(tasks.values())), seconds)
     return min(wanted, keep.largest_mb(plan, [tasks[name] for name in order]))
 
 
@@ -232,10 +233,11 @@ def execute_all(
     # would lie idle at the end.
     named = {task.name: task for task in wanted}
     wanted = [
-        named[name] for name in graph.urgent_first(graph.needs_of(wanted), status.expected_s(wanted, folder))
+        named[name]
+        for name in schedule.urgent_first(graph.needs_of(wanted), status.expected_s(wanted, folder))
     ]
     log.log(folder, event="run", kind=where.kind, workers=where.size(), threads=where.threads())
-    with cluster.start(where, folder / "jobs") as (client, renewal):
+    with workers.start(where, folder / "jobs") as (client, renewal):
         print(f"dashboard: {client.dashboard_link}", file=sys.stderr)
         return _gather(client, renewal, wanted, folder, where, before, after)
 

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from helpers import drawing
-from helpers.pipeline import graph
+from helpers.pipeline import graph, schedule
 from helpers.study.file import Study
 
 
@@ -29,12 +29,12 @@ def simulate(plan: Study, seconds: dict[str, float], workers: Iterable[int]) -> 
         total over the critical path: no order of the tasks does better), ``critical_path_h``.
     """
     needs = graph.needs_of(graph.tasks(plan))
-    needs = {name: needs[name] for name in graph.urgent_first(needs, seconds)}
+    needs = {name: needs[name] for name in schedule.urgent_first(needs, seconds)}
     total = sum(seconds[name] for name in needs)
-    longest = sum(seconds[name] for name in graph.critical_path(needs, seconds))
+    longest = sum(seconds[name] for name in schedule.critical_path(needs, seconds))
     rows = []
     for number in workers:
-        span = graph.makespan(needs, seconds, number)
+        span = schedule.makespan(needs, seconds, number)
         rows.append((number, span / 3600, total / span, min(number, total / longest), longest / 3600))
     return pd.DataFrame(rows, columns=["workers", "hours", "speed_up", "bound", "critical_path_h"])
 

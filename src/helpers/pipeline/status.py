@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers.pipeline import cache, folders, graph, log
+from helpers.pipeline import cache, folders, graph, log, schedule
 from helpers.study.file import Study
 from helpers.study.subjects import Subject
 
@@ -111,7 +111,9 @@ def expected_hours(plan: Study, states: pd.DataFrame, workers: int) -> float:
     needs = graph.needs_of([task for task in graph.tasks(plan) if task.name in set(left.task)])
     seconds = dict(zip(left.task, left.expected_s, strict=True))
     return (
-        graph.makespan({name: needs[name] for name in graph.urgent_first(needs, seconds)}, seconds, workers)
+        schedule.makespan(
+            {name: needs[name] for name in schedule.urgent_first(needs, seconds)}, seconds, workers
+        )
         / 3600
     )
 

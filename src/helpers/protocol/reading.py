@@ -34,7 +34,7 @@ from helpers import layout, volumes
 from helpers.cohort import examination
 from helpers.protocol import survey
 from helpers.study import CONTRASTS, Resolution
-from helpers.study.file import expand_path
+from helpers.study.toml import expand_path
 
 #: Sidecars above this size, bytes, are not read: it is larger than any real one, and fits into memory.
 _SIDECAR_BYTES = 4 * 2**20
