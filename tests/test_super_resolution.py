@@ -13,7 +13,7 @@ from helpers import layout, linear, super_resolution
 from helpers.acquisition import degradation
 from helpers.acquisition.rf_pulse import Pulse
 from helpers.study import Resolution
-from helpers.super_resolution import training
+from helpers.super_resolution import stacks, training
 from helpers.super_resolution.linear_estimate import estimate_matrix, tikhonov_matrix
 from helpers.super_resolution.network import Network
 
@@ -443,3 +443,10 @@ def test_what_is_said_of_its_gains_is_what_was_measured():
     for resolution, gain_db in simulated.groupby("resolution").gain_db.mean().items():
         written = resolution.replace("|", r"\|")  # in a table of Markdown
         assert f"{written} | +{gain_db:.2f} dB" in card
+
+
+def test_a_sheared_stack_is_refused():
+    affine = np.diag([1, 1, 3.5, 1.0])
+    affine[0, 2] = 0.5  # Shifted sideways from slice to slice.
+    with pytest.raises(ValueError, match="x has axes .* off the right angle: accepted are grids with right"):
+        stacks.through_plane_axis((40, 40, 12), affine, Resolution(3, 0.5), "x")

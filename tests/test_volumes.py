@@ -87,6 +87,12 @@ def test_what_is_no_volume_is_refused_before_anything_is_written(tmp_path, bad, 
 def test_a_file_that_is_missing_truncated_or_no_nifti_is_named(tmp_path, volume):
     with pytest.raises(FileNotFoundError, match="no such file"):
         volumes.read(tmp_path / "none.nii.gz")
+    (tmp_path / "dead.nii.gz").symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError, match="dead.nii.gz: a link to nothing: accepted is a NIfTI file"):
+        volumes.read(tmp_path / "dead.nii.gz")
+    (tmp_path / "folder.nii.gz").mkdir()
+    with pytest.raises(FileNotFoundError, match="folder.nii.gz: a folder: accepted is a NIfTI file"):
+        volumes.geometry(tmp_path / "folder.nii.gz")
     whole = tmp_path / "whole.nii.gz"
     volumes.write(whole, volume, AFFINE)
     for name, content in (

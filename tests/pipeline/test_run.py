@@ -227,6 +227,18 @@ def test_what_a_study_builds_on_is_looked_for_before_anything_starts(
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize("place", ["note.txt", "note.txt/results"])
+@pytest.mark.parametrize("command", [["run"], ["run", "--dry-run"]])
+def test_a_folder_of_results_that_cannot_be_made_is_refused_before_anything_starts(
+    tmp_path, capsys, command, place
+):
+    (tmp_path / "note.txt").write_text("")
+    (tmp_path / "mine.toml").write_text(f'output_dir = "{tmp_path / place}"\n')
+    assert cli.main([*command, str(tmp_path / "mine.toml")]) == 2
+    error = capsys.readouterr().err
+    assert "a file: accepted is" in error and error.count("\n") == 1
+
+
 def test_a_study_is_taken_in_once_whatever_it_is_called(tmp_path, capsys):
     for name in ("mine", "rigid"):
         (tmp_path / name / "tables").mkdir(parents=True)

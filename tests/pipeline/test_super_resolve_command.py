@@ -76,6 +76,29 @@ def test_what_does_not_fit_is_refused_in_one_line_before_anything_is_learnt(
     assert not (tmp_path / "out.nii.gz").exists()
 
 
+@pytest.mark.parametrize(
+    "out, resolver, message",
+    [
+        ("note.txt/out.nii.gz", "new.pt", "note.txt is a file: accepted is a file in a folder"),
+        ("folder.nii.gz", "new.pt", "folder.nii.gz: a folder: accepted is another name, of a file"),
+        ("out.nii.gz", "note.txt/new.pt", "note.txt is a file: accepted is a file in a folder"),
+        ("out.nii.gz", "folder.nii.gz", "folder.nii.gz: a folder: accepted is another name"),
+        ("out.nii.gz", "out.nii.gz", "as the file to be: accepted is another file"),
+        ("out.nii.gz", "", "path is '': accepted is that of a file or folder"),
+    ],
+)
+def test_places_where_nothing_can_be_written_are_refused_before_anything_is_learnt(
+    stack, tmp_path, capsys, monkeypatch, out, resolver, message
+):
+    monkeypatch.setattr(super_resolution, "train", None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "note.txt").write_text("")
+    (tmp_path / "folder.nii.gz").mkdir()
+    assert cli.main(["super-resolve", str(stack), out, "--resolver", resolver]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
 def test_paths_are_read_as_people_write_them(stack, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "here").mkdir()

@@ -17,6 +17,7 @@ from helpers.pipeline.cluster import Cluster
 from helpers.study import Resolution
 from helpers.study.file import Study
 from helpers.study.toml import expand_path
+from helpers.volumes.files import require_place
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -221,12 +222,16 @@ def _super_resolve(options: argparse.Namespace) -> int:
     """Read, teach unless that was done, resolve and write; all that can be refused is refused before the
     minutes of teaching."""
     begin = time.monotonic()
-    for name in ("stack", "out", *["resolver"] * bool(options.resolver)):
+    for name in ("stack", "out", *["resolver"] * (options.resolver is not None)):
         setattr(options, name, str(expand_path(getattr(options, name))))
     if not options.out.endswith(".nii.gz"):
         raise ValueError(f"{options.out}: accepted are names that end in .nii.gz")
     if Path(options.out).resolve() == Path(options.stack).resolve():
         raise ValueError(f"{options.out} is the stack itself: accepted is another file")
+    if options.resolver and Path(options.resolver).resolve() == Path(options.out).resolve():
+        raise ValueError(f"--resolver is {options.resolver}, as the file to be: accepted is another file")
+    for place in (options.out, *[options.resolver] * bool(options.resolver)):
+        require_place(place)
     stack, affine = volumes.read(options.stack)
     sidecar = volumes.read_given_sidecar(options.stack)
     resolution = _resolution_of(options, sidecar, affine)

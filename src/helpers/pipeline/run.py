@@ -36,7 +36,7 @@ from helpers.pipeline import (
 )
 from helpers.pipeline.cluster import Cluster
 from helpers.study.file import Study
-from helpers.volumes.files import remove_leftovers, write_bytes
+from helpers.volumes.files import remove_leftovers, require_place, write_bytes
 
 #: Errors of the system when a file does not fit on the disk: a full disk, a quota.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -147,15 +147,16 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
 
 
 def refuse_early(plan: Study, wanted: list[graph.Task]) -> None:
-    """Check at once what would otherwise fail after hours: parameters that a notebook does not know,
-    remedies, checkpoints, other studies.
+    """Check at once what would otherwise fail after hours: the place of the results, parameters that a
+    notebook does not know, remedies, checkpoints, other studies.
 
     Raises
     ------
-    ValueError, FileNotFoundError
-        As `check_parameters`, `helpers.pipeline.steps.check_remedies`,
+    ValueError, OSError
+        As `helpers.volumes.files.require_place`, `check_parameters`, `helpers.pipeline.steps.check_remedies`,
         `helpers.pipeline.models.check_models` and `helpers.pipeline.finished.check_others`.
     """
+    require_place(folders.folder(plan), folder=True)
     graph.check_parameters(wanted)
     steps.check_remedies(plan)
     models.check_models(plan)

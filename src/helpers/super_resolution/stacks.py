@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from helpers.cohort import examination
 from helpers.study import GRID_MM, Resolution
 from helpers.super_resolution.network import REACH, SAME_PROTOCOL_MM
 
@@ -39,6 +40,8 @@ def through_plane_axis(
     affine = np.asarray(affine, dtype=float)
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
         raise ValueError(f"{what} has the affine {affine.tolist()}: accepted is an invertible 4 x 4 matrix")
+    for finding in examination.examine_angles(affine):
+        raise ValueError(f"{what} has {finding.text}")
     voxel_mm = np.linalg.norm(affine[:3, :3], axis=0)
     axis = int(voxel_mm.argmax())
     sizes = " x ".join(f"{size:.4g}" for size in voxel_mm)

@@ -152,7 +152,8 @@ def _open(path: str | Path, whole: bool = False) -> tuple[nib.Nifti1Header, byte
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        link = "a link to nothing" if path.is_symlink() else "no such file"
+        raise FileNotFoundError(f"{path}: {'a folder' if path.is_dir() else link}: accepted is a NIfTI file")
     record_use(path)
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"{path}: accepted are names that end in .nii or .nii.gz")

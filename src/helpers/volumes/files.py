@@ -125,6 +125,36 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     record_use(path, written=True)
 
 
+def require_place(path: str | Path, folder: bool = False) -> None:
+    """Refuse a place where no file, or no `folder`, can be made, before what it is made of is computed.
+
+    Parameters
+    ----------
+    path : str or Path
+        It need not exist.
+    folder : bool
+        Whether it is to be a folder.
+
+    Raises
+    ------
+    OSError
+        Naming what is in the way: a file where a folder has to be, or the other way round, or a folder in
+        which nothing can be made.
+    """
+    path = Path(path)
+    kind = "folder" if folder else "file"
+    if path.exists() and path.is_dir() != folder:
+        there = "a folder" if path.is_dir() else "a file"
+        raise OSError(f"{path}: {there}: accepted is another name, of a {kind}")
+    above = path if path.is_dir() else path.absolute().parent
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    if not above.is_dir():
+        raise OSError(f"{path}: {above} is a file: accepted is a {kind} in a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise OSError(f"{path}: {above} cannot be written: accepted is a {kind} in a folder that can")
+
+
 @contextlib.contextmanager
 def naming(path: str | Path) -> Iterator[None]:
     """Name the file in an error that does not: a full disk does not say for what it had no room."""
