@@ -80,20 +80,21 @@ class ProgramHarmonizer:
             left = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
             seen = ", ".join(left[:6]) + (" …" if len(left) > 6 else "") or "nothing"
             raise FileNotFoundError(
-                f"{what} no {path.name} but {seen}{self._last_output()}: accepted is harmonizer.output"
+                f"{what} no {path.name} but {seen}{self._log_note()}: accepted is harmonizer.output"
             )
         try:
             volume, affine = volumes.read(path)
         except ValueError as error:
-            raise ValueError(f"{what} {str(error).replace(f'{folder}/', '')}{self._last_output()}") from None
+            raise ValueError(f"{what} {str(error).replace(f'{folder}/', '')}{self._log_note()}") from None
         if not np.allclose(affine, AFFINE, atol=1e-3):
             grid = f"affine {np.round(affine, 3).tolist()}"
             raise ValueError(
-                f"{what} {path.name} on another grid, {grid}{self._last_output()}: accepted is that of the sources"
+                f"{what} {path.name} on another grid, {grid}{self._log_note()}: accepted is that of the "
+                "sources"
             )
         return volume
 
-    def _last_output(self) -> str:
+    def _log_note(self) -> str:
         return f" (its log: {self.log})" if self.log else ""
 
 

@@ -81,7 +81,7 @@ def load(harmonizer: str | Program) -> Harmonizer:
     tool = getattr(module, name)
     try:
         tool = tool() if isinstance(tool, type) else tool
-    except Exception as error:  # Of somebody else's making: whatever it is, it is reason as what it is.
+    except Exception as error:  # Of somebody else's making: whatever it is, it is named.
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"harmonizer is {harmonizer!r}: {name}() fails with {reason}") from error
     if not isinstance(tool, Harmonizer) or not callable(tool.harmonize):
