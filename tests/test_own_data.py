@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from helpers import grid, layout, registration, volumes
 from helpers.acquisition import degradation
-from helpers.analysis import claims
+from helpers.analysis import judgement
 from helpers.cohort import examination, origins, phantom, preparation
 from helpers.pipeline import (
     cli,
@@ -421,8 +421,8 @@ def test_a_data_set_without_flair_is_harmonized_without_it_to_all_three_contrast
     # Later notebooks, which know nothing of the data set, find what was prepared.
     later = Study(subjects=["p1"], dropped=["FLAIR"], output_dir=plan.output_dir)
     assert participants.cohort(later, OwnSubject("p1")) == participants.cohort(plan, OwnSubject("p1"))
-    verdicts, _ = claims.verdicts(scores, attention, scoring.cutoffs(curves))
-    assert set(verdicts.verdict) == {claims.UNDECIDED}
+    verdicts, _ = judgement.verdicts(scores, attention, scoring.cutoffs(curves))
+    assert set(verdicts.verdict) == {judgement.UNDECIDED}
     assert (
         verdicts.set_index("claim").sentence["C16"]
         == "Undecided: not run: cutoffs without harmonized, 1a, T1w, with FLAIR dropped."

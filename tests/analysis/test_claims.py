@@ -10,8 +10,9 @@ from scipy import stats
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 
-from helpers.analysis import claim_comparisons, claims, statistics, tables
-from helpers.analysis.claims import CLAIMS, CONTRADICTED, SUPPORTED, UNDECIDED
+from helpers.analysis import claim_comparisons, claims, judgement, statistics, tables
+from helpers.analysis.claims import CLAIMS
+from helpers.analysis.judgement import CONTRADICTED, SUPPORTED, UNDECIDED
 from helpers.analysis.statistics import Comparison, Rules
 from helpers.analysis.tables import LABELS, SEPARATIONS_MM, Data
 from helpers.study import CONTRASTS, EXPERIMENTS, RESOLUTIONS
@@ -126,10 +127,10 @@ def by_claim(verdicts, column="verdict"):
 def test_every_claim_that_is_true_is_supported(seed):
     settings = {"person": 0.3, "noise": 0.1, "cutoff": -0.02, "ladder": 2}
     data = study(np.random.default_rng(seed), as_the_paper_says, spread=sagittal_spread, **settings)
-    verdicts, comparisons = claims.decide(data)
+    verdicts, comparisons = judgement.decide(data)
     # C6 wants sagittal noise that the comparisons of means then suffer from: it is tested with the others
     # quiet, and they without it.
-    quiet, _ = claims.decide(study(np.random.default_rng(seed), as_the_paper_says, **settings))
+    quiet, _ = judgement.decide(study(np.random.default_rng(seed), as_the_paper_says, **settings))
     got = {**by_claim(quiet), **{name: by_claim(verdicts)[name] for name in ("C6", "C11")}}
     assert got == dict.fromkeys(IDS, SUPPORTED)
     assert list(verdicts.claim) == IDS
@@ -149,11 +150,11 @@ def test_every_claim_whose_opposite_is_true_is_contradicted(seed):
         cutoff=0.1,
         ladder=-2,
     )
-    assert by_claim(claims.decide(data)[0]) == dict.fromkeys(IDS, CONTRADICTED)
+    assert by_claim(judgement.decide(data)[0]) == dict.fromkeys(IDS, CONTRADICTED)
 
 
 def test_the_verdict_names_the_comparison_that_decides_in_one_sentence():
-    verdicts, comparisons = claims.decide(study(np.random.default_rng(0), opposite, noise=0.2, ladder=2))
+    verdicts, comparisons = judgement.decide(study(np.random.default_rng(0), opposite, noise=0.2, ladder=2))
     row = verdicts.set_index("claim").loc["C9"]
     table = comparisons[comparisons.claim == "C9"]
     assert row.comparison == table.loc[table.p_against.idxmin(), "comparison"]
@@ -332,7 +333,7 @@ def nothing(experiment, contrast):
 
 
 def simulate(seed, runs, effect, **settings):
-    """p and p against each claim (runs, 18): as `claims.decide` finds them, but all studies at a time."""
+    """p and p against each claim (runs, 18): as `judgement.decide` finds them, but all studies at a time."""
     rng = np.random.default_rng(seed)
     studies = [study(rng, effect, noise=0.15, **settings) for _ in range(runs)]
     p, against = {}, {}
@@ -344,7 +345,7 @@ def simulate(seed, runs, effect, **settings):
             table.p_against.to_numpy().reshape(runs, -1).min(axis=1) * len(compared[0]), 1
         )
     for number in (0, runs - 1):
-        verdicts = claims.decide(studies[number])[0].set_index("claim")
+        verdicts = judgement.decide(studies[number])[0].set_index("claim")
         np.testing.assert_allclose([column[number] for column in p.values()], verdicts.p)
         np.testing.assert_allclose([column[number] for column in against.values()], verdicts.p_against)
         assert (verdicts.verdict == SUPPORTED).any() == (18 * verdicts.p.min() < 0.05)
@@ -390,7 +391,7 @@ def test_of_the_whole_family_something_true_is_seldom_contradicted():
 @pytest.mark.parametrize("n", [2, 4, 8])
 def test_with_few_subjects_the_verdict_is_undecided(n):
     data = study(np.random.default_rng(12), as_the_paper_says, n=n, noise=0.05, cutoff=-0.02, ladder=2)
-    verdicts, _ = claims.decide(data)
+    verdicts, _ = judgement.decide(data)
     exact = ["C1", "C4", "C8", "C12", "C14", "C15", "C17", "C18"]
     got = by_claim(verdicts)
     assert {got[name] for name in exact} == {UNDECIDED}
@@ -407,7 +408,7 @@ def test_the_fewest_subjects_are_those_with_whom_holm_can_be_passed():
 
 def test_a_preview_in_one_plane_gives_no_verdict_on_orientations():
     data = study(np.random.default_rng(13), as_the_paper_says, cutoff=-0.02, ladder=2)
-    verdicts, _ = claims.decide(
+    verdicts, _ = judgement.decide(
         Data(data.scores, data.weights, data.cutoffs, data.ladder, frozenset(["axial"]))
     )
     silent = verdicts[verdicts.sentence.str.contains("not run: reconstruction in axial only")].claim
@@ -423,7 +424,7 @@ def test_a_preview_in_one_plane_gives_no_verdict_on_orientations():
 def test_what_was_not_run_is_undecided_and_does_not_make_the_others_easier():
     data = study(np.random.default_rng(14), as_the_paper_says, cutoff=-0.02, ladder=2)
     some = Data({key: values for key, values in data.scores.items() if key[1] in ("1a", "3")})
-    verdicts, _ = claims.decide(some)
+    verdicts, _ = judgement.decide(some)
     reasons, full = by_claim(verdicts, "sentence"), by_claim(verdicts, "p_holm")
     expected = {
         "C12": "scores without psnr_db, 5, FLAIR",
@@ -435,7 +436,7 @@ def test_what_was_not_run_is_undecided_and_does_not_make_the_others_easier():
         assert f"not run: {reason}" in reasons[name]
     assert min(each for each in full.values() if each > 0) == pytest.approx(18 * verdicts.p.min())
     one = {key: np.where(np.isin(LABELS, ["3||1"]), np.nan, values) for key, values in data.scores.items()}
-    got = by_claim(claims.decide(Data(one))[0], "sentence")
+    got = by_claim(judgement.decide(Data(one))[0], "sentence")
     assert "no resolution 3||1" in got["C2"] and "no resolution" not in got["C3"]
 
 
@@ -444,7 +445,7 @@ def test_an_infinite_score_is_left_out():
     for key in data.scores:
         if key[1:] == ("3", "T1w"):
             data.scores[key][:2] = np.inf
-    verdicts, _ = claims.decide(data)
+    verdicts, _ = judgement.decide(data)
     assert "8 subjects with a finite value" in by_claim(verdicts, "sentence")["C8"]
     assert by_claim(verdicts)["C12"] == SUPPORTED
 
@@ -530,7 +531,7 @@ def whole():
 @pytest.fixture(scope="module")
 def complete(whole):
     """All comparisons of that study."""
-    return claims.verdicts(*whole[1])[1]
+    return judgement.verdicts(*whole[1])[1]
 
 
 def test_the_tables_become_the_arrays_whatever_the_order_of_their_rows(whole):
@@ -548,11 +549,11 @@ def test_the_ladder_of_studies_is_told_by_the_column_transform(whole):
     data, (scores, attention, cutoffs) = whole
     rigid = scores.assign(transform="rigid", psnr_db=scores.psnr_db - 1, ssim=scores.ssim - 0.02)
     ladder = pd.concat([scores, rigid])
-    verdicts, comparisons = claims.verdicts(scores, attention, cutoffs, ladder)
+    verdicts, comparisons = judgement.verdicts(scores, attention, cutoffs, ladder)
     assert by_claim(verdicts)["C18"] == SUPPORTED
     np.testing.assert_allclose(comparisons[comparisons.claim == "C18"].estimate, [1, 1, 1, 0.02, 0.02, 0.02])
     coarsest = ladder[ladder.resolution == "5||1.5"]
-    verdicts, comparisons = claims.verdicts(scores, attention, cutoffs, coarsest)
+    verdicts, comparisons = judgement.verdicts(scores, attention, cutoffs, coarsest)
     assert by_claim(verdicts)["C18"] == SUPPORTED
     assert (
         comparisons[comparisons.claim == "C18"]
@@ -560,12 +561,12 @@ def test_the_ladder_of_studies_is_told_by_the_column_transform(whole):
         .all()
     )
     alien = coarsest.assign(resolution="2||0.5")
-    verdicts, _ = claims.verdicts(scores, attention, cutoffs, alien)
+    verdicts, _ = judgement.verdicts(scores, attention, cutoffs, alien)
     assert "not run: no resolution of the eight in the ladder" in verdicts.set_index("claim").sentence["C18"]
     with pytest.raises(
         ValueError, match="ladder, transform rigid, has seed 1: accepted is that of the scores, 0"
     ):
-        claims.verdicts(scores, ladder=pd.concat([scores, rigid.assign(seed=1)]))
+        judgement.verdicts(scores, ladder=pd.concat([scores, rigid.assign(seed=1)]))
 
 
 def test_studies_in_three_planes_become_one(whole):
@@ -621,7 +622,7 @@ def without(made, dropped):
 def test_a_claim_that_needs_a_dropped_contrast_was_not_run(whole, complete, dropped, decided):
     _, made = whole
     made = without(made, dropped)
-    verdicts, comparisons = claims.verdicts(
+    verdicts, comparisons = judgement.verdicts(
         *made, ladder=pd.concat([made[0], made[0].assign(transform="rigid")])
     )
     silent = verdicts[verdicts.sentence.str.startswith("Undecided: not run: ")]
@@ -639,7 +640,7 @@ def test_a_claim_that_needs_a_dropped_contrast_was_not_run(whole, complete, drop
 
 
 def test_a_3d_flair_that_was_dropped_improves_nothing(whole):
-    reasons = by_claim(claims.verdicts(*without(whole[1], ["FLAIR"]))[0], "sentence")
+    reasons = by_claim(judgement.verdicts(*without(whole[1], ["FLAIR"]))[0], "sentence")
     assert reasons["C12"] == "Undecided: not run: scores without psnr_db, 5, FLAIR, with FLAIR dropped."
     assert reasons["C9"] == "Undecided: not run: no source FLAIR, of which it speaks."
     assert reasons["C16"] == "Undecided: not run: cutoffs without harmonized, 1a, FLAIR, with FLAIR dropped."
@@ -648,19 +649,19 @@ def test_a_3d_flair_that_was_dropped_improves_nothing(whole):
 def test_what_was_dropped_must_be_said_and_be_the_same_everywhere(whole):
     scores, attention, cutoffs = without(whole[1], ["FLAIR"])
     with pytest.raises(ValueError, match="scores lacks .* FLAIR input"):
-        claims.verdicts(scores.drop(columns="dropped"))
+        judgement.verdicts(scores.drop(columns="dropped"))
     with pytest.raises(ValueError, match="scores lacks .* FLAIR harmonized"):
-        claims.verdicts(scores[(scores.contrast != "FLAIR") | (scores.experiment != "1b")])
+        judgement.verdicts(scores[(scores.contrast != "FLAIR") | (scores.experiment != "1b")])
     with pytest.raises(ValueError, match="scores lacks .* T2w input"):
-        claims.verdicts(scores[(scores.contrast != "T2w") | (scores.arm != "input")])
+        judgement.verdicts(scores[(scores.contrast != "T2w") | (scores.arm != "input")])
     with pytest.raises(
         ValueError, match="attention has dropped nothing: accepted is that of the scores, FLAIR"
     ):
-        claims.verdicts(scores, whole[1][1])
+        judgement.verdicts(scores, whole[1][1])
     with pytest.raises(
         ValueError, match="mixes versions of the study: dropped is FLAIR in .* rows and nothing in"
     ):
-        claims.verdicts(pd.concat([scores, whole[1][0][:7].assign(subject=11)]))
+        judgement.verdicts(pd.concat([scores, whole[1][0][:7].assign(subject=11)]))
 
 
 def test_the_mixed_model_finds_what_was_put_in(whole):
@@ -706,7 +707,7 @@ ONE_INPUT = "subject == 3 and experiment == '1b' and resolution == '4||0' and ar
 def test_a_table_that_is_not_one_whole_study_is_refused_with_its_rows(whole, damage, message):
     _, (scores, *_) = whole
     with pytest.raises(ValueError, match=message) as error:
-        claims.verdicts(damage(scores.reset_index(drop=True)))
+        judgement.verdicts(damage(scores.reset_index(drop=True)))
     assert "\n" not in str(error.value)
 
 
@@ -715,13 +716,13 @@ def test_other_tables_must_be_of_the_same_study(whole):
     with pytest.raises(
         ValueError, match="attention has anatomy argmax: accepted is that of the scores, shared"
     ):
-        claims.verdicts(scores, attention.assign(anatomy="argmax"))
+        judgement.verdicts(scores, attention.assign(anatomy="argmax"))
     with pytest.raises(ValueError, match=r"cutoffs has subjects \[1, 2"):
-        claims.verdicts(scores, None, cutoffs[cutoffs.subject < 10])
+        judgement.verdicts(scores, None, cutoffs[cutoffs.subject < 10])
     with pytest.raises(ValueError, match="attention lacks 1 rows: subject 1 3"):
-        claims.verdicts(scores, attention.drop(attention.index[2]))
+        judgement.verdicts(scores, attention.drop(attention.index[2]))
     with pytest.raises(ValueError, match="region is 'head': accepted are brain, full"):
-        claims.verdicts(scores, region="head")
+        judgement.verdicts(scores, region="head")
 
 
 @pytest.mark.parametrize(
@@ -735,8 +736,8 @@ def test_an_impossible_rule_is_refused(name, value):
 
 def test_another_margin_is_another_verdict():
     data = study(np.random.default_rng(17), as_the_paper_says, noise=0.2)
-    wide = by_claim(claims.decide(data, Rules(psnr_db=5, ssim=0.1))[0])
-    narrow = by_claim(claims.decide(data, Rules(psnr_db=0.01, ssim=0.0002))[0])
+    wide = by_claim(judgement.decide(data, Rules(psnr_db=5, ssim=0.1))[0])
+    narrow = by_claim(judgement.decide(data, Rules(psnr_db=0.01, ssim=0.0002))[0])
     assert (wide["C9"], narrow["C9"]) == (SUPPORTED, UNDECIDED)
 
 
@@ -772,7 +773,7 @@ def downstream_table(rise, gain=0.0, n=10, measures=tuple(tables.DOWNSTREAM), ar
 
 def downstream_verdicts(table):
     arrays = tables.downstream_to_arrays(table)
-    verdicts, comparisons = claims.decide(arrays, family=claims.DOWNSTREAM)
+    verdicts, comparisons = judgement.decide(arrays, family=claims.DOWNSTREAM)
     return verdicts.set_index("claim"), comparisons
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers.analysis import claims, comparison, verdict_figures
+from helpers.analysis import comparison, judgement, verdict_figures
 from helpers.pipeline import cli, comparing
 from helpers.study import CONTRASTS, EXPERIMENTS, Resolution, sources
 
@@ -71,7 +71,7 @@ def test_one_study_is_not_compared():
 
 def test_quality_can_fall_where_a_3d_image_is_its_own_reference():
     scores = table(-2.0, "none", own_reference=True)
-    verdicts, _ = claims.verdicts(scores)
+    verdicts, _ = judgement.verdicts(scores)
     assert verdicts.set_index("claim").verdict["C1"] == "supported"
 
 
@@ -103,7 +103,7 @@ def test_whose_a_claim_is():
 def finished(tmp_path):
     """Folders of two finished studies."""
     for name, scores in (("one", table(-2.0)), ("two", table(-1.0, "none", own_reference=True))):
-        given, without = claims.split(claims.verdicts(scores)[0])
+        given, without = judgement.split(judgement.verdicts(scores)[0])
         folder = tmp_path / name / "figures"
         folder.mkdir(parents=True)
         for part, each in (("scores", scores), ("verdicts", given), ("without_verdict", without)):

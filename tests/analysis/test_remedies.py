@@ -5,8 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers.analysis import claims, figures, remedies
-from helpers.analysis.claims import CONTRADICTED, REMEDY_CLAIMS, SUPPORTED, UNDECIDED
+from helpers.analysis import figures, judgement, remedies
+from helpers.analysis.claims import REMEDY_CLAIMS
+from helpers.analysis.judgement import CONTRADICTED, SUPPORTED, UNDECIDED
 from helpers.study import ARMS, CONTRASTS, EXPERIMENTS, RESOLUTIONS
 
 SUPER, AWARE, BOTH, TRAINED = list(ARMS)[1:]
@@ -45,7 +46,7 @@ def helpful(arm, experiment, contrast):
 
 
 def verdicts_of(scores):
-    found, _ = claims.verdicts(scores, family=REMEDY_CLAIMS)
+    found, _ = judgement.verdicts(scores, family=REMEDY_CLAIMS)
     return dict(zip(found.claim, found.verdict, strict=True)), found
 
 
@@ -116,7 +117,7 @@ def test_claims_say_why_they_cannot_be_tested():
 def test_arms_of_remedies_do_not_change_what_is_said_of_the_paper():
     scores = table(helpful)
     bare = scores[scores.arm.isin(["harmonized", "input"])]
-    for with_arms, without in zip(claims.verdicts(scores), claims.verdicts(bare), strict=True):
+    for with_arms, without in zip(judgement.verdicts(scores), judgement.verdicts(bare), strict=True):
         pd.testing.assert_frame_equal(with_arms, without)
 
 
@@ -124,7 +125,7 @@ def test_a_row_that_an_arm_lacks_is_named():
     scores = table(helpful, subjects=2)
     lost = (scores.arm == AWARE) & (scores.experiment == "4") & (scores.contrast == "T2w")
     with pytest.raises(ValueError, match="lacks .* T2w harmonized, resolution-aware"):
-        claims.verdicts(scores[~lost], family=REMEDY_CLAIMS)
+        judgement.verdicts(scores[~lost], family=REMEDY_CLAIMS)
 
 
 def test_the_figure_shows_each_experiment_and_the_shares():

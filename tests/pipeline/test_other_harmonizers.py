@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from helpers import grid, layout, volumes
-from helpers.analysis import claims
+from helpers.analysis import judgement
 from helpers.harmonizers import protocol
 from helpers.pipeline import (
     finished,
@@ -98,7 +98,7 @@ def test_what_haca3_alone_has_is_left_out_in_words_and_not_as_missing_numbers(st
     assert scores[[column for column in scores if not column.startswith("ssim")]].notna().all(axis=None)
     assert scoring.all_attention(plan).empty
     assert not (folders.root(plan) / "tables" / "attention.csv").exists()
-    verdicts, _ = claims.verdicts(scores, scoring.all_attention(plan))
+    verdicts, _ = judgement.verdicts(scores, scoring.all_attention(plan))
     assert verdicts.set_index("claim").reason["C17"] == "there is no attention"
     sidecar = volumes.read_sidecar(harmonization.harmonized(plan, FIRST, "3", COARSE)["T1w"])
     assert "Attention" not in sidecar

@@ -8,7 +8,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from helpers import layout
-from helpers.analysis import claims, figures
+from helpers.analysis import claims, figures, judgement
 from helpers.pipeline import folders
 from helpers.study import CONTRASTS
 from helpers.study.file import Study
@@ -37,10 +37,10 @@ def test_a_run_leaves_what_the_repository_shows_as_it_is(name):
 
 @named
 def test_the_verdicts_follow_from_the_tables_beside_them(folder):
-    verdicts, comparisons = claims.verdicts(
+    verdicts, comparisons = judgement.verdicts(
         *(read(folder, name) for name in ("scores", "attention", "figure_frequencies"))
     )
-    every, (verdicts, without) = verdicts.claim.tolist(), claims.split(verdicts)
+    every, (verdicts, without) = verdicts.claim.tolist(), judgement.split(verdicts)
     shown, not_shown = read(folder, "verdicts"), read(folder, "without_verdict")
     assert every == [claim.id for claim in claims.CLAIMS]
     assert sorted([*shown.claim, *not_shown.claim], key=every.index) == every
@@ -85,7 +85,10 @@ def test_the_book_tells_the_verdicts_of_the_ten_subjects():
     numbers += ("twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen")
     count = read(layout.FIGURES / "ten", "verdicts").verdict.value_counts()
     told = "support {}, contradict {} and leave {} open".format(
-        *(numbers[count.get(word, 0)] for word in (claims.SUPPORTED, claims.CONTRADICTED, claims.UNDECIDED))
+        *(
+            numbers[count.get(word, 0)]
+            for word in (judgement.SUPPORTED, judgement.CONTRADICTED, judgement.UNDECIDED)
+        )
     )
     assert told in RESULTS.read_text()
 
@@ -95,9 +98,9 @@ def test_ten_subjects_in_one_plane_at_three_resolutions_have_at_least_six_verdic
     some = ["3||0", "4||0", "5||1.5"]
     scores = scores[scores.resolution.isin([*some, "3D"])].assign(reconstruction="axial")
     attention = attention[attention.resolution.isin([*some, "3D"])].assign(reconstruction="axial")
-    given, without = claims.split(claims.verdicts(scores, attention)[0])
+    given, without = judgement.split(judgement.verdicts(scores, attention)[0])
     assert given.claim.tolist() == ["C1", "C5", "C8", "C9", "C11", "C12", "C14", "C15", "C17"]
-    assert given.verdict.isin([claims.SUPPORTED, claims.CONTRADICTED]).sum() >= 6
+    assert given.verdict.isin([judgement.SUPPORTED, judgement.CONTRADICTED]).sum() >= 6
     assert (given.resolutions == "3||0, 4||0, 5||1.5").all()
     assert without.set_index("claim").reason[["C2", "C3", "C4"]].tolist() == [
         "no resolution 3||1",

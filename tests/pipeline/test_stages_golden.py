@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from helpers import grid, layout, registration, study, super_resolution
 from helpers.acquisition import degradation
-from helpers.analysis import claims, downstream, metrics
+from helpers.analysis import downstream, judgement, metrics
 from helpers.cohort import examination, phantom, preparation, scanners
 from helpers.haca3 import checkpoint, slice_networks
 from helpers.haca3.fast.fusion import BoxedFusion
@@ -203,7 +203,7 @@ def segmented():
 
 def verdicts():
     """Numbers behind the verdicts of the ten subjects."""
-    given, comparisons = claims.verdicts(cache.read_table(layout.FIGURES / "ten" / "scores.csv"))
+    given, comparisons = judgement.verdicts(cache.read_table(layout.FIGURES / "ten" / "scores.csv"))
     columns = [
         np.nan_to_num(comparisons[name].to_numpy(float), posinf=0)
         for name in comparisons.select_dtypes("number")

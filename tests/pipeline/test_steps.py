@@ -14,7 +14,7 @@ import pytest
 
 from helpers import grid, layout, registration, super_resolution, volumes
 from helpers.acquisition import degradation
-from helpers.analysis import claims
+from helpers.analysis import judgement
 from helpers.cohort import origins
 from helpers.haca3 import Acquisition
 from helpers.pipeline import cache, finished, folders, harmonization, models, participants, scoring, steps
@@ -265,7 +265,7 @@ def test_remedies_are_arms_of_the_same_table_and_leave_the_others_as_they_are(pl
             np.testing.assert_allclose(psnr_db[arm], psnr_db[same], rtol=ROUNDING)
     assert (psnr_db.loc["T1w"] == np.inf).all(axis=None)
     assert (psnr_db.loc["T2w", "super-resolved input"] != psnr_db.loc["T2w", "input"]).all()
-    claims.verdicts(found)
+    judgement.verdicts(found)
 
 
 def test_a_resolver_is_taught_by_stacks_of_the_study_once_for_all_subjects(plan, quickly_taught, monkeypatch):
@@ -406,7 +406,7 @@ def test_tables_are_gathered_beside_the_scores_and_again_with_the_same_bytes(pla
     assert len(found["registrations"]) == len(study.acquisitions())
     assert (found["registrations"].registration_error_mm < 1e-6).all()
     assert set(found["frequencies"].experiment) == {"1b"}
-    claims.verdicts(found["scores"], found["attention"], scoring.cutoffs(found["frequencies"]))
+    judgement.verdicts(found["scores"], found["attention"], scoring.cutoffs(found["frequencies"]))
 
 
 def test_studies_of_a_ladder_are_put_one_below_the_other_and_a_missing_one_is_named(plan, tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from helpers.analysis.claims import CONTRADICTED, SUPPORTED, UNDECIDED
+from helpers.analysis.judgement import CONTRADICTED, SUPPORTED, UNDECIDED
 from helpers.analysis.metrics import score_column
 from helpers.analysis.statistics import with_interval
 from helpers.analysis.tables import UNITS
@@ -126,7 +126,7 @@ def side_by_side(
     harmonizers : mapping of str to str
         Study -> its harmonizer.
     verdicts, without : mapping of str to DataFrame
-        Study -> as `helpers.analysis.claims.split` gives them.
+        Study -> as `helpers.analysis.judgement.split` gives them.
 
     Returns
     -------

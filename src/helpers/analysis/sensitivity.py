@@ -1,7 +1,7 @@
 """How much the verdicts depend on single subjects, on the anatomy, on the margins.
 
 The study is judged again with parts of it left out, or with other margins. The verdicts are those of
-`helpers.analysis.claims.decide` on what is left, so Holm's correction and the fewest subjects that a test
+`helpers.analysis.judgement.decide` on what is left, so Holm's correction and the fewest subjects that a test
 needs hold there too: on half of the subjects little can be decided, and estimates are what can be compared.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pandas as pd
 
-from helpers.analysis import claims, statistics, tables
+from helpers.analysis import judgement, statistics, tables
 
 _MARGINS = ("psnr_db", "ssim", "weight", "cutoff_per_mm")
 
@@ -64,7 +64,7 @@ def judge_variants(
         study's verdict. NaN where that comparison was not made.
     """
     subjects = np.asarray(subjects)
-    whole, comparisons = claims.decide(data, rules)
+    whole, comparisons = judgement.decide(data, rules)
     deciding = whole.set_index("claim").comparison.dropna()
 
     def rows(variant, value, verdicts, comparisons):
@@ -76,14 +76,14 @@ def judge_variants(
 
     result = [*rows("whole", "", whole, comparisons)]
     for subject in subjects:
-        result += rows("without", subject, *claims.decide(select(data, subjects != subject), rules))
+        result += rows("without", subject, *judgement.decide(select(data, subjects != subject), rules))
     names = np.array([(anatomies or {}).get(subject, "") for subject in subjects])
     for name in sorted(set(names) - {""}):
         if (names == name).all():
             continue
-        result += rows("alone", name, *claims.decide(select(data, names == name), rules))
+        result += rows("alone", name, *judgement.decide(select(data, names == name), rules))
     for factor in (0.5, 2):
-        result += rows("margins", factor, *claims.decide(data, scale_margins(rules, factor)))
+        result += rows("margins", factor, *judgement.decide(data, scale_margins(rules, factor)))
     return pd.DataFrame(result)
 
 
@@ -102,7 +102,7 @@ def summarize(variants: pd.DataFrame) -> pd.DataFrame:
         ``margins x 0.5``, ``margins x 2``, the estimates on each anatomy, and ``both brains`` (whether they
         have the sign of the whole study's).
     """
-    whole = variants[(variants.variant == "whole") & (variants.verdict != claims.UNDECIDED)]
+    whole = variants[(variants.variant == "whole") & (variants.verdict != judgement.UNDECIDED)]
     rows = []
     for claim in whole.itertuples():
         same = variants[variants.claim == claim.claim]

@@ -33,7 +33,7 @@ def forest(verdicts: pd.DataFrame, comparisons: pd.DataFrame):
     Parameters
     ----------
     verdicts, comparisons : DataFrame
-        As `helpers.analysis.claims.verdicts` gives them.
+        As `helpers.analysis.judgement.verdicts` gives them.
 
     Returns
     -------

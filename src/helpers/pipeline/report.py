@@ -64,7 +64,7 @@ def paragraph(scores: pd.DataFrame, verdicts: pd.DataFrame, without: pd.DataFram
     scores : DataFrame
         As `helpers.pipeline.scoring.all_scores` gives it.
     verdicts, without : DataFrame
-        As `helpers.analysis.claims.split` gives them.
+        As `helpers.analysis.judgement.split` gives them.
     """
     if verdicts.empty:
         none = f"This study can test none of the {len(without)} claims of the paper." if len(without) else ""
