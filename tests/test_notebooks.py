@@ -87,6 +87,14 @@ def test_the_parameters_are_annotated_literals_with_a_comment_each(notebook):
         assert "  # " in cell.source.splitlines()[statement.end_lineno - 1]
 
 
+def test_no_import_takes_the_name_of_a_parameter(notebook):
+    parameters = {statement.target.id for statement in ast.parse(parameters_cell(notebook).source).body}
+    code = ast.parse("\n".join(cell.source for cell in code_cells(notebook) if "%" not in cell.source[:1]))
+    imports = [node for node in ast.walk(code) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.asname or alias.name for node in imports for alias in node.names}
+    assert not names & parameters
+
+
 # Small parameters: one subject, one or two resolutions, one plane.
 SMALL_STUDY = {"name": "small", "experiments": ["3"], "resolutions": ["5||1.5"]}
 SMALL = {

@@ -136,8 +136,7 @@ def degrade(
 
     Returns
     -------
-    Tensor, shape (1, 224, 224)
-    (float, float)
+    Tensor, shape (1, 224, 224) (float, float)
         Severity of motion, noise and ghosts, and of the bias field: root mean square of the change over the
         foreground, 1 and more for `_SEVERE` and more.
     """

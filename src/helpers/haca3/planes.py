@@ -50,8 +50,7 @@ def harmonize_planes(
     Raises
     ------
     ValueError
-        If a source has another shape than that slice of the grid, or the geometry does not name each
-        source.
+        If a source has another shape than that slice of the grid, or the geometry does not name each source.
     """
     slices, images = model.slices, {}
     acquisitions = acquisitions_of(sources, geometry)

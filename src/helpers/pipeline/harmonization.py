@@ -282,9 +282,8 @@ def _encoding(plan: Study, subject: Subject, source: steps.Source):
 
 @functools.lru_cache(maxsize=33)
 def _encoded_slices(plan: Study, subject: Subject, source: steps.Source, version: str):
-    # Remembered for this version of the file only.
-    # 33: the three 3D images and the nine stacks of one resolution, of these super-resolved as well, and
-    # another network's of the former, 1 MB a slice. Who goes through Table 1 resolution by resolution encodes
-    # each source once.
+    # Remembered for this version of the file only. 33: the three 3D images and the nine stacks of one
+    # resolution, of these super-resolved as well, and another network's of the former, 1 MB a slice. Who goes
+    # through Table 1 resolution by resolution encodes each source once.
     volume = steps.source_volume(plan, subject, source)
     return models.harmonizer(plan).encode(volume, plan.reconstruction, plan.slice_step)
