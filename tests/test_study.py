@@ -1,5 +1,6 @@
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
@@ -398,6 +399,7 @@ def home(tmp_path, monkeypatch):
         " ~/my data ",
         "../home/my data",
         "../home/./my data/",
+        Path("~/my data"),
     ],
 )
 def test_a_path_is_read_as_people_write_it(home, text):
@@ -406,7 +408,7 @@ def test_a_path_is_read_as_people_write_it(home, text):
     assert (plan.bids_dir, plan.output_dir, plan.planes) == (
         expected,
         expected,
-        (expected if "/" in text or "$" in text else text,),
+        (expected if "/" in str(text) or "$" in str(text) else text,),
     )
     assert set(dict(plan.targets).values()) == {expected}
     assert Study(**plan.literals()) == plan

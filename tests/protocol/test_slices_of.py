@@ -77,3 +77,7 @@ def test_a_sidecar_of_somebody_else_is_read_or_refused_and_never_replaced_by_a_g
         with pytest.raises(ValueError, match=reason) as error:
             reading.slices_of(path)
         assert str(tmp_path) in str(error.value) and "accepted" in str(error.value)
+    volumes.sidecar_path(path).unlink()
+    volumes.sidecar_path(path).symlink_to("nowhere")
+    with pytest.raises(ValueError, match="a link to nothing: accepted is a JSON object, or none at all"):
+        reading.slices_of(path)

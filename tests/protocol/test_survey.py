@@ -433,6 +433,14 @@ def test_a_broken_sidecar_is_listed_and_ends_nothing(tmp_path, content, reason):
     assert list(table.file) == [os.path.join("sub-01", "anat", "sub-01_T1w.nii"), ""]
 
 
+def test_a_sidecar_that_is_a_link_to_nothing_is_named_once(tmp_path):
+    sidecar = acquire(tmp_path).with_suffix(".json")
+    sidecar.unlink()
+    sidecar.symlink_to("nowhere")
+    name = os.path.join("sub-01", "anat", "sub-01_T1w.json")
+    assert only(tmp_path)["unfit"] == f"{name}: a link to nothing"
+
+
 def test_a_sidecar_with_a_byte_order_mark_is_read(tmp_path):
     path = acquire(tmp_path)
     path.with_suffix(".json").write_bytes(b"\xef\xbb\xbf" + json.dumps(SAID).encode())

@@ -343,7 +343,7 @@ class _Sidecars:
                     "; ".join(faults),
                 )
             except OSError as error:
-                self.read[path] = {}, f"{name}: {error.strerror or error}"
+                self.read[path] = {}, f"{name}: {error.strerror or _reason(error, path, self.top)}"
             except ValueError as error:
                 self.read[path] = {}, f"{name}: {error}"
         return self.read[path]

@@ -71,7 +71,7 @@ def _entities(field: str, value) -> str:
     return value
 
 
-def _path(field: str, value: str) -> Path:
+def _path(field: str, value: str | Path) -> Path:
     try:
         return expand_path(value)
     except ValueError as error:
@@ -85,7 +85,7 @@ def _study_place(field: str, value: str) -> str:
 
 def _target(field: str, value) -> str | tuple[float, ...]:
     """A path, or theta (2), eta (2) and norm in one tuple."""
-    if isinstance(value, str) and value:
+    if isinstance(value, (str, Path)) and value != "":
         return str(_path(field, value).resolve())
     try:
         numbers = (*value["theta"], *value["eta"], value["norm"]) if isinstance(value, dict) else tuple(value)
@@ -246,7 +246,7 @@ class Study:
             raise ValueError(f"name is {self.name!r}: accepted are letters, digits and hyphens")
         for field in ("weights", "resolution_weights", "fusion", "bids_dir", "output_dir"):
             missing = field.endswith("weights") and not getattr(self, field)
-            if not isinstance(getattr(self, field), str) or missing:
+            if not isinstance(getattr(self, field), (str, Path)) or missing:
                 raise ValueError(f"{field} is {getattr(self, field)!r}: accepted is a path as text")
             if getattr(self, field):
                 path = _path(field, getattr(self, field))
@@ -277,9 +277,10 @@ class Study:
             raise ValueError(f"subjects is {names!r}: {text}")
         for field in ("planes", "ladder"):
             studies = getattr(self, field)
-            if not isinstance(studies, (list, tuple)) or not all(isinstance(e, str) and e for e in studies):
+            places = isinstance(studies, (list, tuple)) and all(isinstance(e, (str, Path)) for e in studies)
+            if not places or "" in studies:
                 raise ValueError(f"{field} is {studies!r}: accepted is a list of names or folders of studies")
-            settle(field, tuple(_study_place(field, study) for study in studies))
+            settle(field, tuple(_study_place(field, str(study)) for study in studies))
         settle("experiments", tuple(require("experiment", row, EXPERIMENTS) for row in self.experiments))
         settle(
             "resolutions",

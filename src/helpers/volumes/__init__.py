@@ -272,7 +272,8 @@ def read_given_sidecar(path: str | Path) -> dict:
         return parse_sidecar(sidecar.read_bytes())
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{sidecar}: {reason}: accepted is a JSON object, or no such file") from None
+        reason = reason if sidecar.exists() else "a link to nothing"
+        raise ValueError(f"{sidecar}: {reason}: accepted is a JSON object, or none at all") from None
 
 
 def parse_sidecar(content: bytes) -> dict:
