@@ -149,8 +149,12 @@ def sharpness(volume: np.ndarray, affine: np.ndarray) -> Sharpness:
     Sharpness
     """
     volume = volumes.as_volume(volume)
-    voxel_mm = np.linalg.norm(np.asarray(affine, float)[:3, :3], axis=0)
-    weight = _fade(volume, voxel_mm)
+    return _sharpness(volume, np.asarray(affine, float), foreground(volume))
+
+
+def _sharpness(volume, affine, inside):
+    voxel_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    weight = _fade(inside, voxel_mm)
     faded = (volume - np.average(volume, weights=weight)).astype(np.float32) * weight
     # Bands must hold at least one frequency of each axis.
     width = max(0.02, 1.01 / float(np.min(voxel_mm * volume.shape)))
@@ -183,13 +187,13 @@ def is_thick(measured: Sharpness) -> bool:
     return bool(measured.thickness_mm.max() > THICK_FACTOR * measured.thickness_mm.min())
 
 
-def _fade(volume, voxel_mm, margin_mm=1.0, width_mm=8.0):
+def _fade(inside, voxel_mm, margin_mm=1.0, width_mm=8.0):
     """Weight of each voxel: 0 outside the head or the brain, rising to 1 within a few mm of its surface."""
     from edt import edt
 
-    depth = edt(foreground(volume), anisotropy=tuple(voxel_mm), black_border=True)
+    depth = edt(inside, anisotropy=tuple(voxel_mm), black_border=True)
     weight = np.sin(np.clip((depth - margin_mm) / width_mm, 0, 1) * np.pi / 2) ** 2
-    return weight.astype(np.float32) if weight.any() else np.ones(volume.shape, np.float32)
+    return weight.astype(np.float32) if weight.any() else np.ones(inside.shape, np.float32)
 
 
 def _thickness(frequency, ratio, voxel_mm):
@@ -249,9 +253,10 @@ def is_stripped(volume: np.ndarray) -> bool:
 
     What interpolation leaves of such a background counts as 0 (`NOTHING`).
     """
-    rim = np.concatenate([np.take(volume, (0, -1), axis).ravel() for axis in range(3)])
     limit = NOTHING * _scale(volume)
-    return bool(np.mean(np.abs(volume) <= limit) > 0.5 and np.mean(np.abs(rim) <= limit) > 0.98)
+    # Not `np.take`, which copies all of a volume that is not stored in the order of its axes.
+    rim = np.concatenate([np.moveaxis(volume, axis, 0)[[0, -1]].ravel() for axis in range(3)])
+    return bool(np.mean(np.abs(rim) <= limit) > 0.98 and np.mean(np.abs(volume) <= limit) > 0.5)
 
 
 def _scale(volume: np.ndarray) -> float:
@@ -294,7 +299,8 @@ def examine(volume: np.ndarray, affine: np.ndarray) -> tuple[list[Finding], Shar
     findings = examine_grid(volume.shape, affine)
     if implausible := examine_values(volume, affine):
         return [*findings, *implausible], None
-    measured = sharpness(volume, affine)
+    inside = foreground(volume)
+    measured = _sharpness(volume, affine, inside)
     for axis in np.flatnonzero(measured.thick):
         text = (
             f"interpolated from slices about {measured.thickness_mm[axis]:.1f} mm apart "
@@ -304,7 +310,7 @@ def examine(volume: np.ndarray, affine: np.ndarray) -> tuple[list[Finding], Shar
         )
         findings.append(Finding(False, text))
     largest = float(volume.max())
-    clipped = np.count_nonzero(volume == largest) / max(np.count_nonzero(foreground(volume)), 1)
+    clipped = np.count_nonzero(volume == largest) / max(np.count_nonzero(inside), 1)
     if clipped > CLIPPED_FRACTION:
         text = (
             f"{100 * clipped:.2g} % of its foreground is exactly {largest:g}, the largest value: "
