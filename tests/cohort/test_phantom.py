@@ -1,6 +1,7 @@
 """The embedded brains and the semi-synthetic subjects made from it."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -23,6 +24,11 @@ def subject():
 def truth(subject):
     """The three contrasts, noise-free."""
     return {contrast: phantom.render(subject, scanners.scanner(SCANNER), contrast) for contrast in CONTRASTS}
+
+
+@functools.cache
+def warp(seed):
+    return phantom.warp(seed)
 
 
 def median(image, subject, tissue, above=0.95):
@@ -107,16 +113,18 @@ def jacobian(coordinates):
 
 @pytest.mark.parametrize("seed", [2, 11])  # 2 is not mirrored, 11 is
 def test_the_warp_is_invertible(seed):
-    determinant = jacobian(phantom.warp(seed)[:, 16:176, 8:216, 6:176])
+    determinant = jacobian(warp(seed)[:, 16:176, 8:216, 6:176])
     mirrored = seed == 11
     assert (determinant * (-1 if mirrored else 1)).min() > 0.05
 
 
 def test_another_seed_gives_another_shape():
-    one, other = phantom.warp(SEED), phantom.warp(7)  # neither is mirrored
+    one, other = warp(SEED), warp(7)  # neither is mirrored
     assert 1 < np.abs(one - other).mean() < 15
 
 
+# The images of a cohort are: `tests/pipeline/test_steps.py`.
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(subject, truth):
     again = phantom.subject(SEED)
     assert np.array_equal(again.brain, subject.brain) and np.array_equal(again.variation, subject.variation)

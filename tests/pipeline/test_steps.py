@@ -514,6 +514,7 @@ def test_what_is_half_done_is_done_again_with_the_same_bytes(plan, damage):
 
 
 def test_of_several_images_only_the_one_that_is_missing_is_made(plan, identity):
+    participants.person.cache_clear()  # The subject is simulated anew, as in another process.
     for paths, name in (
         (harmonization.harmonized(plan, FIRST, "1a", COARSE), "T2w"),
         (participants.cohort(plan, FIRST), "FLAIR"),
