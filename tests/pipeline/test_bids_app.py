@@ -134,6 +134,8 @@ def test_subjects_and_sessions_are_chosen_by_their_labels(bids, started, tmp_pat
         (["--harmonizer", "combat"], "harmonizer is 'combat': accepted are haca3"),
         (["--n-procs", "0"], "--n-procs is 0: accepted are whole numbers from 1"),
         (["--mem-gb", "1"], "--mem-gb is 1: accepted is at least 3.2"),
+        (["--n-procs", "100000"], "cores is 100000: accepted are whole numbers from 0 to 1000"),
+        (["--work-dir", "/dev/null"], "/dev/null: a file: accepted is another name, of a folder"),
         (["--mem-gb", "nan"], "--mem-gb is nan: accepted is at least 3.2"),
         (["--mem-gb", "inf"], "--mem-gb is inf: accepted is at least 3.2"),
     ],

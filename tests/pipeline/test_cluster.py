@@ -197,6 +197,7 @@ def test_a_folder_with_spaces_is_quoted(kind, tmp_path, monkeypatch):
         ("kind = 'slurm'\ndirectives = '-X'", "directives is '-X': accepted is a list"),
         ("kind = 'slurm'\nworkers = 3", "workers is 3 with kind slurm: accepted there is jobs"),
         ("queue = 'short'", "queue is 'short' with kind local: accepted there are workers and cores"),
+        ("workers = 1000000", "workers is 1000000: accepted are whole numbers from 0 to 1000"),
         # Limits that leave nothing to compute with.
         ("kind = 'slurm'\nmemory = '0GB'", "memory is '0GB', of a job: accepted are 1GB or more, or nothing"),
         ("kind = 'pbs'\nmemory = '900 MiB'", "memory is '900 MiB', of a job: accepted are 1GB or more"),

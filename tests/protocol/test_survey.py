@@ -789,8 +789,9 @@ def test_the_histogram_counts_each_acquisition_once(example):
     for width in (0.1, 0.5, 0.7, 1.0):
         histogram = survey.thickness_histogram(example, width)
         assert histogram.groupby(["contrast", "dimension"]).acquisitions.sum().to_dict() == survey.PUBLISHED
-    with pytest.raises(ValueError, match="width_mm is 0"):
-        survey.thickness_histogram(example, 0)
+    for width in (0, np.nan, "0.5"):
+        with pytest.raises(ValueError, match=f"width_mm is {width!r}: accepted are numbers greater than 0"):
+            survey.thickness_histogram(example, width)
 
 
 def test_a_bin_holds_what_is_nearest_to_its_centre():

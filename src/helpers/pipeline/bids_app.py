@@ -17,7 +17,7 @@ from helpers.pipeline.cluster import WORKER_MEMORY_GIB, Cluster
 from helpers.study import EXPERIMENTS, ONE_ORIENTATION, ORIENTATIONS, require
 from helpers.study.file import Study
 from helpers.study.toml import expand_path
-from helpers.volumes.files import write_bytes
+from helpers.volumes.files import require_place, write_bytes
 
 #: Level -> patterns of the tasks that it stands for: all but the analysis, or everything that is missing.
 LEVELS = {"participant": ("[0a][!5]*",), "group": ()}
@@ -117,6 +117,7 @@ def write_study(options: argparse.Namespace, arguments: list[str]) -> Path:
 def use_work_dir(folder: str) -> None:
     """Let this process and those that it starts keep their temporary files in a folder, which is made."""
     path = expand_path(folder).resolve()
+    require_place(path, folder=True)
     path.mkdir(parents=True, exist_ok=True)
     os.environ["TMPDIR"], tempfile.tempdir = str(path), None
 
@@ -151,6 +152,10 @@ def _cluster(cores: int | None, memory_gb: float | None) -> dict[str, int]:
     if cores is not None and cores < 1:
         raise ValueError(f"--n-procs is {cores}: accepted are whole numbers from 1")
     table = {} if cores is None else {"cores": cores}
+    try:
+        Cluster(**table)
+    except ValueError as error:
+        raise ValueError(f"--n-procs: {error}") from None
     if memory_gb is not None:
         fit = memory_gb * 1e9 / 2**30 / WORKER_MEMORY_GIB
         if not 1 <= fit < math.inf:

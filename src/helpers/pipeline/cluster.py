@@ -30,6 +30,8 @@ _WALLTIME = {
 WORKER_MEMORY_GIB = 3
 #: Python with PyTorch and one volume after the other takes most of this.
 _LEAST_MEMORY_GB = 1
+#: Workers, jobs or cores: more is a slip of the pen.
+_MOST = 1000
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,9 @@ class Cluster:
         require("kind", self.kind, ("local", *KINDS))
         for name, least in (("workers", 0), ("jobs", 1), ("cores", 0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is {value!r}: accepted are whole numbers from {least}")
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST:
+                accepted = f"accepted are whole numbers from {least} to {_MOST}"
+                raise ValueError(f"{name} is {value!r}: {accepted}")
         for name in ("memory", "walltime", "queue", "account", "interface"):
             value = getattr(self, name)
             if not isinstance(value, str) or "\n" in value:

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import volumes
+from helpers.protocol.scan_time import require_number
 from helpers.study import CONTRASTS, ORIENTATIONS, PLAUSIBLE_MM, RESOLUTIONS, Resolution
 
 #: The table's columns. Unknown lengths are NaN, unknown texts empty. Columns with `from` name the source of a
@@ -454,8 +455,7 @@ def thickness_histogram(table: pd.DataFrame, width_mm: float = 0.5) -> pd.DataFr
         ``contrast``, ``dimension``, ``thickness_mm`` (centre of the bin) and ``acquisitions``, for bins that
         are not empty.
     """
-    if not (math.isfinite(width_mm) and width_mm > 0):
-        raise ValueError(f"width_mm is {width_mm}: accepted is a number of mm greater than 0")
+    require_number("width_mm", width_mm, 0, above=True)
     known = table[
         table["contrast"].isin(CONTRASTS) & (table["dimension"] != "") & table["thickness_mm"].notna()
     ]
