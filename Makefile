@@ -9,7 +9,7 @@ BOOK ?= studies/book.toml
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@awk -F ':.*## *' '/^[a-z-]+:.*##/ {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@$(PYTHON) -c 'import re, sys; print(*(f"{name:12} {what}" for name, what in re.findall("^([a-z-]+):.*## *(.*)", open(sys.argv[1]).read(), re.M)), sep="\n")' Makefile
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \

@@ -23,7 +23,7 @@ def source(tmp_path, monkeypatch):
 def built(source):
     program, why = compiler.library.__wrapped__(source)
     if program is None:
-        pytest.skip(why)
+        pytest.skip(f"compiled programs: {why}; on Debian: apt install g++")
     return program
 
 

@@ -317,7 +317,9 @@ def test_a_saved_resolver_is_the_same_and_refuses_other_slices(resolver, tmp_pat
         super_resolution.load(tmp_path / "none.pt")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="super-resolution on a GPU: none here that torch can use"
+)
 def test_a_gpu_gives_the_same_up_to_rounding(resolver):
     stack, affine = stack_of(blobs(3))
     expected, _ = super_resolution.super_resolve(stack, affine, RESOLUTION, sharp(resolver))

@@ -189,7 +189,9 @@ def test_the_eta_convolution_as_a_matrix_product_is_that_convolution(published_w
 def fusion_program(request):
     if request.param == "torch":
         return None
-    return fusion.library() or pytest.skip("needs a C++ compiler")
+    return fusion.library() or pytest.skip(
+        "the compiled fusion: no C++ compiler here; on Debian: apt install g++"
+    )
 
 
 #: Where an image is not zero, of how many voxels: in the middle, at one face or the other, near one, in all
