@@ -483,6 +483,17 @@ def test_a_sheared_image_and_a_folder_in_the_place_of_one_are_listed(tmp_path):
     assert "a folder in the place of an image: accepted is a file" in list(table.unfit)
 
 
+def test_images_of_other_formats_are_not_passed_over_and_twins_not_counted_twice(tmp_path):
+    acquire(tmp_path)
+    for name in ("sub-01_T2w.NII.GZ", "sub-01_T2w.mgz", "sub-01_FLAIR.nii.bz2"):
+        (tmp_path / "sub-01" / "anat" / name).touch()
+    assert list(reading.from_bids(tmp_path).unfit) == ["is no .nii or .nii.gz file"] * 3 + [""]
+    plain = tmp_path / "sub-01" / "anat" / "sub-01_T1w.nii"
+    plain.with_suffix(".nii.gz").write_bytes(gzip.compress(plain.read_bytes(), 1))
+    unfit = list(reading.from_bids(tmp_path).unfit)
+    assert unfit[3:] == ["there is a second file of this name, compressed or not: accepted is one"] * 2
+
+
 def test_partitions_of_a_3d_image_that_lie_farther_apart_than_they_are_thick_are_a_contradiction(tmp_path):
     said = {"MRAcquisitionType": "3D", "SliceThickness": 1}
     acquire(tmp_path, sidecar=said, voxel_mm=(1, 1, 5))

@@ -25,6 +25,7 @@ import io
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -40,6 +41,8 @@ from helpers.study.toml import expand_path
 _SIDECAR_BYTES = 4 * 2**20
 
 _IMAGES = (".nii", ".nii.gz")
+#: Images in other formats, or under other names, which would be passed over.
+_OTHER_IMAGES = re.compile(r"\.(nii(\.\w+)?|img(\.gz)?|mg[hz]|mnc|nrrd)$", re.IGNORECASE)
 
 _TERMS_LOWER = {term.lower(): term for term in survey.TERMS}
 
@@ -72,7 +75,7 @@ def from_bids(folder: str | Path) -> pd.DataFrame:
     folder = layout.require_data_set(expand_path(folder))
     top = os.path.realpath(folder)
     images, sidecars, rows = _walk(top)
-    stems = {_stem(path) for path in images}
+    stems = Counter(map(_stem, images))
     alone = [
         path
         for path in sidecars
@@ -83,6 +86,8 @@ def from_bids(folder: str | Path) -> pd.DataFrame:
     for path in tqdm(sorted([*images, *alone]), desc="acquisitions", mininterval=0.5):
         metadata, seen, faults = collection.of(path)
         normal = seen.pop("normal", None)
+        if stems[_stem(path)] > 1:
+            faults.append("there is a second file of this name, compressed or not: accepted is one")
         if path in collection.paths:
             faults += ["no image beside the sidecar"] if images else []
         else:
@@ -374,8 +379,11 @@ def _walk(top: str) -> tuple[list[str], list[str], list[dict]]:
                 continue
             if name.endswith(".json"):
                 sidecars.append(os.path.join(folder, name))
-            elif name.endswith(_IMAGES) and _in_anat(os.path.join(folder, name)):
-                images.append(os.path.join(folder, name))
+            elif _in_anat(path := os.path.join(folder, name)):
+                if name.endswith(_IMAGES):
+                    images.append(path)
+                elif _OTHER_IMAGES.search(name):
+                    missed(path, "is no .nii or .nii.gz file")
     return images, sidecars, rows
 
 
