@@ -16,7 +16,7 @@ LIGHT_GREEN = "#5DE0A5"  # on a grey image
 COLOURS = {"T1w": "#0072B2", "T2w": "#D55E00", "FLAIR": "#009E73"}
 MARKERS = {"T1w": "o", "T2w": "s", "FLAIR": "^"}
 
-TIGHT = {"handlelength": 1.6, "columnspacing": 1.2, "handletextpad": 0.5}  #: of a legend
+TIGHT = {"handlelength": 1.6, "columnspacing": 1.2, "handletextpad": 0.5}  # of a legend
 
 #: Look of the figures about scores, for a journal's page: letters of 8 points at the width that they are
 #: drawn at.
