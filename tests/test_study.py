@@ -492,6 +492,7 @@ WHOLE = {
 }
 PREVIEW = {**TEN, "resolutions": ("3||0", "4||0", "5||1.5")}
 REMEDIES = {**PREVIEW, "remedies": ("super-resolution", "fusion", "training")}
+TEN_PREVIEW = {**PREVIEW, "remedies": ("super-resolution", "fusion")}
 CLINIC = {**PREVIEW, "experiments": ("1a", "1b", "1c", "3"), "downstream": True}
 LADDER = {**TEN, "resolutions": ("5||1.5",)}
 SHIPPED_STUDIES = {
@@ -524,9 +525,9 @@ SHIPPED_STUDIES = {
             "time_limit_min": 90,
         },
     },
-    "ten": {**REMEDIES, "planes": ("ten-coronal", "ten-sagittal")},
-    "ten-coronal": {**REMEDIES, "reconstruction": ("coronal",)},
-    "ten-sagittal": {**REMEDIES, "reconstruction": ("sagittal",)},
+    "ten": {**TEN_PREVIEW, "planes": ("ten-coronal", "ten-sagittal")},
+    "ten-coronal": {**TEN_PREVIEW, "reconstruction": ("coronal",)},
+    "ten-sagittal": {**TEN_PREVIEW, "reconstruction": ("sagittal",)},
     "ten-union": {**PREVIEW, "experiments": ("1a", "3", "5"), "mask": "union"},
     "ten-argmax": {
         **PREVIEW,
