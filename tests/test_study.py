@@ -492,7 +492,7 @@ WHOLE = {
 }
 PREVIEW = {**TEN, "resolutions": ("3||0", "4||0", "5||1.5")}
 REMEDIES = {**PREVIEW, "remedies": ("super-resolution", "fusion", "training")}
-TEN_PREVIEW = {**PREVIEW, "remedies": ("super-resolution", "fusion")}
+TEN_PREVIEW = {**PREVIEW, "remedies": ("fusion",)}
 CLINIC = {**PREVIEW, "experiments": ("1a", "1b", "1c", "3"), "downstream": True}
 LADDER = {**TEN, "resolutions": ("5||1.5",)}
 SHIPPED_STUDIES = {
