@@ -431,7 +431,7 @@ def remedies_figure(scores: pd.DataFrame, recovered: pd.DataFrame):
     ax.grid(axis="y", color="0.92", lw=0.7)
     ax.set_axisbelow(True)
     handles, names = axes[0].get_legend_handles_labels()
-    drawing.legend_below(fig, handles, names, 4)
+    drawing.legend_below(fig, handles, names, 3)
     return fig, [*axes, ax], recovered
 
 
