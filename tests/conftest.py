@@ -15,12 +15,13 @@ import pytest
 LONGEST = (
     "test_notebooks",
     "test_harmonizer",
-    "test_own_data",
-    "test_steps",
     "test_preparation",
-    "test_training",
+    "test_steps",
+    "test_phantom",
     "test_meeting",
-    "test_profile_panel",
+    "test_training",
+    "test_claims",
+    "test_own_data",
 )
 WORKER_GB = 4.0  # of memory at most (3.5 measured), beside the notebooks that a test executes
 

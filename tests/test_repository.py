@@ -126,6 +126,13 @@ def test_degrading_needs_no_ants_and_harmonizing_neither_ants_nor_sigpy():
         )
 
 
+def test_the_files_that_are_tested_first_are_there():
+    tests = layout.ROOT / "tests"
+    (listed,) = re.findall(r"^LONGEST = \((.*?)^\)", (tests / "conftest.py").read_text(), re.M | re.S)
+    named = re.findall(r'"(\w+)"', listed)
+    assert set(named) <= {path.stem for path in tests.rglob("test_*.py")} and len(named) > 5
+
+
 #: What only Linux has, or macOS only with Python 3.13.
 LINUX_ONLY = (
     "sched_getaffinity",
