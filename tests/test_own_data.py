@@ -757,6 +757,9 @@ def test_an_image_that_cannot_be_used_is_refused_before_anything_runs(tmp_path, 
         participants.check_cohort(Study(targets=dict.fromkeys(CONTRASTS, str(path))))
     shutil.rmtree(tmp_path / "bids" / "sub-02")
     assert message in refused(tmp_path, capsys, "")
+    # A dry run says what a run would.
+    assert cli.main(["run", "--dry-run", str(tmp_path / "mine.toml")]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_images_are_looked_at_once_and_not_after_they_were_prepared(tmp_path, monkeypatch):

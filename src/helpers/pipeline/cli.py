@@ -105,7 +105,8 @@ def _run(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
             where, **{"workers" if where.kind == "local" else "jobs": options.workers}
         )
     if options.dry_run:
-        plan = _settled(plan)
+        # As the run itself: whoever would be left out is named.
+        plan = _settled(plan, voxels=True)
         wanted = graph.choose(graph.tasks(plan), options.only or ["*"])
         run.refuse_early(plan, wanted)
         states = status.status(plan)
@@ -147,13 +148,13 @@ def _status(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
     return 0
 
 
-def _settled(plan: Study) -> Study:
+def _settled(plan: Study, voxels: bool = False) -> Study:
     """The study with the subjects that take part; those of one's own data that do not are told."""
     from helpers.cohort import origins
     from helpers.pipeline import folders, graph, participants
 
     graph.check_subjects(plan)
-    plan, left_out = participants.check_cohort(plan, voxels=False)
+    plan, left_out = participants.check_cohort(plan, voxels)
     for reason in left_out.values():
         print(f"left out: {reason}")
     for line in origins.earlier_version(folders.folder(plan)):
