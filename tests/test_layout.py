@@ -127,6 +127,16 @@ def test_a_folder_that_is_a_link_to_nothing_is_left_out_and_not_passed_over(tmp_
     ]
 
 
+def test_a_folder_that_may_not_be_read_is_named_as_other_faults_are(tmp_path, monkeypatch):
+    dataset(tmp_path, "anat/sub-01_T1w.nii.gz")
+
+    def forbidden(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(layout, "_names", forbidden)
+    assert found(tmp_path)[1] == {"01": f"{tmp_path / 'sub-01' / 'anat'}: Permission denied"}
+
+
 @pytest.mark.parametrize("name", ["Anat/sub-01_T1w.nii.gz", "sub-01_T1w.nii.gz", "anat"])
 def test_of_a_subject_without_the_folder_anat_it_is_said_what_there_is(tmp_path, name):
     dataset(tmp_path, name)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from helpers.study import CONTRASTS, DROPPABLE, ENTITIES, REPOSITORY
 from helpers.study.subjects import Subject
+from helpers.volumes.files import in_words
 
 ROOT = REPOSITORY
 ANATOMY = ROOT / "data" / "anatomy"
@@ -156,7 +157,7 @@ def find_subjects(
                     raise ValueError(f"sub-{subject}: no session {session!r}: {accepted}")
                 sessions = [session]
         except (ValueError, OSError) as error:
-            left_out[label] = str(error)
+            left_out[label] = in_words(error)
             continue
         if sessions and not session and any(_is_image(name, contrasts) for name in _names(folder / "anat")):
             left_out[label] = (
@@ -172,7 +173,7 @@ def find_subjects(
                     folder / f"ses-{folder_session}" if folder_session else folder, name, select, contrasts
                 )
             except (ValueError, OSError) as error:
-                left_out[name] = str(error)
+                left_out[name] = in_words(error)
                 continue
             paths[name] = images
             open_questions += question

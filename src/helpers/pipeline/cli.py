@@ -17,7 +17,7 @@ from helpers.pipeline.cluster import Cluster
 from helpers.study import Resolution
 from helpers.study.file import Study
 from helpers.study.toml import expand_path
-from helpers.volumes.files import require_place
+from helpers.volumes.files import in_words, require_place
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
             return options.action(options)
         return options.action(options, Study.from_toml(options.study), Cluster.from_toml(options.study))
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"resolution-matters: {error}", file=sys.stderr)
+        print(f"resolution-matters: {in_words(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nresolution-matters: interrupted; the same command goes on where it was", file=sys.stderr)

@@ -16,7 +16,7 @@ from helpers.pipeline import cache, folders
 from helpers.study import CONTRASTS
 from helpers.study.file import Study
 from helpers.study.subjects import OwnSubject, Subject, TargetImages, require_label
-from helpers.volumes.files import fingerprint, look, record_use
+from helpers.volumes.files import fingerprint, in_words, look, record_use
 
 
 def cohort(plan: Study, subject: Subject) -> dict[str, Path]:
@@ -192,7 +192,7 @@ def check_cohort(plan: Study, voxels: bool = True) -> tuple[Study, dict[str, str
                         f"{path}: the same file as {twin}: accepted are images of different people"
                     )
         except (ValueError, OSError) as error:
-            left_out[subject.label] = str(error)
+            left_out[subject.label] = in_words(error)
     fit = tuple(subject for subject in subjects if subject.label not in left_out)
     if not fit:
         first = "; ".join(list(left_out.values())[:3])

@@ -36,6 +36,7 @@ from helpers.cohort import examination
 from helpers.protocol import survey
 from helpers.study import CONTRASTS, Resolution
 from helpers.study.toml import expand_path
+from helpers.volumes.files import in_words
 
 #: Sidecars above this size, bytes, are not read: it is larger than any real one, and fits into memory.
 _SIDECAR_BYTES = 4 * 2**20
@@ -279,7 +280,7 @@ def _cells(line: str, separator: str) -> list[str]:
 
 def _reason(error: Exception, path: str, top: str) -> str:
     """An error about a file, for a table beside its name: without the name and the folder's own path."""
-    return str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ").replace(top + os.sep, "")
+    return in_words(error).removeprefix(f"{path}: ").removeprefix(f"{path} ").replace(top + os.sep, "")
 
 
 class _Sidecars:

@@ -125,6 +125,19 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     record_use(path, written=True)
 
 
+def in_words(error: Exception) -> str:
+    """An error for a message of one line: those of the operating system begin with the file, as ours do.
+
+    Examples
+    --------
+    >>> in_words(PermissionError(13, "Permission denied", "/data/x.nii"))
+    '/data/x.nii: Permission denied'
+    """
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
 def require_place(path: str | Path, folder: bool = False) -> None:
     """Refuse a place where no file, or no `folder`, can be made, before what it is made of is computed.
 
