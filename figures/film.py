@@ -18,7 +18,7 @@ from helpers import layout, super_resolution, volumes
 from helpers.analysis import metrics
 from helpers.lab import live
 from helpers.pipeline import folders, harmonization, models, participants
-from helpers.study import RESOLUTIONS, Resolution
+from helpers.study import Resolution
 from helpers.study.file import Study
 
 EXPERIMENT = "2"  # sources of three orientations: what one lacks, another has
@@ -35,7 +35,7 @@ def panels(model, targets, scene: live.Scene, resolution: Resolution, resolver=N
     scan = live.Scan(EXPERIMENT, resolution)
     remedied = live.Scan(EXPERIMENT, resolution, super_resolution=resolver is not None, fusion=True)
     made = {}
-    remedy = "fusion by resolution" if resolver is None else "super-resolved, fusion by resolution"
+    remedy = "fusion by resolution" if resolver is None else "super-resolved,\nfusion by resolution"
     for title, each in (("harmonized", scan), (f"harmonized, {remedy}", remedied)):
         given = live.sources(scene, each, POSITION, resolver)
         if each is scan:
@@ -79,8 +79,8 @@ def film(shown: list[tuple[str, dict]], path: Path) -> None:
     # Where the head is, and a rim.
     lines = [np.flatnonzero(first["acquired"].any(axis)) for axis in (1, 0)]
     window = tuple(slice(max(each[0] - 8, 0), each[-1] + 9) for each in lines)
-    fig, axes = plt.subplots(1, 3, figsize=(9, 3.4), facecolor="black")
-    fig.subplots_adjust(0.01, 0.01, 0.99, 0.76, 0.02)
+    fig, axes = plt.subplots(1, 3, figsize=(9, 3.6), facecolor="black")
+    fig.subplots_adjust(0.01, 0.01, 0.99, 0.73, 0.02)
     writer = animation.PillowWriter(fps=1 / SECONDS)
     with writer.saving(fig, path, dpi=80):
         for label, images in shown:
@@ -97,7 +97,8 @@ def film(shown: list[tuple[str, dict]], path: Path) -> None:
 
 
 def main(study: str = "studies/demo.toml", path: str = str(layout.FIGURES / "film.gif")) -> None:
-    film(list(pictures(Study.from_toml(layout.ROOT / study), RESOLUTIONS)), Path(path))
+    plan = Study.from_toml(layout.ROOT / study)
+    film(list(pictures(plan, plan.resolutions)), Path(path))
 
 
 if __name__ == "__main__":
