@@ -95,6 +95,18 @@ def test_a_flipped_bit_and_a_lost_end_of_a_compressed_file_are_noticed(tmp_path)
         np.testing.assert_array_equal(volumes.read(path)[0], VOXELS)
 
 
+def test_damage_beyond_what_a_reader_has_in_its_buffer_is_noticed(tmp_path):
+    # Who reads as many bytes as there are voxels never comes to the checksum of a file of usual size.
+    path = tmp_path / "x.nii.gz"
+    voxels = np.random.default_rng(0).integers(0, 4000, (64, 64, 64), dtype=np.int16)
+    whole = nifti(voxels)
+    stored = bytearray(gzip.compress(whole, compresslevel=0, mtime=0))
+    stored[len(stored) // 2] ^= 0x40
+    for content in (bytes(stored), gzip.compress(whole, 1, mtime=0)[:-8]):
+        path.write_bytes(content)
+        assert "not a readable NIfTI volume" in message(volumes.read, path)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_header_must_describe_all_of_its_file(tmp_path, packed):
     path = tmp_path / ("x.nii.gz" if packed else "x.nii")
