@@ -280,6 +280,10 @@ def test_the_book_tells_what_the_remedies_bring_back():
     assert f"fall by more than {-gain[arms[1]].min():.2f} dB" in text
     shares = [100 * both.loc[number, "all"].share for number in ("all", "3")]
     assert "bring back {:.0f} %, in experiment 3 {:.0f} %".format(*shares) in text
+    low, *_, high = sorted(100 * aware.loc[number, "all"].share for number in "3456")
+    told = f"bring back {100 * whole.share:.0f} % of the loss; beside a 3D image, fusion by resolution "
+    told += f"{low:.0f} to {high:.0f} %; both {shares[0]:.0f} %"
+    assert told in (layout.ROOT / "README.md").read_text()
     trained = table.loc["harmonized, resolution-trained", "all", "all"]
     assert f"does not help here: {trained.gain_db:.1f} dB" in text
     mean = psnr_db.groupby(["experiment", "resolution"]).mean()
