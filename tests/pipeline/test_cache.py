@@ -29,8 +29,8 @@ def doubling(folder):
             nbformat.v4.new_code_cell('source: str = ""\ntarget: str = ""\nfactor: int = 2'),
             nbformat.v4.new_code_cell(
                 "from pathlib import Path\nfrom helpers import volumes\n\n"
-                "record_use(source)\nvolumes.write_with_sidecar(target, Path(source).read_bytes() * "
-                "factor, {'Key': 'k'})"
+                "volumes.files.record_use(source)\n"
+                "volumes.write_with_sidecar(target, Path(source).read_bytes() * factor, {'Key': 'k'})"
             ),
         ]
     )
