@@ -167,7 +167,10 @@ def test_nothing_needs_what_only_linux_has():
 @pytest.mark.skipif(not shutil.which("make"), reason="no make: apt install make")
 def test_make_lists_what_it_can_do():
     listed = subprocess.run(
-        ["make", "-C", layout.ROOT, "--no-print-directory"], capture_output=True, text=True, check=True
+        ["make", "-C", layout.ROOT, "--no-print-directory", f"PYTHON={sys.executable}", "help"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     lines = listed.stdout.splitlines()
     assert "demo         the study on ten simulated subjects, as a preview" in lines
