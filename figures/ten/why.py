@@ -9,6 +9,8 @@ why_noise.csv
     (ten-argmax), drawn without noise.
 why_fusion.csv
     PSNR of slices in three planes (scores.csv of ten) and of whole volumes fused from them (whole).
+why_resolution.csv
+    What fusion by resolution gains in each plane of reconstruction (ten, ten-coronal, ten-sagittal).
 why_registration.csv
     How far off each stack lies that ANTs registered (ladder-rigid, ladder-affine): mean over the brain, in
     mm.
@@ -71,6 +73,15 @@ def fusion():
     ).reset_index()
 
 
+def resolution():
+    scores = finished.other_studies(["ten", "ten-coronal", "ten-sagittal"])
+    arms = ["harmonized, resolution-aware", "harmonized"]
+    scores = scores[scores.arm.isin(arms) & (scores.region == "brain")]
+    keys = ["reconstruction", "experiment", "resolution", "contrast"]
+    aware, plain = (scores[scores.arm == arm].groupby(keys).psnr_db.mean() for arm in arms)
+    return (aware - plain).rename("gain_db").reset_index()
+
+
 def registration():
     errors = finished.other_studies(["ladder-rigid", "ladder-affine"], "registrations")
     keys = ["transform", "resolution", "contrast", "orientation", "subject"]
@@ -87,6 +98,6 @@ def draw_ladder():
 
 if __name__ == "__main__":
     folders.save_tables(
-        TEN, {f"why_{table.__name__}": table() for table in (mask, noise, fusion, registration)}
+        TEN, {f"why_{table.__name__}": table() for table in (mask, noise, fusion, resolution, registration)}
     )
     draw_ladder()
