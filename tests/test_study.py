@@ -557,6 +557,20 @@ def test_a_shipped_study_is_what_it_says(name):
     assert Study.from_toml(layout.ROOT / "studies" / f"{name}.toml") == Study(**expected)
 
 
+def test_a_data_set_does_not_take_over_simulated_subjects(tmp_path):
+    mine = tmp_path / "mine.toml"
+    container = layout.ROOT / "studies" / "haca3-container.toml"
+    mine.write_text(f'extends = "{container}"\nbids_dir = "{tmp_path}"\n')
+    study = Study.from_toml(mine)
+    assert study.subjects == Study(bids_dir=str(tmp_path)).subjects
+    assert study.resolutions == Study.from_toml(container).resolutions
+    some = tmp_path / "some.toml"
+    some.write_text('extends = "mine.toml"\nsubjects = ["01"]\n')
+    other = tmp_path / "other.toml"
+    other.write_text(f'extends = "some.toml"\nbids_dir = "{tmp_path}"\n')
+    assert Study.from_toml(other).subjects == Study.from_toml(some).subjects
+
+
 def test_every_shipped_study_is_tested():
     assert {path.stem for path in (layout.ROOT / "studies").glob("*.toml")} == set(SHIPPED_STUDIES)
 

@@ -410,7 +410,7 @@ class Study:
 
         A file that builds on another (``extends``) takes over its values, but not its `name` and
         `output_dir`: two studies do not write into one folder unless both files say so. Unless given, the
-        name is that of the file.
+        name is that of the file. Nor does a file with a `bids_dir` take over simulated subjects.
 
         Raises
         ------
@@ -469,6 +469,10 @@ class Study:
             require_keys(str(file), values, [*known, "extends", "cluster"])
             if "harmonizer" in values:
                 values["harmonizer"] = place_beside(file.parent, values["harmonizer"])
+            if "bids_dir" in values and not inherited.get("bids_dir"):
+                # Simulated subjects are not people of a data set.
+                for field in ("subjects", "taught_on"):
+                    inherited.pop(field, None)
             values = (
                 {"name": file.stem}
                 | inherited
