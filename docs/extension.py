@@ -1,5 +1,4 @@
-"""What the book needs beside Sphinx: MathJax and diagrams without a network, links into the glossary, tables
-from ``figures/``."""
+"""What the book needs beside Sphinx: MathJax and diagrams without a network, links into the glossary."""
 
 import hashlib
 import re
@@ -7,14 +6,11 @@ import shutil
 from pathlib import Path
 
 import jupyter_server_mathjax
-import pandas as pd
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
-
-from helpers import layout
 
 HERE = Path(__file__).parent
 DIAGRAMS = HERE / "diagrams"
@@ -41,43 +37,6 @@ class Mermaid(SphinxDirective):
         # Not as an image: then the page's fonts and colours are those of the drawing too.
         svg = f'<div class="diagram" role="img">{path.read_text()}</div>'
         return [nodes.raw("", svg, format="html")]
-
-
-class Verdicts(SphinxDirective):
-    """The claims of the paper and what became of them, from the tables of ``figures/<argument>``."""
-
-    required_arguments = 1
-
-    def run(self):
-        folder = layout.FIGURES / self.arguments[0]
-        self.env.note_dependency(str(folder / "verdicts.csv"))
-        rows = [
-            (each.claim, each.statement, each.verdict, _comparison(each))
-            for each in pd.read_csv(folder / "verdicts.csv").itertuples()
-        ]
-        return [table(("claim", "the paper says", "verdict", "the comparison that decided"), rows)]
-
-
-def _comparison(row) -> str:
-    unit = "" if pd.isna(row.unit) else f" {row.unit}"
-    digits = 2 if row.unit in ("dB",) else 3
-    return (
-        f"{row.comparison}: {row.estimate:+.{digits}f}{unit} "
-        f"({row.low:+.{digits}f} to {row.high:+.{digits}f})"
-    )
-
-
-def table(head, rows) -> nodes.table:
-    """A table of texts."""
-    group = nodes.tgroup(cols=len(head))
-    group.extend(nodes.colspec(colwidth=1) for _ in head)
-
-    def line(cells):
-        return nodes.row("", *(nodes.entry("", nodes.paragraph(str(cell), str(cell))) for cell in cells))
-
-    group += nodes.thead("", line(head))
-    group += nodes.tbody("", *map(line, rows))
-    return nodes.table("", group)
 
 
 def terms() -> dict[str, str]:
@@ -145,7 +104,6 @@ def copy_mathjax(app, error):
 
 def setup(app):
     app.add_directive("mermaid", Mermaid)
-    app.add_directive("verdicts", Verdicts)
     app.add_transform(FirstMentions)
     app.connect("build-finished", copy_mathjax)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
