@@ -37,6 +37,7 @@ results: $(STAMP)  ## the study of figures/ten, its controls and remedies again,
 figures:  ## for maintainers: copy what the README shows, of results that are computed, into figures/
 	for name in demo ten; do cp data/derivatives/$$name/figures/* figures/$$name/; done
 	cp $(addprefix data/derivatives/remedies/figures/,figure_remedies.* remedies*.csv scores.csv) figures/remedies/
+	cp $(addprefix data/derivatives/gaps/figures/,figure_claims.* scores.csv) figures/gaps/
 	for file in data/derivatives/demo/figures/scaling.*; do [ ! -e "$$file" ] || cp "$$file" figures/; done
 
 lint: $(STAMP)  ## ruff's rules and format, as before a commit (`pre-commit install` runs them there)

@@ -291,3 +291,14 @@ def test_the_book_tells_what_fusion_by_resolution_brings_in_three_planes():
     table = read(layout.FIGURES / "ten", "remedies").set_index(["arm", "experiment", "contrast"]).share
     *some, last = (f"{100 * table['harmonized, resolution-aware', e, 'all']:.0f}" for e in "3456")
     assert f"the shares are {', '.join(some)} and {last} %" in text
+
+
+def test_the_book_tells_what_gaps_cost():
+    text, scores = RESULTS.read_text(), read(layout.FIGURES / "gaps", "scores")
+    verdicts = judgement.verdicts(scores)[0].set_index("claim").verdict
+    assert (verdicts.C2, verdicts.C3) == (judgement.UNDECIDED, judgement.SUPPORTED)
+    inside = scores[(scores.region == "brain") & scores.arm.isin(["harmonized", "input"])]
+    mean = inside.groupby(["arm", "contrast", "resolution"]).psnr_db.mean().unstack()
+    apart = (mean["3||1"] - mean["4||0"]).abs().groupby("arm").max()
+    assert f"3‖1 and 4‖0 differ by at most {apart.harmonized:.1f} dB in the mean" in text
+    assert f"(without a harmonizer {apart.input:.1f})" in text
