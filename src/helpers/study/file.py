@@ -431,7 +431,7 @@ class Study:
             Path of a study file (relative: to the repository), or empty for the default of every field.
         changes : dict
             Field -> value, where the study differs from the file.
-        own
+        **own
             Fields for which the notebook has parameters of its own, such as `subjects`: not to be changed
             otherwise.
 
