@@ -13,7 +13,7 @@ BLUE, VERMILLION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 PURPLE = "#CC79A7"
 GREY = "0.72"
 LIGHT_GREEN = "#5DE0A5"  # on a grey image
-COLOURS = {"T1w": "#0072B2", "T2w": "#D55E00", "FLAIR": "#009E73"}
+COLOURS = {"T1w": BLUE, "T2w": VERMILLION, "FLAIR": GREEN}
 MARKERS = {"T1w": "o", "T2w": "s", "FLAIR": "^"}
 
 TIGHT = {"handlelength": 1.6, "columnspacing": 1.2, "handletextpad": 0.5}  # of a legend

@@ -9,16 +9,19 @@ import numpy as np
 import pandas as pd
 
 from helpers import drawing
-from helpers.analysis import comparison
+from helpers.analysis import comparison, judgement
 from helpers.analysis.statistics import t_interval
 from helpers.study import CONTRASTS
 
 #: Colours of studies that are compared.
 _STUDIES = (drawing.BLUE, drawing.VERMILLION, "0.5", drawing.GREEN, drawing.ORANGE)
 
-
 #: Verdict -> colour and sign.
-VERDICTS = {"supported": ("#0072B2", "✓"), "contradicted": ("#D55E00", "✗"), "undecided": ("0.45", "?")}
+VERDICTS = {
+    judgement.SUPPORTED: (drawing.BLUE, "✓"),
+    judgement.CONTRADICTED: (drawing.VERMILLION, "✗"),
+    judgement.UNDECIDED: ("0.45", "?"),
+}
 
 
 @drawing.small_print()
