@@ -19,7 +19,7 @@ extensions = [
     "numpydoc",
     "extension",
 ]
-exclude_patterns = ["_build", "_static", "diagrams"]
+exclude_patterns = ["_build", "_static", "diagrams", "api/modules.rst"]
 
 # The notebooks are executed before (docs/execute.py): here they are only shown.
 nb_execution_mode = "off"
@@ -43,6 +43,7 @@ apidoc_modules = [
         "separate_modules": True,
         "module_first": True,
         "no_headings": False,
+        "max_depth": 1,
     }
 ]
 apidoc_separate_modules = True
@@ -62,7 +63,9 @@ html_css_files = ["book.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_sidebars = {"*": [], "notebooks/*": []}  # lines of code need the width
+html_context = {"default_mode": "auto"}
 html_theme_options = {
+    "show_toc_level": 2,
     "header_links_before_dropdown": 4,
     "navbar_align": "left",
     "navbar_end": ["theme-switcher"],

@@ -45,9 +45,15 @@ def terms() -> dict[str, str]:
     body = text.split("```{glossary}\n")[1].split("\n```")[0]
     words = {}
     for block in re.split(r"\n\s*\n", body):
-        lines = [line for line in block.splitlines() if not line.startswith((" ", "\t"))]
-        words |= {word.lower(): lines[0] for word in lines if word}
+        lines = [line.lower() for line in block.splitlines() if not line.startswith((" ", "\t"))]
+        words |= {word: lines[0] for line in lines if line for word in (line, plural(line))}
     return words
+
+
+def plural(word: str) -> str:
+    """Of a noun, or of the noun before "of": `planes of reconstruction`."""
+    noun, of, rest = word.partition(" of ")
+    return (f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s") + of + rest
 
 
 class FirstMentions(SphinxTransform):
@@ -63,7 +69,15 @@ class FirstMentions(SphinxTransform):
             r"(?<![\w-])(" + "|".join(sorted(map(re.escape, words), key=len, reverse=True)) + r")(?![\w-])",
             re.IGNORECASE,
         )
-        kept = (nodes.title, nodes.literal, nodes.literal_block, nodes.reference, nodes.math, nodes.raw)
+        kept = (
+            nodes.title,
+            nodes.thead,
+            nodes.literal,
+            nodes.literal_block,
+            nodes.reference,
+            nodes.math,
+            nodes.raw,
+        )
         kept += (addnodes.pending_xref, nodes.FixedTextElement, nodes.caption, nodes.comment)
         for text in list(self.document.findall(nodes.Text)):
             if any(isinstance(each, kept) for each in _ancestors(text)):
@@ -102,8 +116,16 @@ def copy_mathjax(app, error):
         shutil.copytree(source, Path(app.outdir, "_static", "mathjax"), ignore=unused, dirs_exist_ok=True)
 
 
+def leave_out_undocumented(app, docname, source):
+    """A field of a dataclass is explained among its parameters: not once more, without a word."""
+    # Sphinx's apidoc takes no options for the pages of packages.
+    if docname.startswith("api/"):
+        source[0] = source[0].replace("   :undoc-members:\n", "")
+
+
 def setup(app):
     app.add_directive("mermaid", Mermaid)
     app.add_transform(FirstMentions)
+    app.connect("source-read", leave_out_undocumented)
     app.connect("build-finished", copy_mathjax)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

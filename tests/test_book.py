@@ -60,6 +60,14 @@ def test_every_notebook_has_a_page_and_the_parameters_that_it_is_executed_with()
 
 
 @pytest.mark.skipif(bool(missing()), reason=f"no {missing()}: make book installs it")
+def test_the_glossary_explains_plurals_without_naming_them():
+    terms = load("extension").terms()
+    assert terms["gaps"] == terms["slice gap"] == "gap"
+    assert terms["remedies"] == "remedy"
+    assert terms["planes of reconstruction"] == "plane of reconstruction"
+
+
+@pytest.mark.skipif(bool(missing()), reason=f"no {missing()}: make book installs it")
 def test_every_diagram_is_drawn():
     extension = load("extension")
     fence = re.compile(r"^```\{?mermaid\}?\n(.*?)^```", re.M | re.S)

@@ -145,3 +145,19 @@ def test_the_figure_has_a_column_for_each_study():
     _, axes, drawn = verdict_figures.comparison_figure(studies, beside)
     assert [label.get_text() for label in axes[3].get_xticklabels()] == ["one", "two"]
     assert len(drawn) == 2 * 3 * 3
+
+
+def test_names_of_studies_do_not_overlap_in_the_figure_and_no_statement_is_cut_short():
+    studies = {name: table(-2.0) for name in ("demo", "demo-histogram", "demo-none")}
+    statement = "mixed beside a 3D T1w, FLAIR stays and T2w varies more at the higher resolutions"
+    row = {"claim": "C11", "statement": statement, "holds": "without a harmonizer too, not with haca3"}
+    fig, axes, _ = verdict_figures.comparison_figure(
+        studies, pd.DataFrame([row | dict.fromkeys(studies, "supported")])
+    )
+    fig.draw_without_rendering()
+    labels = axes[3].get_xticklabels()
+    # Slanted lines of letters: their distance at right angles is more than the height of a line.
+    starts = [axes[3].transData.transform((x, 0))[0] for x in axes[3].get_xticks()]
+    height = labels[0].get_fontsize() / 72 * fig.dpi
+    assert min(np.diff(starts)) * np.sin(np.radians(labels[0].get_rotation())) > 1.1 * height
+    assert axes[3].get_yticklabels()[0].get_text().split() == f"C11 {statement}".split()

@@ -194,6 +194,10 @@ def test_the_attention_has_a_row_per_target_and_a_column_per_experiment_with_a_3
     }
     assert solid == {"T1w": "-", "T2w": "--", "FLAIR": "--"}
     assert set(drawn.experiment) == set("3456")
+    # Sources of equal weight, here T2w and FLAIR, do not hide each other; the axis is no higher than needed.
+    places = [line.get_xdata()[0] for line in axes[0, 0].get_lines() if line.get_label() in CONTRASTS]
+    assert len(set(places)) == len(CONTRASTS)
+    assert 0.6 < axes[0, 0].get_ylim()[1] < 1
     _, axes, _ = figures.attention_figure(attention[attention.experiment == "1a"])
     assert axes.shape == (3, 1)
 

@@ -194,10 +194,9 @@ def attention_figure(table: pd.DataFrame):
             rows = drawn[
                 (drawn.target == target) & (drawn.experiment == experiment) & (drawn.source == source)
             ]
-            x, style = (
-                rows.resolution.map(labels.index),
-                "-" if EXPERIMENTS[experiment][source] == "3D" else "--",
-            )
+            # Side by side: weights that are equal must not hide each other.
+            x = rows.resolution.map(labels.index) + _OFFSETS[CONTRASTS.index(source)] / 2
+            style = "-" if EXPERIMENTS[experiment][source] == "3D" else "--"
             ax.plot(
                 x,
                 rows.weight,
@@ -225,7 +224,7 @@ def attention_figure(table: pd.DataFrame):
             ax.set_title(f"Experiment {experiment}")
         if experiment == experiments[0]:
             ax.set_ylabel(f"weight, target {target}")
-    axes[0, 0].set_ylim(0, 1)
+    axes[0, 0].set_ylim(0, min(1, 1.2 * drawn.weight.max()))
     handles = [
         plt.Line2D([], [], color=drawing.COLOURS[c], marker=drawing.MARKERS[c], ms=3.5, lw=0) for c in sources
     ]

@@ -44,7 +44,7 @@ def forest(verdicts: pd.DataFrame, comparisons: pd.DataFrame):
         The last is what was drawn: the table of comparisons.
     """
     verdicts = verdicts[verdicts.claim.isin(comparisons.dropna(subset=["estimate"]).claim)]
-    fig, ax = plt.subplots(figsize=(7, 0.31 * len(verdicts) + 0.9), layout="constrained")
+    fig, ax = plt.subplots(figsize=(7, 0.31 * len(verdicts) + 1.05), layout="constrained")
     ax.axvspan(-1, 1, color="0.93", zorder=0)
     ax.axvline(0, color="0.6", lw=0.8, zorder=1)
     edge = 30
@@ -68,17 +68,23 @@ def forest(verdicts: pd.DataFrame, comparisons: pd.DataFrame):
         ax.text(
             1.02, y, f"{sign} {row.verdict}", color=colour, transform=ax.get_yaxis_transform(), va="center"
         )
-    names = [f"{row.claim}  {textwrap.fill(row.statement, 46)}" for row in verdicts.itertuples(index=False)]
-    ax.set_yticks(range(len(verdicts)), names, linespacing=0.95)
+    ax.set_yticks(range(len(verdicts)), _statements(verdicts), linespacing=0.95)
     ax.set_ylim(len(verdicts) - 0.4, -0.6)
     ax.set_xscale("symlog", linthresh=1, linscale=1)
     ticks = [-30, -10, -3, -1, 0, 1, 3, 10, 30]
-    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.set_xticks(ticks, [f"{tick:g}".replace("-", "−") for tick in ticks])
     ax.minorticks_off()
     ax.set_xlim(-1.15 * edge, 1.15 * edge)
     ax.tick_params(axis="y", length=0)
-    ax.set_xlabel("difference in margins; grey: does not matter")
+    ax.set_xlabel(
+        "difference in equivalence margins; in grey it is too small to matter\n"
+        "dot and line: the comparison that decides, 95 % interval; ticks: the others"
+    )
     return fig, ax, comparisons
+
+
+def _statements(verdicts: pd.DataFrame) -> list[str]:
+    return [f"{row.claim}  {textwrap.fill(row.statement, 46)}" for row in verdicts.itertuples(index=False)]
 
 
 @drawing.small_print()
@@ -103,8 +109,8 @@ def comparison_figure(studies: Mapping[str, pd.DataFrame], verdicts: pd.DataFram
     """
     names = list(studies)
     verdicts = verdicts[(verdicts[names] != comparison.NO_VERDICT).any(axis=1)]
-    fig = plt.figure(figsize=(7, 3.1 + 0.2 * len(verdicts)), layout="constrained")
-    above, below = fig.add_gridspec(2, 1, height_ratios=[2.4, 0.5 + 0.2 * len(verdicts)])
+    fig = plt.figure(figsize=(7, 3.4 + 0.28 * len(verdicts)), layout="constrained")
+    above, below = fig.add_gridspec(2, 1, height_ratios=[2.4, 0.8 + 0.28 * len(verdicts)])
     top, axes = above.subgridspec(1, 3), []
     looks = {
         name: {"color": colour, "marker": marker}
@@ -131,6 +137,7 @@ def comparison_figure(studies: Mapping[str, pd.DataFrame], verdicts: pd.DataFram
             ]
         ax.set_title(contrast)
         ax.set_xlabel("slice separation (mm)")
+        ax.set_xticks(change.columns)
         ax.grid(axis="y", color="0.92", lw=0.7)
         ax.label_outer()
     axes[0].set_ylabel("change of PSNR (dB)")
@@ -149,9 +156,8 @@ def _verdict_grid(ax, verdicts: pd.DataFrame, studies: list[str]):
         for x, study in enumerate(studies):
             colour, sign = VERDICTS.get(row[study], ("0.75", "·"))
             ax.text(x, y, sign, color=colour, ha="center", va="center", fontsize=9)
-    statements = [f"{row.claim}  {textwrap.shorten(row.statement, 62)}" for row in verdicts.itertuples()]
-    ax.set_yticks(range(len(verdicts)), statements)
-    ax.set_xticks(range(len(studies)), studies, rotation=20, ha="left")
+    ax.set_yticks(range(len(verdicts)), _statements(verdicts), linespacing=0.95)
+    ax.set_xticks(range(len(studies)), studies, rotation=45, ha="left", rotation_mode="anchor")
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
     ax.set_xlim(-0.6, len(studies) - 0.4)
