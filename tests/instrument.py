@@ -17,7 +17,6 @@ images of people whose brains no training has seen.
 """
 
 import argparse
-import dataclasses
 import itertools
 import sys
 from pathlib import Path
@@ -75,16 +74,9 @@ def images(person: phantom.Subject, scanner: str, noise: int | None = None) -> d
     return {c: phantom.render(person, scanners.scanner(scanner), c, noise) for c in CONTRASTS}
 
 
-def targets(model, stranger: phantom.Subject, scanner: str, truth: dict | None = None) -> dict:
-    """A scanner's contrast, known from a stranger's images, in the units of `truth`, where it is given.
-
-    HACA3 scales by the 95th percentile, which in T2w lies on fluid in some brains and on tissue in others:
-    a stranger's would make the whole image too bright or too dark, whatever the network does.
-    """
-    aims = {c: model.target(image) for c, image in images(stranger, scanner, 2).items()}
-    if truth is None:
-        return aims
-    return {c: dataclasses.replace(aims[c], norm=slicing.normalise(truth[c])[1]) for c in aims}
+def targets(model, stranger: phantom.Subject, scanner: str) -> dict:
+    """A scanner's contrast, known from a stranger's images."""
+    return {c: model.target(image) for c, image in images(stranger, scanner, 2).items()}
 
 
 def scaled(image: np.ndarray, target) -> np.ndarray:
@@ -106,7 +98,7 @@ def fidelity(model, person, stranger, pair, paths, planes=ORIENTATIONS, step=STE
     """A row per path, plane and contrast: PSNR in dB inside the brain, and how bright ventricles and lesions
     are against white matter, harmonized over true (1: as they are)."""
     given, truth = images(person, pair[0], 1), images(person, pair[1])
-    aims = targets(model, stranger, pair[1], truth)
+    aims = targets(model, stranger, pair[1])
     parts = {"ventricles": person.fractions["VCSF"] > 0.95, "lesions": person.lesions}
     white, rows = person.fractions["WM"] > 0.95, []
     for path, plane in itertools.product(paths, planes):
@@ -156,7 +148,7 @@ def sharp(model, person, stranger, pair, step=11) -> list[dict]:
     """A row per contrast and way: PSNR of sharp images, axial plane, and how bright the ventricles are
     against white matter, over the truth."""
     given, truth = images(person, pair[0], 1), images(person, pair[1])
-    aims = targets(model, stranger, pair[1], truth)
+    aims = targets(model, stranger, pair[1])
     ways = {
         name: model.harmonize(given, aims, mask="union", slice_step=step, anatomy=anatomy).images
         for name, anatomy in (("sampled", "shared"), ("arg-max", "argmax"))
@@ -200,7 +192,7 @@ def mixed(model, person, stranger, pair, resolution, planes=("axial", "coronal")
     """A row per experiment, plane and contrast: PSNR in dB inside the brain of the image harmonized from
     sources that differ in resolution, against the truth of the 3D image."""
     given, truth = images(person, pair[0], 1), images(person, pair[1])
-    aims, rows = targets(model, stranger, pair[1], truth), []
+    aims, rows = targets(model, stranger, pair[1]), []
     for experiment, plane in itertools.product(("2", "3", "4", "5", "6"), planes):
         sources = {
             c: along(given[c], None if orientation == "3D" else (orientation, resolution))

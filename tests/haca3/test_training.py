@@ -29,8 +29,8 @@ def group():
     images = np.where(inside, np.moveaxis(signal[:, :, labels], 2, 0), 0).astype(np.float16)
     blurred = np.where(inside, np.mean([np.roll(images, shift, -1) for shift in range(-4, 5)], axis=0), 0)
     images = np.stack([images, blurred.astype(np.float16)], axis=3)
-    gain = np.broadcast_to(np.float32([1, 0.9]), images.shape[:4])
-    return examples.Group(images, gain, labels, [0, 1])
+    norms = np.float32([[400, 360], [500, 450]])[:, None, None]  # by subject and path
+    return examples.Group(images, np.broadcast_to(norms, images.shape[:4]), labels, [0, 1])
 
 
 def test_a_group_comes_back_from_disk_and_is_not_there_before_it_is_whole(group, tmp_path):
@@ -39,7 +39,7 @@ def test_a_group_comes_back_from_disk_and_is_not_there_before_it_is_whole(group,
     assert [p.name for p in tmp_path.iterdir()] == ["group-000"]
     np.testing.assert_array_equal(again.images, group.images)
     np.testing.assert_array_equal(again.labels, group.labels)
-    np.testing.assert_array_equal(again.gain, group.gain)
+    np.testing.assert_array_equal(again.norms, group.norms)
     assert list(again.references) == [0, 1]
 
 
@@ -95,22 +95,28 @@ def test_the_gradient_loss_sees_edges_and_no_offset():
     assert losses.gradient_loss(0 * truth, truth, weight).item() == pytest.approx(8 / 64)
 
 
-def test_a_draw_asks_for_what_the_other_scanner_saw_along_the_same_path(group):
+def test_a_draw_asks_for_what_the_other_scanner_saw_along_the_same_path_in_its_units(group):
     subjects, scanners, contrasts, paths, slices = map(range, group.images.shape[:5])
+    units = {
+        (s, o, p): group.norms[s, 0, 0, p] / group.norms[o, 0, 0, 0]
+        for s in subjects
+        for o in subjects
+        for p in paths
+    }
     asked = set()
     for i in range(20):
         example = examples.draw([group], np.random.default_rng(i))
         assert 1 <= len(example.sources) <= 3 and example.sources.shape[1:] == (1, 224, 224)
         same = [
-            path
-            for path, gain in zip(paths, (1, np.float32(0.9)))
-            for where in itertools.product(subjects, scanners, contrasts, [path], slices)
-            if np.array_equal(example.truth, gain * group.image(*where))
+            (subject, other, path)
+            for (subject, other, path), unit in units.items()
+            for where in itertools.product([subject], scanners, contrasts, [path], slices)
+            if np.array_equal(example.truth, float(unit) * group.image(*where))
         ]
         assert len(same) == 1
         assert torch.equal(example.mask, (example.truth > 0).float())
         asked.add(same[0])
-    assert asked == {0, 1}
+    assert {path for _, _, path in asked} == {0, 1} and {s == o for s, o, _ in asked} == {True, False}
 
 
 def test_of_mixed_paths_the_sharp_truth_is_asked_for_and_eta_is_told_of_the_blur(group):
@@ -118,7 +124,8 @@ def test_of_mixed_paths_the_sharp_truth_is_asked_for_and_eta_is_told_of_the_blur
     for i in range(30):
         example = examples.draw([group], np.random.default_rng(i), mixed=True)
         sharp = itertools.product(*map(range, group.images.shape[:3]), [0], range(group.images.shape[4]))
-        assert any(torch.equal(example.truth, group.image(*where)) for where in sharp)
+        units = (1.0, float(np.float32(400 / 500)), float(np.float32(500 / 400)))
+        assert any(torch.equal(example.truth, u * group.image(*where)) for where in sharp for u in units)
         told += example.severity[:, 0].tolist()
     assert min(told) == 0 < max(told) <= 1.5
     plain = examples.blur_severity(group, (0, 0, 0, 0, 0)), examples.blur_severity(group, (0, 0, 0, 1, 0))

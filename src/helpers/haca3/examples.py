@@ -29,7 +29,7 @@ LABELS = networks.BETA_DIM
 LESION = LABELS - 1  #: the label whose pixels weigh more
 _NOISE = 0.04  # largest standard deviation of the Rician noise, in units of the 95th percentile
 _BIAS = 0.04  # largest standard deviation of the logarithm of the bias field
-_ARRAYS = ("images", "gain", "labels", "references")
+_ARRAYS = ("images", "norms", "labels", "references")
 _DEGRADED = 0.4  # share of the examples in which some sources are degraded
 _SEVERE = 0.25  # root mean square error, in units of the 95th percentile, that counts as severity 1
 
@@ -45,8 +45,8 @@ class Group:
     ----------
     images : ndarray, shape (subjects, scanners, contrasts, paths, slices, 224, 224), float16
         Noise-free, preprocessed as in `slicing.preprocess`, cut by `cut`.
-    gain : ndarray, shape (subjects, scanners, contrasts, paths), float32
-        What they were divided by in the preprocessing, over what the 3D image was divided by.
+    norms : ndarray, shape (subjects, scanners, contrasts, paths), float32
+        What they were divided by in the preprocessing: the 95th percentile, in the scanner's units.
     labels : ndarray, shape (subjects, slices, 224, 224), uint8
         Tissue class 0 to 4, by which the anatomy labels start; `LESION` is the last one.
     references : sequence of int
@@ -54,7 +54,7 @@ class Group:
     """
 
     images: np.ndarray
-    gain: np.ndarray
+    norms: np.ndarray
     labels: np.ndarray
     references: Sequence[int]
 
@@ -217,8 +217,11 @@ def draw(groups: Sequence[Group], rng: np.random.Generator, mixed: bool = False)
     source_paths = rng.integers(paths, size=len(kept)) if mixed else [path] * len(kept)
     truth_path = 0 if mixed else path
     reference = group.image(other, target, contrast, 0, rng.choice(group.references))
-    # In units of the target's 3D image, as the harmonizer scales its result.
-    scale = float(group.gain[subject, target, contrast, truth_path])
+    # In units of the image that describes the target, as the harmonizer scales its result. In units of the
+    # subject's own, no network could know the truth: the 95th percentile of T2w lies on fluid in some brains
+    # and on tissue in others.
+    norms = group.norms[:, target, contrast]
+    scale = float(norms[subject, truth_path] / norms[other, 0])
     truth = scale * group.image(subject, target, contrast, truth_path, k)
     # Published: where every contrast has a signal. Fluid at the rim of the brain is background to Otsu's
     # threshold on T1w, and bright on T2w: there the truth is known, and mask="union" will ask for it.
@@ -249,6 +252,7 @@ def blur_severity(group: Group, where: tuple[int, int, int, int, int]) -> float:
     """How severe it is for a slice to be what its path made of it, as `degrade` measures it."""
     subject, scanner, contrast, path, k = where
     sharp = group.image(subject, scanner, contrast, 0, k)
-    scale = float(group.gain[subject, scanner, contrast, path])
+    norms = group.norms[subject, scanner, contrast]
+    scale = float(norms[path] / norms[0])
     change = (scale * group.image(*where) - sharp)[sharp > 0]
     return min(change.square().mean().sqrt().item() / _SEVERE, 1.5) if len(change) else 0.0
