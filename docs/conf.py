@@ -24,6 +24,7 @@ exclude_patterns = ["_build", "_static", "diagrams", "api/modules.rst"]
 # The notebooks are executed before (docs/execute.py): here they are only shown.
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_ipywidgets_js = {}  # else fetched from other hosts, and the pages show widgets in their still form
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "attrs_inline"]
 myst_heading_anchors = 3
@@ -90,6 +91,7 @@ mathjax2_config = {
         "processClass": "math|output_area",
     },
     "HTML-CSS": {
+        "scale": 88,  # as high as the letters of the text
         "availableFonts": [],
         "preferredFont": None,
         "imageFont": None,

@@ -17,7 +17,7 @@ from helpers import layout
 _FENCE = re.compile(r"^```\{?mermaid\}?\n(.*?)^```", re.M | re.S)
 # Text as text, not as HTML inside of the drawing; fonts of any machine.
 _SETTINGS = "{startOnLoad: false, theme: 'neutral', htmlLabels: false, fontFamily: 'sans-serif', \
-flowchart: {htmlLabels: false}, deterministicIds: true}"
+flowchart: {htmlLabels: false, wrappingWidth: 400}, deterministicIds: true}"
 
 
 def sources() -> list[str]:

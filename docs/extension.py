@@ -56,6 +56,23 @@ def plural(word: str) -> str:
     return (f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s") + of + rest
 
 
+class PageNames(SphinxTransform):
+    """Link the name of a page, as notebooks write it, to the page: `docs/results.md`."""
+
+    default_priority = 690
+
+    def apply(self):
+        for literal in list(self.document.findall(nodes.literal)):
+            match = re.fullmatch(r"docs/([\w-]+)\.md", literal.astext())
+            if match and match[1] in self.env.found_docs:
+                to = addnodes.pending_xref(
+                    "", refdomain="std", reftype="doc", reftarget=f"/{match[1]}", refexplicit=True
+                )
+                to["refdoc"] = self.env.docname
+                literal.replace_self(to)
+                to += literal
+
+
 class FirstMentions(SphinxTransform):
     """Link a term of the glossary where a page uses it for the first time."""
 
@@ -125,6 +142,7 @@ def leave_out_undocumented(app, docname, source):
 
 def setup(app):
     app.add_directive("mermaid", Mermaid)
+    app.add_transform(PageNames)
     app.add_transform(FirstMentions)
     app.connect("source-read", leave_out_undocumented)
     app.connect("build-finished", copy_mathjax)

@@ -98,6 +98,11 @@ def test_it_is_built_without_a_warning_and_asks_no_other_host(tmp_path):
         DOCS, tmp_path / "docs", ignore=shutil.ignore_patterns("notebooks", "api", "_build")
     )
     shutil.copytree(layout.NOTEBOOKS, docs / "notebooks")
+    # Executed, it has widgets, which must not be fetched either.
+    meeting = nbformat.read(docs / "notebooks" / "07_lab_meeting.ipynb", as_version=4)
+    state = {"state": {"0": {}}, "version_major": 2, "version_minor": 0}
+    meeting.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": state}
+    nbformat.write(meeting, docs / "notebooks" / "07_lab_meeting.ipynb")
     for folder in ("figures", "studies", "src", "tests", "data"):
         (tmp_path / folder).symlink_to(layout.ROOT / folder)
     for file in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
@@ -107,6 +112,8 @@ def test_it_is_built_without_a_warning_and_asks_no_other_host(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (html / "_static" / "mathjax" / "MathJax.js").exists()
+    # Notebooks name pages of the book, which are links there.
+    assert 'href="../downstream.html"' in (html / "notebooks" / "07_lab_meeting.html").read_text()
     for page in html.rglob("*.html"):
         text = page.read_text()
         fetched = re.findall(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=\"((?:https?:)?//[^\"]+)", text)

@@ -61,10 +61,11 @@ def slices(
     vmax : float
         Value shown as the upper end of the look-up table, for all images; the lower one is 0.
     columns : int
-        Panels per row.
+        Panels per row, if there are as many.
     unit : str
         Label of the colour bar.
     """
+    columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     fig, axes = plt.subplots(
         rows, columns, figsize=(2.6 * columns + 0.6, 3.1 * rows), squeeze=False, layout="constrained"

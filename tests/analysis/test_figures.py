@@ -74,6 +74,11 @@ def test_slices_share_one_look_up_table():
     assert {image.get_clim() for ax in axes.flat for image in ax.get_images()} == {(0, 5)}
 
 
+def test_fewer_slices_than_fit_into_a_row_leave_no_place_empty():
+    _, axes = drawing.slices({"a": np.ones((4, 4))}, vmax=5, columns=5)
+    assert axes.shape == (1, 1)
+
+
 @pytest.mark.parametrize("number", figures.SCORE_FIGURES)
 def test_a_score_figure_has_a_panel_per_experiment_and_measure_and_a_series_per_contrast(table, number):
     fig, axes, drawn = figures.score_figure(table, number)

@@ -138,3 +138,14 @@ def test_lesions_are_a_panel_and_no_output_of_their_own(monkeypatch):
     lesions = meeting.Lesions(lambda: None, None, {}, [])
     assert plt.get_fignums() == before
     assert "Green" in lesions.says.value and bytes(lesions.figure.value).startswith(b"\x89PNG")
+
+
+def test_a_figure_of_several_experiments_is_shown_once_in_a_handout(monkeypatch):
+    table = meeting.TableOne(finished.last_scores(Study(output_dir="none")))
+    monkeypatch.setattr(meeting, "png", lambda figure, dpi: figure.axes[0].get_title().encode())
+    shown = []
+    monkeypatch.setattr(meeting, "show_still", lambda picture, *words: shown.append((picture, len(words))))
+    table.experiment.value = "6"  # so that the first one is drawn anew
+    table.still()
+    assert shown[0] == (b"Experiment 1a", 3)
+    assert [number for _, number in shown[1:]] == [1] * 5

@@ -88,7 +88,7 @@ def lesion_figure(panels: list[dict]):
                 color=drawing.ORANGE,
                 fontsize=11,
                 ha="center",
-                bbox={"facecolor": "black", "alpha": 0.6, "pad": 1.5, "lw": 0},
+                bbox={"facecolor": "black", "pad": 1.5, "lw": 0},
                 arrowprops={"arrowstyle": "->", "color": drawing.ORANGE},
             )
         ax.set_title(panel["title"], fontsize=12)

@@ -1,5 +1,6 @@
 """The panels of notebook 07: explore a scan, guess which is better, lesions, Table 1."""
 
+import itertools
 from collections.abc import Callable, Mapping
 
 import ipywidgets as w
@@ -218,7 +219,7 @@ class Explorer:
 
     def still(self) -> None:
         """Show it without its controls, as it is now."""
-        show_still(self.picture.widget, self.scores)
+        show_still(self.picture.widget.value, self.scores.value)
 
     def _put(self, column, planes, scale):
         for plane in planes:
@@ -347,7 +348,7 @@ class Guess:
     def still(self) -> None:
         """Show the question and, for those who were not there, the answer."""
         self._answer()
-        show_still(self.picture.widget, self.says)
+        show_still(self.picture.widget.value, self.says.value)
 
     def _enable(self, asking):
         for button in self.buttons:
@@ -388,7 +389,7 @@ class Lesions:
 
     def still(self) -> None:
         """Show the slice without the app."""
-        show_still(self.figure, self.says)
+        show_still(self.figure.value, self.says.value)
 
 
 class TableOne:
@@ -439,10 +440,13 @@ class TableOne:
         self.figure.value = png(figure, DPI + 70)
 
     def still(self) -> None:
-        """Show every experiment, one after the other."""
+        """Show every experiment, one after the other, and once each figure."""
+        stills = []
         for experiment in EXPERIMENTS:
             self.experiment.value = experiment
-            show_still(self.figure, self.says)
+            stills.append((self.figure.value, self.says.value))
+        for figure, group in itertools.groupby(stills, key=lambda still: still[0]):
+            show_still(figure, *(words for _, words in group))
 
 
 def lesson(explorer: Explorer, guess: Guess, lesions: Lesions, table: TableOne) -> w.Widget:

@@ -64,11 +64,12 @@ def text(lines: Iterable[str]) -> str:
     return f"{_STYLE}<div class='rm-big'>{'<br>'.join(lines)}</div>"
 
 
-def show_still(picture: w.Image, words: w.HTML) -> None:
-    """Show a picture and its text as they are now, for a page without a kernel."""
-    display(HTML(words.value))
-    if picture.value:
-        display(Image(picture.value))
+def show_still(picture: bytes, *words: str) -> None:
+    """Show texts and the picture to them, for a page without a kernel."""
+    for html in words:
+        display(HTML(html))
+    if picture:
+        display(Image(picture))
 
 
 def png(figure: Figure, dpi: int) -> bytes:
