@@ -140,8 +140,8 @@ def test_lesions_are_a_panel_and_no_output_of_their_own(monkeypatch):
     assert "Green" in lesions.says.value and bytes(lesions.figure.value).startswith(b"\x89PNG")
 
 
-def test_a_figure_of_several_experiments_is_shown_once_in_a_handout(monkeypatch):
-    table = meeting.TableOne(finished.last_scores(Study(output_dir="none")))
+def test_a_figure_of_several_experiments_is_shown_once_in_a_handout(monkeypatch, tmp_path):
+    table = meeting.TableOne(finished.last_scores(Study(output_dir=str(tmp_path))))
     monkeypatch.setattr(meeting, "png", lambda figure, dpi: figure.axes[0].get_title().encode())
     shown = []
     monkeypatch.setattr(meeting, "show_still", lambda picture, *words: shown.append((picture, len(words))))
