@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from helpers import grid, super_resolution
 from helpers.acquisition import degradation
 from helpers.cohort import phantom, scanners
-from helpers.haca3 import checkpoint, examples, networks, slicing
+from helpers.haca3 import checkpoint, examples, losses, networks, slicing
 from helpers.study import CONTRASTS
 from helpers.super_resolution.linear_estimate import operators
 
@@ -182,35 +182,50 @@ class Acquisition:
 class Pool:
     """Volumes to cut examples from: blocks of some people, all of them imaged by the same scanners."""
 
-    PEOPLE, SCANNERS, PATHS = 4, 4, 3
-
-    def __init__(self, blocks: int, resolvers: list, seed: int, device: torch.device):
-        shape = (blocks, self.PEOPLE, self.SCANNERS, len(CONTRASTS), self.PATHS)
+    def __init__(
+        self,
+        blocks: int,
+        resolvers: list,
+        seed: int,
+        device: torch.device,
+        people: int = 4,
+        scanners: int = 4,
+        paths: int = 3,
+    ):
+        shape = (blocks, people, scanners, len(CONTRASTS), paths)
         self.volumes = torch.zeros((*shape, *(slicing.SLICE,) * 3), dtype=torch.float16, device=device)
         self.classes = torch.zeros((*shape[:2], *(slicing.SLICE,) * 3), dtype=torch.uint8, device=device)
+        self.shape = shape[1], shape[2], shape[4]  # people, scanners, paths
         self.norms, self.slices = torch.ones(shape, device=device), np.empty(shape[:2], object)
         self.ready: list[int] = []
         self.people: list[Person] = []
         self.resolvers, self.device = resolvers, device
         self.rng, self.scanner = np.random.default_rng([seed, 0]), 0
-        self.preprocess = Preprocessing(device)
+        self.preprocess, self.renewal, self.turn = Preprocessing(device), iter(()), 0
 
     def fill(self, block: int):
-        """Replace a block, one volume at each step of this generator."""
+        """Replace a block, one volume at each step of this generator, which gives its number."""
         if block in self.ready:
             self.ready.remove(block)
-        chosen = self.rng.choice(len(self.people), self.PEOPLE, replace=False)
-        machines = [scanners.scanner(f"train-{self.scanner + n}") for n in range(self.SCANNERS)]
-        self.scanner += self.SCANNERS
+        people, count, paths = self.shape
+        chosen = self.rng.choice(len(self.people), people, replace=False)
+        machines = [scanners.scanner(f"train-{self.scanner + n}") for n in range(count)]
+        self.scanner += count
         for p, person in enumerate(self.people[n] for n in chosen):
             self.classes[block, p], self.slices[block, p] = person.classes, person.slices
-            ways = [Acquisition(self.rng, self.resolvers, self.device) for _ in range(self.PATHS - 1)]
+            ways = [Acquisition(self.rng, self.resolvers, self.device) for _ in range(paths - 1)]
             for (s, machine), (c, contrast) in itertools.product(enumerate(machines), enumerate(CONTRASTS)):
                 image = person.render(machine, contrast)
                 for n, seen in enumerate((image, *(way(image) for way in ways))):
                     self.volumes[block, p, s, c, n], self.norms[block, p, s, c, n] = self.preprocess(seen)
-                    yield
+                    yield block
         self.ready.append(block)
+
+    def renew(self) -> None:
+        """Make one volume of the block that is being replaced, or begin to replace the next one."""
+        if next(self.renewal, None) is None:  # the block is whole
+            self.renewal = self.fill(self.turn % len(self.volumes))
+            self.turn += 1
 
     def batch(self, rng: np.random.Generator, count: int, mixed: bool) -> dict[str, torch.Tensor]:
         """Examples as `examples.draw` draws them, a third of them in each plane."""
@@ -218,15 +233,15 @@ class Pool:
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _in_plane(self, rng, count, orientation, mixed):
-        b = rng.choice(self.ready, count)
-        p, other = rng.integers(self.PEOPLE, size=(2, count))
+        b, (people, machines, ways) = rng.choice(self.ready, count), self.shape
+        p, other = rng.integers(people, size=(2, count))
         other = np.where(rng.random(count) < 0.7, other, p)
-        source, target = rng.integers(self.SCANNERS, size=(2, count))
+        source, target = rng.integers(machines, size=(2, count))
         contrast = rng.integers(len(CONTRASTS), size=count)
-        path = rng.integers(self.PATHS, size=count)
+        path = rng.integers(ways, size=count)
         truth_path = np.zeros_like(path) if mixed else path
         size = (len(CONTRASTS), count)
-        paths = rng.integers(self.PATHS, size=size) if mixed else np.broadcast_to(path, size)
+        paths = rng.integers(ways, size=size) if mixed else np.broadcast_to(path, size)
         k = np.array([rng.choice(self.slices[at][orientation]) for at in zip(b, p)])
         sources = [self._cut((b, p, source, c, paths[c]), k, orientation) for c in range(len(CONTRASTS))]
         truth = self._cut((b, p, target, contrast, truth_path), k, orientation)
@@ -278,7 +293,7 @@ def severity_of(changed: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     """Root mean square of the change over the foreground, 1 for what `examples` calls severe."""
     inside = image > 0
     squared = ((changed - image).square() * inside).sum((-2, -1)) / inside.sum((-2, -1)).clamp(min=1)
-    return (squared.sqrt() / examples._SEVERE).clamp(max=1.5)
+    return (squared.sqrt() / examples.SEVERE).clamp(max=1.5)
 
 
 def uniform(images: torch.Tensor, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
@@ -297,8 +312,8 @@ def rician(images: torch.Tensor, sd: torch.Tensor) -> torch.Tensor:
 
 def imperfect(images: torch.Tensor) -> torch.Tensor:
     """As `examples.imperfect`: (n, 224, 224)."""
-    images = images * torch.exp(examples._BIAS * uniform(images) * field(images, 4))
-    return torch.where(images > 0, rician(images, examples._NOISE * uniform(images)), images)
+    images = images * torch.exp(examples.BIAS * uniform(images) * field(images, 4))
+    return torch.where(images > 0, rician(images, examples.NOISE * uniform(images)), images)
 
 
 def degrade(images: torch.Tensor, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -337,7 +352,7 @@ def scanned(batch: dict, rng: np.random.Generator) -> dict:
     """The batch with noise and bias fields, and some of its sources degraded, but never all of an example."""
     sources, reference = imperfect(batch["sources"].flatten(0, 1)), imperfect(batch["reference"][:, 0])
     chosen, present = np.zeros(batch["present"].shape, bool), batch["present"].numpy()
-    for row in np.flatnonzero(rng.random(len(chosen)) < examples._DEGRADED):
+    for row in np.flatnonzero(rng.random(len(chosen)) < examples.DEGRADED):
         kept = rng.permutation(np.flatnonzero(present[row]))
         chosen[row, kept[: rng.integers(len(kept))]] = True
     severity = batch["severity"].flatten(0, 1)
@@ -355,15 +370,13 @@ def scanned(batch: dict, rng: np.random.Generator) -> dict:
 
 def loss_of(modules: dict, batch: dict) -> dict[str, torch.Tensor]:
     """As `losses.loss_of` in the last leg of the schedule, for (n, 3) sources of which some are absent."""
-    from helpers.haca3 import losses
-
     sources, present = batch["sources"], batch["present"]
     n, contrasts = present.shape
     shown = torch.cat([batch["reference"], sources.flatten(0, 1)])
     mu, logvar = (x.float().flatten(1) for x in modules["theta_encoder"](shown))
     theta = mu + torch.exp(logvar / 2) * torch.randn_like(mu)
     eta = torch.cat([torch.zeros((n, 2), device=mu.device), batch["severity"].flatten(0, 1)])
-    keys = torch.cat([theta, eta + losses._ETA_ERROR * torch.randn_like(eta)], 1)
+    keys = torch.cat([theta, eta + losses.ETA_ERROR * torch.randn_like(eta)], 1)
     weights = modules["attention_module"].weights(
         keys[:n], keys[n:].view(n, contrasts, -1), (~present).float()
     )
@@ -376,7 +389,7 @@ def loss_of(modules: dict, batch: dict) -> dict[str, torch.Tensor]:
 
     truth = batch["truth"]
     mask = (truth > 0).float()
-    weight = mask * (1 + (losses._LESION_WEIGHT - 1) * (batch["classes"] == examples.LESION))
+    weight = mask * (1 + (losses.LESION_WEIGHT - 1) * (batch["classes"] == examples.LESION))
     total_weight = weight.sum((1, 2, 3)).clamp(min=1)
     l1 = ((weight * (image - truth).abs()).sum((1, 2, 3)) / total_weight).mean()
     kl = (0.5 * (logvar[:n].exp() + mu[:n] ** 2 - 1 - logvar[:n])).mean()
@@ -386,12 +399,12 @@ def loss_of(modules: dict, batch: dict) -> dict[str, torch.Tensor]:
         weighted = (weight.narrow(axis, 1, difference.shape[axis]) * difference).sum((1, 2, 3))
         total = total + (weighted / total_weight).mean()
     theta_of_result = modules["theta_encoder"](image * mask)[0].float().flatten(1)
-    total = total + losses._THETA_CYCLE * (theta_of_result - mu[:n].detach()).abs().mean()
+    total = total + losses.THETA_CYCLE * (theta_of_result - mu[:n].detach()).abs().mean()
     pairs = present.float().topk(2).indices
     two, rows = present.sum(1) >= 2, torch.arange(n, device=mu.device)[:, None]
     betas = sample_labels(logits[rows, pairs].flatten(0, 1), noise.repeat_interleave(2, 0))
     seen = sources[rows, pairs].flatten(0, 1)
-    total = total + losses._PATCH_CONTRAST * patch_contrast(modules["patchifier"], betas, seen, two)
+    total = total + losses.PATCH_CONTRAST * patch_contrast(modules["patchifier"], betas, seen, two)
     return {"total": total, "l1": l1}
 
 
@@ -404,14 +417,12 @@ def sample_labels(logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 
 
 def patch_contrast(patchifier, betas, images, counts):
-    from helpers.haca3 import losses
-
     code = patchifier(betas).float().flatten(2).mT.unflatten(0, (-1, 2))  # (n, 2, 49, 128)
     query, positive = code[:, 0], code[:, 1].detach()
     elsewhere = [features.roll(n, 1) for features in (query, positive) for n in (1, 7)]
     seen = patchifier(images).float().flatten(2).mT.unflatten(0, (-1, 2))
     others = torch.stack([positive, seen[:, 0], seen[:, 1], *elsewhere], 2).detach()  # (n, 49, 7, 128)
-    logits = (others @ query[..., None])[..., 0] / losses._PATCH_TEMPERATURE
+    logits = (others @ query[..., None])[..., 0] / losses.PATCH_TEMPERATURE
     loss = -torch.log_softmax(logits, -1)[..., 0].mean(1)
     return (loss * counts).sum() / counts.sum().clamp(min=1)
 
@@ -438,13 +449,10 @@ def train(pool, modules, seconds, mixed, count, seed, compiled, tell, average=AV
         with torch.autocast(device.type, torch.bfloat16):
             loss_of(used, scanned(pool.batch(rng, count, mixed), rng))["total"].backward()
         tell("compiled")
-    filling, begun, told, turn = iter(()), time.monotonic(), time.monotonic(), 0
+    begun = told = time.monotonic()
     while (elapsed := time.monotonic() - begun) < seconds and (steps is None or step < steps):
-        # A volume of the block that is being replaced, every fourth step: making one takes as long as a step.
-        if step % 4 == 0 and next(filling, None) is None and len(pool.ready) > 1:
-            if len(pool.people) > pool.PEOPLE:
-                filling = pool.fill(turn % pool.volumes.shape[0])
-                turn += 1
+        if step % 4 == 0 and len(pool.volumes) > 1:  # making a volume takes as long as a step
+            pool.renew()
         batch = scanned(pool.batch(rng, count, mixed), rng)
         with torch.autocast(device.type, torch.bfloat16):
             losses = loss_of(used, batch)
@@ -462,13 +470,29 @@ def train(pool, modules, seconds, mixed, count, seed, compiled, tell, average=AV
             l1 = losses["l1"].item()
             recent = l1 if recent is None else 0.9 * recent + 0.1 * l1
             history.append((step, time.monotonic() - begun, recent))
-        if time.monotonic() - told > 20:
-            told = time.monotonic()
-            tell(f"step {step} after {told - begun:.0f} s: L1 {recent:.4f}, {pool.scanner} scanners so far")
+            if time.monotonic() - told > 20:
+                told = time.monotonic()
+                tell(
+                    f"step {step} after {told - begun:.0f} s: L1 {recent:.4f}, {pool.scanner} scanners so far"
+                )
     with torch.no_grad():
         for parameter, mean in zip(parameters, means):
             parameter.copy_(mean)
     return modules, history
+
+
+def draw_history(folder: Path) -> None:
+    """The error of both trainings, beside the table that it is drawn from."""
+    import matplotlib.pyplot as plt
+    import pandas as pd
+
+    history = pd.read_csv(folder / "history.csv")
+    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    for weights, rows in history.groupby("weights", sort=False):
+        axes.plot(rows.step, rows.l1, label=weights)
+    axes.set(yscale="log", xlabel="step of its training", ylabel="mean absolute error / 95th percentile")
+    axes.legend()
+    figure.savefig(folder / "history.png", dpi=150)
 
 
 def main() -> None:
@@ -526,6 +550,7 @@ def main() -> None:
         tell(f"{name}: {about}")
         with open(options.folder / "history.csv", "w", newline="") as file:
             csv.writer(file).writerows([("weights", "step", "seconds", "l1"), *rows])
+    draw_history(options.folder)
 
 
 if __name__ == "__main__":

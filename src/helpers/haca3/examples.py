@@ -27,11 +27,11 @@ from helpers.study import ORIENTATIONS, Resolution
 
 LABELS = networks.BETA_DIM
 LESION = LABELS - 1  #: the label whose pixels weigh more
-_NOISE = 0.04  # largest standard deviation of the Rician noise, in units of the 95th percentile
-_BIAS = 0.04  # largest standard deviation of the logarithm of the bias field
+NOISE = 0.04  # largest standard deviation of the Rician noise, in units of the 95th percentile
+BIAS = 0.04  # largest standard deviation of the logarithm of the bias field
 _ARRAYS = ("images", "norms", "labels", "references")
-_DEGRADED = 0.4  # share of the examples in which some sources are degraded
-_SEVERE = 0.25  # root mean square error, in units of the 95th percentile, that counts as severity 1
+DEGRADED = 0.4  # share of the examples in which some sources are degraded
+SEVERE = 0.25  # root mean square error, in units of the 95th percentile, that counts as severity 1
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ def imperfect(images: Tensor, rng: np.random.Generator, generator: torch.Generat
     field = F.interpolate(
         torch.randn((len(images), 1, 4, 4), generator=generator), images.shape[-2:], mode="bicubic"
     )
-    images = images * torch.exp(_BIAS * rng.random() * field)
-    sd = _NOISE * rng.random()
+    images = images * torch.exp(BIAS * rng.random() * field)
+    sd = NOISE * rng.random()
     real, imaginary = (sd * torch.randn(images.shape, generator=generator) for _ in range(2))
     return torch.where(images > 0, torch.hypot(images + real, imaginary), images)
 
@@ -138,7 +138,7 @@ def degrade(
     -------
     Tensor, shape (1, 224, 224) (float, float)
         Severity of motion, noise and ghosts, and of the bias field: root mean square of the change over the
-        foreground, 1 and more for `_SEVERE` and more.
+        foreground, 1 and more for `SEVERE` and more.
     """
     kind = rng.integers(4)
     inside = image > 0
@@ -162,7 +162,7 @@ def degrade(
         )[0]
         changed = image * torch.exp(rng.uniform(0.1, 0.4) * field)
     changed = torch.where(inside, changed, image)
-    severity = ((changed - image)[inside].square().mean().sqrt().item() if inside.any() else 0.0) / _SEVERE
+    severity = ((changed - image)[inside].square().mean().sqrt().item() if inside.any() else 0.0) / SEVERE
     severity = min(severity, 1.5)
     return changed, (0.0, severity) if kind == 3 else (severity, 0.0)
 
@@ -234,7 +234,7 @@ def draw(groups: Sequence[Group], rng: np.random.Generator, mixed: bool = False)
             [blur_severity(group, (subject, source, c, p, k)) for c, p in zip(kept, source_paths)]
         )
     given = imperfect(torch.stack(seen), rng, generator)
-    if rng.random() < _DEGRADED:
+    if rng.random() < DEGRADED:
         for n in rng.permutation(len(kept))[: rng.integers(len(kept))]:  # published: none to all but one
             given[n], (blur, field) = degrade(given[n], rng, generator)
             severity[n] = torch.tensor([math.hypot(severity[n, 0], blur), field])
@@ -255,4 +255,4 @@ def blur_severity(group: Group, where: tuple[int, int, int, int, int]) -> float:
     norms = group.norms[subject, scanner, contrast]
     scale = float(norms[path] / norms[0])
     change = (scale * group.image(*where) - sharp)[sharp > 0]
-    return min(change.square().mean().sqrt().item() / _SEVERE, 1.5) if len(change) else 0.0
+    return min(change.square().mean().sqrt().item() / SEVERE, 1.5) if len(change) else 0.0

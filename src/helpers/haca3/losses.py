@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from helpers.haca3 import networks
 from helpers.haca3.examples import LABELS, LESION, Example
 
-_LESION_WEIGHT = 20.0
-_ETA_ERROR = 0.07  # standard deviation of the error with which the severity is told in training
-_THETA_CYCLE = 0.05  # published
-_PATCH_CONTRAST = 0.05  # published: 0.5, which would be six times the L1 loss here
-_PATCH_TEMPERATURE = 0.1  # published
+LESION_WEIGHT = 20.0
+ETA_ERROR = 0.07  # standard deviation of the error with which the severity is told in training
+THETA_CYCLE = 0.05  # published
+PATCH_CONTRAST = 0.05  # published: 0.5, which would be six times the L1 loss here
+PATCH_TEMPERATURE = 0.1  # published
 # Shares of the steps at which parts of the run end; see `loss_of`.
 _FORCED, _RAMP, _TIE = 0.08, 0.18, 0.50
 
@@ -75,7 +75,7 @@ def patch_contrast(patchifier: nn.Module, betas: Tensor, images: Tensor) -> Tens
     others = torch.stack(
         [positive, *patchifier(images).flatten(2).transpose(1, 2), *elsewhere], dim=1
     ).detach()  # (49, 7, 128)
-    logits = (others @ query[:, :, None])[..., 0] / _PATCH_TEMPERATURE  # (49, 7), the positive first
+    logits = (others @ query[:, :, None])[..., 0] / PATCH_TEMPERATURE  # (49, 7), the positive first
     return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long))
 
 
@@ -122,7 +122,7 @@ def loss_of(
         beta = networks.labels_to_beta(labels[:, None])
     else:
         eta = torch.cat([torch.zeros(1, networks.ETA_DIM), example.severity])
-        keys = torch.cat([theta, eta + _ETA_ERROR * torch.randn(eta.shape, generator=generator)], dim=1)
+        keys = torch.cat([theta, eta + ETA_ERROR * torch.randn(eta.shape, generator=generator)], dim=1)
         # At the temperature of the inference (published: 10 in training), so that both weigh alike.
         weights = modules["attention_module"].weights(keys[:1], keys[None, 1:])
         fused = (weights[0, :, None, None, None] * logits).sum(dim=0, keepdim=True)
@@ -131,20 +131,20 @@ def loss_of(
     contrast = theta[:1, :, None, None].expand(-1, -1, size, size)
     image = modules["decoder"](torch.cat([beta, contrast], dim=1)).float()
 
-    weight = mask * (1 + (_LESION_WEIGHT - 1) * (labels == LESION)[:, None])
+    weight = mask * (1 + (LESION_WEIGHT - 1) * (labels == LESION)[:, None])
     l1 = (weight * (image - truth).abs()).sum() / weight.sum().clamp(min=1)
     total = 10 * l1 + 1e-5 * (0.5 * (logvar[0].exp() + mu[0] ** 2 - 1 - logvar[0])).mean()
     if progress > _RAMP:
         total = total + gradient_loss(image, truth, weight.clamp(min=1e-6))
     if size == networks.SLICE and not forced:
         theta_of_result = modules["theta_encoder"](image * mask)[0].flatten(1)
-        total = total + _THETA_CYCLE * (theta_of_result - mu[:1].detach()).abs().mean()
+        total = total + THETA_CYCLE * (theta_of_result - mu[:1].detach()).abs().mean()
         if len(sources) > 1:
             betas = sample_labels(logits[:2], noise, True, generator)
-            total = total + _PATCH_CONTRAST * patch_contrast(modules["patchifier"], betas, sources[:2])
+            total = total + PATCH_CONTRAST * patch_contrast(modules["patchifier"], betas, sources[:2])
     if progress < _TIE:
         emphasis = torch.ones(LABELS)
-        emphasis[LESION] = _LESION_WEIGHT
+        emphasis[LESION] = LESION_WEIGHT
         tissue = F.cross_entropy(logits, labels.expand(len(logits), -1, -1), emphasis, reduction="none")
         tissue = (mask[:, 0] * tissue).sum() / mask.sum().clamp(min=1) / len(logits)
         total = total + 2 * min(1, (_TIE - progress) / (_TIE - _FORCED)) * tissue
