@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from helpers import grid, haca3, layout, linear
+from helpers import drawing, grid, haca3, layout, linear
 from helpers.acquisition import degradation
 from helpers.analysis import metrics
 from helpers.cohort import phantom, scanners
@@ -208,13 +208,40 @@ def mixed(model, person, stranger, pair, resolution, planes=("axial", "coronal")
     return rows
 
 
+def picture(models: dict, person, stranger, pair, contrasts=("T1w", "FLAIR")):
+    """Source, what every model makes of it, and truth: a coronal slice of 3D images and of axial 5||1.5."""
+    given, truth, panels = images(person, pair[0], 1), images(person, pair[1]), {}
+    k = 5 * STEP + STEP // 2
+    for path, c in itertools.product((None, ("axial", Resolution(5, 1.5))), contrasts):
+        sources = {name: along(image, path) for name, image in given.items()}
+        looks = {"source": slicing.normalise(sources[c])[0] * slicing.normalise(truth[c])[1]}
+        for name, model in models.items():
+            aims = targets(model, stranger, pair[1])
+            options = {"mask": "union", "slice_step": STEP, "orientations": ("coronal",)}
+            looks[name] = model.harmonize(sources, aims, **options).images[c]
+        looks["truth"] = along(truth[c], path)
+        for name, image in looks.items():
+            shown = grid.upright(image, "coronal", k) / truth[c][person.brain].max()
+            panels[f"{c}, {label(path)}\n{name}"] = shown
+    unit = "fraction of the truth's maximum in the brain"
+    return drawing.slices(panels, vmax=0.9, columns=2 + len(models), unit=unit)[0]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("weights", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--label-maps", type=Path, nargs="+", default=[], metavar="FILE")
+    parser.add_argument("--picture", type=Path, metavar="PNG", help="only this: source, output, truth")
+    parser.add_argument("--before", type=Path, metavar="WEIGHTS", help="other weights, in the picture too")
     options = parser.parse_args()
     model = haca3.load(options.weights, device="cpu")
+    if options.picture:
+        before = {"before": haca3.load(options.before, device="cpu")} if options.before else {}
+        people = phantom.subject(SUBJECTS[0]), phantom.subject(STRANGERS[SUBJECTS[0]])
+        figure = picture({**before, "harmonized": model}, *people, PAIRS[0])
+        figure.savefig(options.picture, dpi=80, bbox_inches="tight")
+        return
     tables = {"fidelity": [], "mixed": [], "pairs": [], "scanners": []}
     for seed in SUBJECTS:
         person, stranger = phantom.subject(seed), phantom.subject(STRANGERS[seed])
