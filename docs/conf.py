@@ -24,6 +24,7 @@ exclude_patterns = ["_build", "_static", "diagrams", "api/modules.rst"]
 # The notebooks are executed before (docs/execute.py): here they are only shown.
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_output_stderr = "remove"  # bars of progress, which stand still on a page
 nb_ipywidgets_js = {}  # else fetched from other hosts, and the pages show widgets in their still form
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "attrs_inline"]

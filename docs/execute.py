@@ -46,11 +46,11 @@ def tasks(study: str) -> list[graph.Task]:
             "weights": plan.weights,
             "interactive": False,
         },
-        # Shorter lessons than a study's: the page shows how, and the study's scores if they are there.
+        # Shorter lessons than a study's: the page shows how, and the scores of a study with whole ones.
         "08_remedies": {
             "study": study,
             "changes": {"remedies": ["super-resolution", "fusion"], "teaching_steps": 150},
-            "results": plan.name if plan.remedies else "",
+            "results": plan.name if plan.remedies else "remedies",
         },
     }
     return [graph.Task(name, layout.NOTEBOOKS / f"{name}.ipynb", values) for name, values in own.items()]
