@@ -157,7 +157,8 @@ def matrix_of(taps: np.ndarray, n: int, voxel_mm: float, resolution: study.Resol
 
 
 def back_matrix(n: int, resolution: study.Resolution) -> np.ndarray:
-    """The matrix that interpolates a stack of slices back to 1 mm, as a known transform brings it back.
+    """The matrix that interpolates a stack of slices back to 1 mm when the transform is known exactly (no
+    registration error).
 
     Parameters
     ----------

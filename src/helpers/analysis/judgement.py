@@ -12,18 +12,23 @@ as they are among the eight, unless the claim names some) and one of five kinds:
 - ``small spread``: the standard deviation between subjects is smaller than the fall over the resolutions.
   Upper bound of the one against lower bound of the other, each at half of the level.
 
-A claim's p is the largest of its comparisons. Holm's method adjusts over the whole family of 18, whether all
-could be tested or not.
+A claim's p is the largest of its comparisons. Holm's method adjusts over the whole family of claims,
+whether all could be tested or not.
 
 Where HACA3 did without a contrast, its output is still compared, except by claims that tie an output to its
 own source. A row of Table 1 that without it has fewer orientations than it had (3D is one) is another
 experiment, and counts as not run.
 
-What contradicts a claim: one of its comparisons shown to be otherwise, which is, kind by kind: below the
-margin, so that it is negative or nil, while the test for a positive difference failed; beyond the margin, on
-either side; above the margin; the variance less than the margin's multiple, while the test for a larger one
-failed; the standard deviation larger than the fall. That p is the smallest of the comparisons times their
-number (Bonferroni), and Holm adjusts it over the family of 18 as well. Neither shown: undecided.
+A claim is contradicted if one of its comparisons is shown to be otherwise:
+
+- ``above zero``: the difference is below the margin, while the test for a positive one failed.
+- ``similar``: the difference is beyond the margin, on either side.
+- ``not above zero``: the difference is above the margin.
+- ``more variable``: the variance is less than the margin's multiple, while the test for a larger one failed.
+- ``small spread``: the standard deviation is larger than the fall.
+
+The p of the contradiction is the smallest of its comparisons times their number (Bonferroni), and Holm
+adjusts it over the whole family as well. A claim of which neither is shown is undecided.
 """
 
 from collections.abc import Sequence

@@ -352,8 +352,8 @@ def mixed_model(scores: pd.DataFrame) -> pd.DataFrame:
     experiments 1a to 1c at one glance.
 
     Separation is centred, so that a main effect is that at the mean separation; axial and T1w are the
-    references. The two brains that simulated subjects are made from have no effect of their own: two levels
-    give no variance. `helpers.analysis.sensitivity` tells them apart.
+    references. The two brains are no random effect: a variance cannot be estimated from two levels.
+    `helpers.analysis.sensitivity` judges each brain alone.
 
     Returns
     -------

@@ -131,9 +131,9 @@ def sharpness(volume: np.ndarray, affine: np.ndarray) -> Sharpness:
     Slices of a separation d carry nothing beyond 1 / (2 d) cycles/mm across them, however finely they are
     interpolated, while anatomy has about the same spectrum in all directions: eight true 3D images (FLAIR of
     two patients, six of simulated subjects) never fall below `SPECTRAL_DROP` of the other axes. So the
-    frequency at which an axis does, for good, gives the separation. On 24 simulated images, sliced at 3 to
-    6.5 mm and brought back, it is right to 1 mm, and more often too low than too high; two patients' slices
-    of about 3 mm read as 2.2 to 2.6.
+    frequency above which one axis stays below this limit gives the separation. On 24 simulated images, sliced
+    at 3 to 6.5 mm and brought back, it is right to 1 mm, and more often too low than too high; two patients'
+    slices of about 3 mm read as 2.2 to 2.6.
 
     Edges of the head and of a brain mask, which are cut after interpolation and as sharp in every direction,
     are faded out first. A loss that two axes share, as when a matrix was zero-filled in plane, does not show.

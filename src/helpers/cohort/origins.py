@@ -100,7 +100,8 @@ def _note(sidecar: Path) -> str | None:
 
 
 def _labels(results: Path, number: int) -> str:
-    """How papermill is given a label: the one of the folder that a number may stand for, else its first."""
+    """For a message: how papermill is given a label, the one that equals `number`, else the folder's first;
+    empty if it has none."""
     labels = sorted(path.name.removeprefix("sub-") for path in results.glob("sub-*"))
     labels = [label for label in labels if label != TargetImages().label and not label.startswith("sim")]
     label = next(

@@ -199,7 +199,8 @@ def draw(groups: Sequence[Group], rng: np.random.Generator, mixed: bool = False)
     groups : sequence of Group
     rng : numpy.random.Generator
     mixed : bool
-        Draw a path for each source, and ask for the target's 3D image. Else all take one path.
+        True: each source has its own path and the truth is the target's 3D image. False: sources and truth
+        share one path.
     """
     group = groups[rng.integers(len(groups))]
     subjects, scanners, contrasts, paths, slices = group.images.shape[:5]

@@ -11,8 +11,8 @@ Each of its quirks, and what is done about it here:
   input would differ and that noise would hide the effect of the resolution. ``anatomy="argmax"`` uses none.
 - The anatomy codes of the single sources are sampled, which advances the noise: not here; only the
   published intermediates need them.
-- Theta and eta of an all-zero slice are rounding noise that instance norm amplifies; so are they here, and
-  so is their attention, but they are computed once, so that they are the same for every such slice.
+- Theta, eta and attention of an all-zero slice are rounding errors that instance normalization amplifies.
+  They are here too, but they are computed once, so that all such slices have the same.
 - Without a fusion net the published command line fails before it gets to the median that was meant; here
   several orientations without one give the voxel-wise median.
 - The output is masked by the first source's foreground: ``mask="first"``, the default; the union and the
@@ -25,8 +25,8 @@ Each of its quirks, and what is done about it here:
 - Fusion runs in float16 on a GPU and keeps gradients (twice the memory): float32 without gradients here.
 - 95th percentile over all voxels, background included, and normalised again before fusion: kept, it is what
   the weights know.
-- HACA3+ does not permute its mask when a batch has as many slices as there are contrasts: slices are told
-  from contrasts here.
+- HACA3+ takes slices for contrasts when a batch has as many slices as there are contrasts: it does not
+  permute its mask then. Here no axis is recognized by its length.
 - Both programs process a quarter of the slices at a time; here each by a thread of its own on a CPU, where
   activations of more do not fit the caches, and as many together as fit on a GPU; and slices outside the
   mask are not computed: they are zero in any case.

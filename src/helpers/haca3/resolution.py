@@ -7,10 +7,12 @@ carries what the truth has, the attention decides as before; what one source lac
 
 For a source i, let y be the slice as it comes back from acquisition and interpolation, x the true slice, both
 at one spatial frequency f of the plane of reconstruction, and E the mean over images whose power falls with
-the fourth power of the frequency, as that of objects with sharp boundaries does [1]_. Then
+the fourth power of the frequency, as that of objects with sharp boundaries does [1]_. Then::
 
-    gain g_i(f) = E[y x] / E[x x] how much of the truth arrives coherence c_i(f) = E[y x]^2 / (E[x x] E[y y])
-    how much of what arrives is the truth, not aliasing h_i(f) = g_i(f) c_i(f)
+    gain       g_i(f) = E[y x] / E[x x]               how much of the truth arrives
+    coherence  c_i(f) = E[y x]^2 / (E[x x] E[y y])    how much of what arrives is the truth, not aliasing
+
+    h_i(f) = g_i(f) c_i(f)
 
     A_i(f) = alpha_i (h_i(f) + eps) / sum_j alpha_j (h_j(f) + eps)
 

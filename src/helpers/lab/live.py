@@ -95,7 +95,7 @@ class Scan:
     fusion: bool = False
 
     def geometry(self) -> dict[str, "Acquisition | None"] | None:
-        """What the harmonizer is told of the sources: how they were sliced, or nothing."""
+        """How each source was sliced (None for 3D); None altogether without resolution-aware fusion."""
         from helpers.haca3.resolution import Acquisition
 
         return (

@@ -268,7 +268,8 @@ def tasks(plan: Study, unfit: Iterable[Subject] = ()) -> list[Task]:
 
 
 def _groups(values: Sequence, size: int) -> list[list]:
-    """Neighbours of a sequence in groups of at most `size`, or one by one, which differ by one at most."""
+    """Split a sequence into consecutive groups of at most `size` (at least 1); group sizes differ by at most
+    one."""
     number = -(-len(values) // max(size, 1))
     ends = [round(part * len(values) / number) for part in range(number + 1)]
     return [list(values[start:end]) for start, end in itertools.pairwise(ends)]

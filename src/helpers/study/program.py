@@ -78,7 +78,7 @@ class Program:
 
 
 def read_harmonizer(value) -> str | Program:
-    """A harmonizer by its name, as a module and a name in it, or as a program."""
+    """Read `harmonizer` of a study file: a known name, ``module:name``, or a program."""
     if isinstance(value, Program) or (isinstance(value, str) and value in HARMONIZERS):
         return value
     if isinstance(value, Mapping):

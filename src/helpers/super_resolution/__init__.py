@@ -8,8 +8,8 @@ stacks of one protocol share a network.
 Three things are ours. The network reads the slices as acquired, not interpolated, and answers with as many
 rows for each slice as the separation has millimetres: fewer pixels, so that more channels and a longer
 reach cost the same. It only adds to a linear estimate, the smoothest image that has exactly these slices
-(`estimate_matrix`). And of what it adds, only that is taken which slicing does not see, in training as in
-use: degrading the result gives back the acquired slices.
+(`estimate_matrix`). And of what it adds, only the part that slicing removes is used, in training as in use:
+degrading the result gives back the acquired slices.
 
 References
 ----------

@@ -90,8 +90,8 @@ def super_resolve_plane(
     Returns
     -------
     ndarray, 2D, float32
-        The same as in the volume up to rounding; if it is parallel to the slices, without what those far from
-        it add, 2 % of the weight of all.
+        The same as in the volume up to rounding. Exception: a plane parallel to the slices leaves out distant
+        slices (at most 2 % of the total weight).
 
     Raises
     ------

@@ -61,7 +61,7 @@ def through_plane_axis(
 
 
 def foreground_box(volume, margin):
-    """The box of what is above the background of a volume in units of its scale, and a margin around it."""
+    """Bounding box of the foreground plus a margin; the volume is already divided by its scale."""
     seen = [np.flatnonzero(volume.max(axis=tuple({0, 1, 2} - {axis})) > _FOREGROUND) for axis in range(3)]
     return [slice(max(indices[0] - margin, 0), indices[-1] + 1 + margin) for indices in seen]
 

@@ -62,7 +62,7 @@ def train(
     pulse : Pulse
         Its slice profile.
     steps : int
-        Of four strips each.
+        Training steps; each uses four strips.
     channels : int
         Width of the network.
     seed : int

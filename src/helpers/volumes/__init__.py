@@ -92,9 +92,15 @@ def read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is not NIfTI, is truncated or damaged (the checksum of gzip counts), does not have the length
-        that its header asks for, is not 3D, is empty, holds anything but one real number a voxel, values that
-        are not finite or that float32 cannot hold, or does not say where its voxels lie.
+        If the file
+
+        - is not NIfTI,
+        - is truncated or damaged (the checksum of gzip counts),
+        - does not have the length that its header asks for,
+        - is not 3D, or is empty,
+        - holds anything but one real number per voxel,
+        - has values that are not finite, or that float32 cannot hold,
+        - does not say where its voxels lie.
     """
     make = _REMOVED.pop(Path(path), None)
     if make and not Path(path).exists():

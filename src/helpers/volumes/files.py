@@ -89,8 +89,8 @@ def disguise(path: str | Path) -> str | None:
 
 
 def fingerprint(path: str | Path) -> tuple:
-    """What two files must have in common to be copies of each other: their size, and 64 kB of their
-    beginning, middle and end."""
+    """Size of a file, and a digest of 64 kB of its beginning, middle and end. Files of equal fingerprint are
+    taken for copies."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         parts = []

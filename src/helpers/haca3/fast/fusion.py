@@ -1,6 +1,6 @@
 """The fusion net in the box of the brain: the numbers of the whole volume, from a third of it.
 
-Where all three orientations are zero, a layer gives a constant, but next to the faces of the volume, where it
+Where all three orientations are zero, a layer gives a constant, except near the faces of the volume, where it
 sees the zeros of its padding. So there it is enough to know how many voxels of each kind there are.
 """
 
@@ -152,7 +152,7 @@ class _Layer:
 
 
 class _CompiledLayer(_Layer):
-    """The same by the compiled program, in float32 on a CPU."""
+    """Like `_Layer`, computed by the compiled C++ program, in float32 on a CPU."""
 
     planes = 1
 
