@@ -1,5 +1,6 @@
 """The paragraph with which a study ends, and the first page of its report."""
 
+import json
 import re
 
 import pandas as pd
@@ -7,6 +8,7 @@ import pytest
 
 from helpers import layout
 from helpers.analysis import claims
+from helpers.analysis.figures import SCORE_FIGURES
 from helpers.pipeline import folders, report
 from helpers.study import CONTRASTS, EXPERIMENTS
 from helpers.study.file import Study
@@ -19,6 +21,7 @@ def read(name):
 def verdict(claim, word):
     return {
         "claim": claim,
+        "statement": claim,
         "verdict": word,
         "sentence": f"{word.capitalize()}: {claim}. Over 3||0.",
         "resolutions": "3||0",
@@ -47,7 +50,7 @@ def scores(experiments=("1a",), resolutions=(("3||0", 3.0), ("5||1.5", 6.5))):
     )
 
 
-NOBODY = pd.DataFrame(columns=["claim", "verdict", "sentence"])
+NOBODY = pd.DataFrame(columns=["claim", "statement", "verdict", "sentence"])
 NONE = pd.DataFrame(columns=["claim", "statement", "reason"])
 
 
@@ -81,6 +84,8 @@ def test_three_claims_are_told_in_an_order_that_does_not_depend_on_their_verdict
         "Of the 6 claims of the paper this study can test 4: it supports 2, contradicts 1 and leaves 1 open."
         in told
     )
+    told_without_open = report.paragraph(scores(), pd.DataFrame(rows[:2]), without)
+    assert "can test 2: it supports 1 and contradicts 1." in told_without_open
     assert "The most telling: Contradicted: C8. Supported: C12. Supported: C5." in told
     assert report.paragraph(scores(), NOBODY, without).endswith(
         " This study can test none of the 2 claims of the paper."
@@ -104,7 +109,7 @@ def analysed(tmp_path):
     folder.mkdir(parents=True)
     rows = pd.DataFrame([verdict("C1", "supported")])
     folders.save_tables(plan, {"scores": scores(), "verdicts": rows, "without_verdict": NONE})
-    for name in ("2", "3", "10", "claims"):
+    for name in ("2", "3", "10", "attention", "claims"):
         (folders.figures_folder(plan) / f"figure_{name}.png").write_bytes(b"png")
     states = pd.DataFrame(
         {
@@ -125,9 +130,13 @@ def test_the_page_opens_with_the_result_and_ends_with_the_notebooks(analysed):
         "Study “one”",
         "instead of 3‖0",
         'class=first src="../figures/figure_3.png"',
-        'class=first src="../figures/figure_claims.png"',
+        "Figure 3: PSNR, experiments 1a, 1b, 1c. Blue T1w",
         "The verdicts",
         "C1",
+        'class=first src="../figures/figure_attention.png"',
+        "What each source weighs. A row",
+        'class=first src="../figures/figure_claims.png"',
+        "The claims, in margins. Dot",
         "The figures",
         "figure_2.png",
         "figure_3.png",
@@ -141,7 +150,7 @@ def test_the_page_opens_with_the_result_and_ends_with_the_notebooks(analysed):
     where = 0
     for words in order:
         where = text.index(words, where)
-    assert "Warnings" not in text
+    assert "Warnings" not in text and "<th>error</th>" not in text
     for link in re.findall(r'(?:href|src)="(.*?)"', text):
         assert (folder / link).exists()
 
@@ -156,6 +165,27 @@ def test_a_page_of_a_study_that_failed_says_so_first_and_draws_no_conclusion(ana
         < text.index("Figures of an earlier run")
     )
     assert "instead of" not in text and "The verdicts" not in text
+
+
+def test_what_a_verdict_says_is_not_said_twice_in_its_row():
+    table = read("verdicts")
+    text = report._verdict_table(table)
+    assert set(table.verdict) == {"supported", "contradicted", "undecided"}
+    assert not re.search("Supported|Contradicted|Undecided| Over ", text)
+    for row in table.itertuples():
+        assert text.count(f"<td>{report._text(row.statement)}</td>") == 1
+        why = re.search(f">{row.verdict}</td><td>(.*?)</td>", text[text.index(f"<td>{row.claim}</td>") :])[1]
+        assert len(why) > 30 and report._text(row.statement) not in why
+
+
+def test_every_figure_that_is_saved_has_a_caption():
+    notebooks = [json.loads(path.read_text())["cells"] for path in layout.NOTEBOOKS.glob("*.ipynb")]
+    code = ["".join(cell["source"]) for cells in notebooks for cell in cells]
+    code += [path.read_text() for path in (layout.ROOT / "src").rglob("*.py")]
+    calls = [name for text in code for name in re.findall(r"\bsave_figure\([\w\[\]]+, ([^,:]+),", text)]
+    names = {call.strip('"') for call in calls} - {"number"} | {str(number) for number in SCORE_FIGURES}
+    assert "number" in calls and {"1", "2", "lesions", "comparison"} <= names
+    assert names == set(report._CAPTIONS)
 
 
 def test_a_page_of_a_study_that_is_not_at_its_end_says_what_is_left(analysed):

@@ -39,8 +39,16 @@ _CAPTIONS = {
     "frequencies": "What is left of each frequency",
     "ladder": "What registration costs",
     "remedies": "What the remedies bring back",
+    "agreement": "Volumes in thick slices against those in 3D images",
+    "lesions": "Lesions found and missed in thick slices",
+    "comparison": "Scores and verdicts beside those of other studies",
     "advisor": "What the next scan should acquire",
 }
+
+#: What to see in the three figures that stand large on the page.
+_SCORES = "Blue T1w, orange T2w, green FLAIR; grey without a harmonizer; dotted the self-noise ceiling."
+_ATTENTION = "A row per target contrast, a colour per source; solid 3D, dashed thick slices."
+_CLAIMS = "Dot and line: the comparison that decides, 95 % interval; blue supported, orange contradicted."
 
 _STYLE = """
 body{font:16px/1.45 sans-serif;max-width:75em;margin:0 auto;padding:.6em 1em 3em;color:#222}
@@ -74,7 +82,8 @@ def paragraph(scores: pd.DataFrame, verdicts: pd.DataFrame, without: pd.DataFram
     tested = (
         f"Of the {len(verdicts) + len(without)} claims of the paper this study can test {len(verdicts)}: "
     )
-    tested += f"it supports {supported}, contradicts {contradicted} and leaves {open_} open."
+    parts = [f"supports {supported}", f"contradicts {contradicted}", *[f"leaves {open_} open"] * bool(open_)]
+    tested += f"it {_listed(parts)}."
     return f"{_cost(scores)} {tested} The most telling: {' '.join(_most_telling(verdicts))}"
 
 
@@ -160,7 +169,8 @@ def _table(plan: Study, name: str) -> pd.DataFrame:
 
 
 def page(plan: Study, states: pd.DataFrame, folder: Path, remarks: Mapping[str, list[str]]) -> str:
-    """The report's first page: failures, result, verdicts, figures, remarks, and the state of every notebook.
+    """The report's first page: failures, result, scores, verdicts, figures, remarks, and the state of every
+    notebook.
 
     Parameters
     ----------
@@ -182,14 +192,15 @@ def page(plan: Study, states: pd.DataFrame, folder: Path, remarks: Mapping[str, 
     result = headline(plan) if done else ""
     parts = [f"<h1>Study “{html.escape(plan.name)}”</h1>", *_failures(states)]
     if result:
-        parts += [f"<p>{html.escape(result).replace('||', '‖')}</p>", *_first_figures(plan, folder)]
+        scores, others = _first_figures(plan, folder)
+        parts += [f"<p>{_text(result)}</p>", *scores]
     elif not done and not (states.state == "failed").any():
         left = int((states.state != "done").sum())
         state = f"Not at its end yet: {left} of {len(states)} notebooks are to be executed"
         parts.append(f"<p>{state}, and the result comes with the last.</p>")
     parts.append(f'<p class="note">{plan.subjects[0].origin}. {html.escape(_settings(plan))}</p>')
     if result:
-        parts += [*_verdicts(plan), *_remedies(plan)]
+        parts += [*_verdicts(plan), *others, *_remedies(plan)]
     parts += [*_figures(plan, folder, done), *_remarks(remarks), *_notebooks(states, folder)]
     head = f'<meta charset="utf-8"><title>{html.escape(plan.name)}</title><style>{_STYLE}</style>'
     body = "\n".join(parts)
@@ -247,12 +258,21 @@ def _drawn(plan: Study) -> list[Path]:
     return sorted(folders.figures_folder(plan).glob("figure_*.png"), key=order)
 
 
-def _first_figures(plan: Study, folder: Path) -> list[str]:
-    """The three that the book begins with: scores, attention, verdicts, as far as they are drawn."""
+def _first_figures(plan: Study, folder: Path) -> tuple[list[str], list[str]]:
+    """The three that the book begins with, as far as they are drawn: scores; attention and claims."""
     drawn = {path.stem: path for path in _drawn(plan)}
-    scores = [f"figure_{number}" for number in figures.score_figures(plan.experiments)]
-    first = [*[stem for stem in drawn if stem in scores][:1], "figure_attention", "figure_claims"]
-    return [_image(drawn[stem], folder, "class=first") for stem in first if stem in drawn]
+    numbers = [f"figure_{number}" for number in figures.score_figures(plan.experiments)]
+    scores = next((stem for stem in drawn if stem in numbers), "")
+
+    def large(what_to_see: dict[str, str]) -> list[str]:
+        return [
+            f"<figure>{_image(drawn[stem], folder, 'class=first')}"
+            f"<figcaption>{html.escape(_caption(drawn[stem]))}. {text}</figcaption></figure>"
+            for stem, text in what_to_see.items()
+            if stem in drawn
+        ]
+
+    return large({scores: _SCORES}), large({"figure_attention": _ATTENTION, "figure_claims": _CLAIMS})
 
 
 def _remedies(plan: Study) -> list[str]:
@@ -260,7 +280,7 @@ def _remedies(plan: Study) -> list[str]:
     if not plan.remedies:
         return []
     result, untested = (
-        html.escape(part).replace("||", "‖")
+        _text(part)
         for part in (
             remedies.paragraph(_table(plan, "remedies")),
             no_verdict(_table(plan, "remedies_without_verdict")),
@@ -271,18 +291,28 @@ def _remedies(plan: Study) -> list[str]:
 
 
 def _verdicts(plan: Study) -> list[str]:
-    untested = html.escape(claims_without_verdict(plan)).replace("||", "‖")
+    untested = _text(claims_without_verdict(plan))
     return ["<h2>The verdicts</h2>", _verdict_table(_table(plan, "verdicts")), f"<p>{untested}</p>"]
 
 
 def _verdict_table(verdicts: pd.DataFrame) -> str:
     rows = "\n".join(
-        f'<tr><td>{row.claim}</td><td class="{row.verdict}">{row.verdict}</td>'
-        f"<td>{html.escape(row.sentence).replace('||', '‖')}</td></tr>"
+        f"<tr><td>{row.claim}</td><td>{_text(row.statement)}</td>"
+        f'<td class="{row.verdict}">{row.verdict}</td><td>{_text(_why(row))}</td></tr>'
         for row in verdicts.itertuples()
     )
-    head = "<tr><th>claim</th><th>verdict</th><th>why</th></tr>"
+    head = "<tr><th></th><th>claim</th><th>verdict</th><th>why</th></tr>"
     return f"<table>{head}\n{rows}</table>" if len(verdicts) else ""
+
+
+def _why(row) -> str:
+    """The part of a verdict's sentence that the columns beside it, and the study's settings, do not say."""
+    why = row.sentence.partition(row.statement)[2].lstrip(":; ")
+    return why.removesuffix(f" Over {row.resolutions}.")
+
+
+def _text(words: str) -> str:
+    return html.escape(words).replace("||", "‖")
 
 
 def _figures(plan: Study, folder: Path, current: bool) -> list[str]:
@@ -303,15 +333,15 @@ def _remarks(remarks: Mapping[str, list[str]]) -> list[str]:
 
 
 def _notebooks(states: pd.DataFrame, folder: Path) -> list[str]:
+    any_error = bool((states.error != "").any())
+
     def row(task):
         # A kernel that died leaves no page.
         there = (folder / f"{task.task}.html").exists()
         name = f'<a href="{task.task}.html">{task.task}</a>' if there else task.task
         took = "" if pd.isna(task.seconds) else f"{int(task.seconds) // 60}:{int(task.seconds) % 60:02d}"
-        cells = (
-            f"<td>{name}</td><td>{task.state}</td><td "
-            f'class="time">{took}</td><td>{html.escape(task.error)}</td>'
-        )
+        cells = f'<td>{name}</td><td>{task.state}</td><td class="time">{took}</td>'
+        cells += f"<td>{html.escape(task.error)}</td>" if any_error else ""
         return f'<tr class="{task.state}">{cells}</tr>'
 
     counts = ", ".join(f"{number} {state}" for state, number in states.state.value_counts().items())
@@ -319,5 +349,6 @@ def _notebooks(states: pd.DataFrame, folder: Path) -> list[str]:
         f"<p>{counts}; {states.seconds.sum() / 3600:.1f} h of computing in the last execution of each.</p>"
     )
     body = "\n".join(map(row, states.itertuples()))
-    head = '<tr><th>notebook</th><th>state</th><th class="time">min:s</th><th>error</th></tr>'
+    head = '<tr><th>notebook</th><th>state</th><th class="time">min:s</th>'
+    head += "<th>error</th></tr>" if any_error else "</tr>"
     return ["<h2>The notebooks, as executed</h2>", summary, f"<table>{head}\n{body}</table>"]
