@@ -209,6 +209,11 @@ def test_the_background_is_exactly_zero(subject, truth, noise_seed):
     assert image[subject.brain].min() > 0 and image.max() < 2000
 
 
+def test_a_contrast_without_signal_equation_is_refused():
+    with pytest.raises(ValueError, match="^contrast is 'PDw': accepted are T1w, T2w and FLAIR"):
+        scanners.signal(scanners.scanner(SCANNER), "PDw", *scanners.relaxation("WM", 3.0))
+
+
 def test_tissues_have_the_order_of_each_contrast(subject, truth):
     level = {c: {t: median(truth[c], subject, t) for t in ("CGM", "WM", "VCSF", "SGM")} for c in CONTRASTS}
     assert level["T1w"]["WM"] > level["T1w"]["SGM"] > level["T1w"]["CGM"] > 1.5 * level["T1w"]["VCSF"]

@@ -186,12 +186,20 @@ def relaxation(tissue: str, field_t: float) -> tuple[float, float, float]:
 
 
 def signal(scanner: Scanner, contrast: str, t1, t2, density):
-    """Signed signal, before the scanner's gain: where tissues of opposite sign share a voxel, they cancel."""
+    """Signed signal, before the scanner's gain: where tissues of opposite sign share a voxel, they cancel.
+
+    Raises
+    ------
+    ValueError
+        If the contrast has no signal equation.
+    """
     if contrast == "T1w":
         return (mprage_signal if "ti" in scanner.t1w else spgr_signal)(t1, density, **scanner.t1w)
     if contrast == "T2w":
         return tse_signal(t1, t2, density, **scanner.tse)
-    return flair_signal(t1, t2, density, **scanner.flair)
+    if contrast == "FLAIR":
+        return flair_signal(t1, t2, density, **scanner.flair)
+    raise ValueError(f"contrast is {contrast!r}: accepted are T1w, T2w and FLAIR, which have an equation")
 
 
 def white_matter_intensity(scanner: Scanner, contrast: str) -> float:
@@ -257,9 +265,8 @@ def scanner(name: str) -> Scanner:
         snr={"T1w": uniform(25, 45), "T2w": uniform(20, 40), "FLAIR": uniform(18, 35)},
         bias=uniform(0.01, 0.04),
     )
-    white = {
-        contrast: uniform(*span) for contrast, span in zip(CONTRASTS, ((350, 700), (180, 380), (200, 420)))
-    }
+    spans = ((350, 700), (180, 380), (200, 420))
+    white = {contrast: uniform(*span) for contrast, span in zip(CONTRASTS, spans, strict=True)}
     result.gain.update(
         {contrast: white[contrast] / white_matter_intensity(result, contrast) for contrast in CONTRASTS}
     )

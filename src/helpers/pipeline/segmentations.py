@@ -10,7 +10,7 @@ from helpers import grid, layout, volumes
 from helpers.analysis import downstream
 from helpers.cohort import phantom
 from helpers.pipeline import cache, folders, harmonization, participants, steps
-from helpers.study import CONTRASTS, GROUND_TRUTH, Resolution
+from helpers.study import GROUND_TRUTH, Resolution
 from helpers.study.file import Study
 from helpers.study.subjects import SimulatedSubject, Subject
 
@@ -158,7 +158,7 @@ def measures(plan: Study, reference: Path, other: Path) -> list[dict]:
             rows.append((f"missed_{name}" if name != "false" else "false_lesions", part, total, part))
     return [
         {
-            "contrast": CONTRASTS[2] if "lesion" in name or "missed" in name else CONTRASTS[0],
+            "contrast": "FLAIR" if "lesion" in name or "missed" in name else "T1w",
             "measure": name,
             "value": value,
             "expected": total,
