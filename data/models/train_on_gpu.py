@@ -490,7 +490,7 @@ def draw_history(folder: Path) -> None:
     figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     for weights, rows in history.groupby("weights", sort=False):
         axes.plot(rows.step, rows.l1, label=weights)
-    axes.set(yscale="log", xlabel="step of its training", ylabel="mean absolute error / 95th percentile")
+    axes.set(ylim=(0, None), xlabel="step of its training", ylabel="mean absolute error / 95th percentile")
     axes.legend()
     figure.savefig(folder / "history.png", dpi=150)
 
