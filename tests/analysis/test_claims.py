@@ -333,7 +333,7 @@ def nothing(experiment, contrast):
 
 
 def simulate(seed, runs, effect, **settings):
-    """p and p against each claim (runs, 18): as `judgement.decide` finds them, but all studies at a time."""
+    """p and p against each claim (runs, claims): as `judgement.decide`, but all studies at a time."""
     rng = np.random.default_rng(seed)
     studies = [study(rng, effect, noise=0.15, **settings) for _ in range(runs)]
     p, against = {}, {}
@@ -348,7 +348,7 @@ def simulate(seed, runs, effect, **settings):
         verdicts = judgement.decide(studies[number])[0].set_index("claim")
         np.testing.assert_allclose([column[number] for column in p.values()], verdicts.p)
         np.testing.assert_allclose([column[number] for column in against.values()], verdicts.p_against)
-        assert (verdicts.verdict == SUPPORTED).any() == (18 * verdicts.p.min() < 0.05)
+        assert (verdicts.verdict == SUPPORTED).any() == (len(CLAIMS) * verdicts.p.min() < 0.05)
     return pd.DataFrame(p), pd.DataFrame(against)
 
 
@@ -368,8 +368,8 @@ def test_a_claim_that_is_not_true_is_seldom_found_so_before_holm(simulated, name
 def test_of_the_whole_family_something_false_is_seldom_supported(simulated):
     # The first step of Holm's method decides whether anything is.
     smallest = simulated.min(axis=1)
-    assert (18 * smallest < 0.05).mean() <= 0.08
-    assert (smallest < 0.05).mean() > (18 * smallest < 0.05).mean()
+    assert (len(CLAIMS) * smallest < 0.05).mean() <= 0.08
+    assert (smallest < 0.05).mean() > (len(CLAIMS) * smallest < 0.05).mean()
 
 
 def true_at_the_edge(experiment, contrast):
@@ -382,7 +382,7 @@ def test_of_the_whole_family_something_true_is_seldom_contradicted():
     _, against = simulate(11, 500, true_at_the_edge, rise=0.05, cutoff=0.02, ladder=1)
     # C6 and C11 speak of variances, which are equal here, so that they are not true.
     smallest = against.drop(columns=["C6", "C11"]).min(axis=1)
-    assert (18 * smallest < 0.05).mean() <= 0.08
+    assert (len(CLAIMS) * smallest < 0.05).mean() <= 0.08
 
 
 # With too little, no verdict
@@ -403,7 +403,8 @@ def test_with_few_subjects_the_verdict_is_undecided(n):
 
 
 def test_the_fewest_subjects_are_those_with_whom_holm_can_be_passed():
-    assert 18 * 2.0 ** -Rules().fewest_exact < 0.05 < 18 * 2.0 ** -(Rules().fewest_exact - 1)
+    family, fewest = len(CLAIMS), Rules().fewest_exact
+    assert family * 2.0**-fewest < 0.05 < family * 2.0 ** -(fewest - 1)
 
 
 def test_a_preview_in_one_plane_gives_no_verdict_on_orientations():
@@ -434,7 +435,7 @@ def test_what_was_not_run_is_undecided_and_does_not_make_the_others_easier():
     }
     for name, reason in expected.items():
         assert f"not run: {reason}" in reasons[name]
-    assert min(each for each in full.values() if each > 0) == pytest.approx(18 * verdicts.p.min())
+    assert min(each for each in full.values() if each > 0) == pytest.approx(len(CLAIMS) * verdicts.p.min())
     one = {key: np.where(np.isin(LABELS, ["3||1"]), np.nan, values) for key, values in data.scores.items()}
     got = by_claim(judgement.decide(Data(one))[0], "sentence")
     assert "no resolution 3||1" in got["C2"] and "no resolution" not in got["C3"]

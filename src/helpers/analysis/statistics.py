@@ -35,8 +35,8 @@ class Rules:
     alpha : float
         Level of every test and of the family.
     fewest_exact : int
-        Least number of subjects with which an exact Wilcoxon test can pass in a family of 18: its smallest p
-        is 2^-n.
+        Least number n of subjects with which an exact Wilcoxon test can pass in the family of the paper's
+        claims: its smallest p is 2^-n.
     fewest : int
         Least number of subjects for all other comparisons: an interval over fewer rests on the assumption of
         normality alone.
