@@ -180,7 +180,7 @@ def test_make_lists_what_it_can_do():
 #: From the lowest floor up; a room knows those of lower floors only, and a module of a folder may know others
 #: of it.
 FLOORS = (
-    {"study", "compiler", "insides"},
+    {"study", "compiler", "internals"},
     {"grid", "volumes", "linear", "layout", "drawing"},
     {"acquisition", "registration"},
     {"haca3", "harmonizers", "super_resolution", "analysis", "cohort", "protocol"},

@@ -18,7 +18,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from helpers import insides, linear, volumes
+from helpers import internals, linear, volumes
 from helpers.study import CONTRASTS, ORIENTATIONS, require
 
 #: Near the centre of mass of a brain in MNI space (RAS, mm): the point about which a head is turned.
@@ -197,7 +197,7 @@ def _run_ants(moving, moving_affine, fixed, fixed_affine, mask, kind, seed, scal
         # Where the start brings the moving image, the identity is the start. No other way keeps the centre of
         # rotation in the head.
         moving_affine = np.linalg.inv(start) @ moving_affine
-    with insides.seeded_ants(ants, seed), tempfile.TemporaryDirectory(prefix="registration_") as folder:
+    with internals.seeded_ants(ants, seed), tempfile.TemporaryDirectory(prefix="registration_") as folder:
         result = ants.registration(
             fixed=ants_image(ants, fixed, fixed_affine),
             moving=ants_image(ants, moving, moving_affine),

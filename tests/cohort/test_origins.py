@@ -16,7 +16,7 @@ from papermill.cli import papermill
 
 from helpers import grid, layout, volumes
 from helpers.cohort import examination, origins, phantom, preparation
-from helpers.pipeline import clean, cli, folders, participants, scoring
+from helpers.pipeline import cli, folders, participants, removal, scoring
 from helpers.study import CONTRASTS
 from helpers.study.file import Study
 from helpers.study.subjects import OwnSubject, SimulatedSubject, TargetImages, require_label
@@ -325,8 +325,8 @@ def test_simulated_subjects_of_an_earlier_version_are_named_and_the_study_goes_o
     assert cli.main(["status", str(tmp_path / "mine.toml")]) == 0
     assert capsys.readouterr().out.count("sub-01, sub-02: simulated by an earlier version") == 1
     # What it advises helps.
-    assert set(clean.results(simulated).files) > set((results / "sub-01").rglob("*.nii.gz"))
-    clean.clean(simulated)
+    assert set(removal.results(simulated).files) > set((results / "sub-01").rglob("*.nii.gz"))
+    removal.clean(simulated)
     assert origins.earlier_version(results) == []
 
 

@@ -16,7 +16,7 @@ import nbformat
 import psutil
 import pytest
 
-from helpers.pipeline import cache, execution, graph, log, run, status
+from helpers.pipeline import cache, execution, graph, lock, log, run, status
 from helpers.pipeline.cluster import Cluster
 from helpers.pipeline.graph import Task
 from helpers.volumes.files import TRACE
@@ -57,7 +57,7 @@ def executed_once(tmp_path_factory):
     work.mkdir()
     task = doubling(work)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(graph.STAGES, "do", ("registration",))
+        patch.setitem(graph.STAGES_OF_NOTEBOOK, "do", ("registration",))
         assert execution.execute(task, work / "report").error is None
     shutil.copytree(work, kept)
     return task, work, kept
@@ -69,7 +69,7 @@ def executed(executed_once, monkeypatch):
     task, work, kept = executed_once
     shutil.rmtree(work)
     shutil.copytree(kept, work)
-    monkeypatch.setitem(graph.STAGES, "do", ("registration",))
+    monkeypatch.setitem(graph.STAGES_OF_NOTEBOOK, "do", ("registration",))
     report = work / "report"
     return task, report, lambda each=task, **how: status.is_done(each, report, **how)
 
@@ -209,11 +209,11 @@ def test_only_the_last_line_of_a_log_that_was_cut_is_lost(tmp_path):
 
 
 def test_of_two_runs_the_second_is_refused_and_told_of_the_first(tmp_path):
-    code = "from pathlib import Path\nimport time\nfrom helpers.pipeline import log\n"
-    code += f"with log.locked(Path({str(tmp_path)!r})):\n    print('held', flush=True)\n    time.sleep(60)"
+    code = "from pathlib import Path\nimport time\nfrom helpers.pipeline import lock\n"
+    code += f"with lock.locked(Path({str(tmp_path)!r})):\n    print('held', flush=True)\n    time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout.readline() == "held\n"
-        with pytest.raises(RuntimeError) as error, log.locked(tmp_path):
+        with pytest.raises(RuntimeError) as error, lock.locked(tmp_path):
             pass
         assert f"being run by process {first.pid} on {socket.gethostname()}" in str(error.value)
         assert "\n" not in str(error.value)
@@ -221,15 +221,15 @@ def test_of_two_runs_the_second_is_refused_and_told_of_the_first(tmp_path):
         first.wait()
     # Killed, it could not tidy up: its lock is stale, and is taken over.
     assert (tmp_path / "lock.json").exists()
-    with log.locked(tmp_path):
-        assert log.holder(tmp_path)["pid"] == os.getpid()
-    assert log.holder(tmp_path) is None
+    with lock.locked(tmp_path):
+        assert lock.holder(tmp_path)["pid"] == os.getpid()
+    assert lock.holder(tmp_path) is None
 
 
 def test_a_process_that_is_dead_and_not_yet_buried_holds_nothing(tmp_path):
     code = (
-        "import os, signal\nfrom pathlib import Path\nfrom helpers.pipeline import log\nwith "
-        f"log.locked(Path({str(tmp_path)!r})):\n"
+        "import os, signal\nfrom pathlib import Path\nfrom helpers.pipeline import lock\nwith "
+        f"lock.locked(Path({str(tmp_path)!r})):\n"
     )
     code += "    print('held', flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as dead:
@@ -240,20 +240,20 @@ def test_a_process_that_is_dead_and_not_yet_buried_holds_nothing(tmp_path):
         while psutil.Process(dead.pid).status() != psutil.STATUS_ZOMBIE:
             assert time.monotonic() < until
             time.sleep(0.01)
-        assert log.holder(tmp_path) is None
-        with log.locked(tmp_path):
+        assert lock.holder(tmp_path) is None
+        with lock.locked(tmp_path):
             pass
 
 
 def test_a_clock_that_was_set_opens_no_lock(tmp_path):
-    with log.locked(tmp_path):
-        lock = json.loads((tmp_path / "lock.json").read_text())
-        (tmp_path / "lock.json").write_text(json.dumps({**lock, "started": lock["started"] - 3600}))
+    with lock.locked(tmp_path):
+        holder = json.loads((tmp_path / "lock.json").read_text())
+        (tmp_path / "lock.json").write_text(json.dumps({**holder, "started": holder["started"] - 3600}))
         with (
             pytest.raises(
                 RuntimeError, match=f"being run by process {os.getpid()} on {socket.gethostname()}"
             ),
-            log.locked(tmp_path),
+            lock.locked(tmp_path),
         ):
             pass
 
@@ -262,15 +262,15 @@ def test_without_locks_of_the_file_system_the_process_is_asked_for(tmp_path, mon
     def unknown(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(log.fcntl, "flock", unknown)
+    monkeypatch.setattr(lock.fcntl, "flock", unknown)
     (tmp_path / "lock.json").write_text(
         json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": 1.0})
     )
-    with log.locked(tmp_path):
-        assert log.holder(tmp_path)["pid"] == os.getpid()
+    with lock.locked(tmp_path):
+        assert lock.holder(tmp_path)["pid"] == os.getpid()
         with (
             pytest.raises(RuntimeError, match=f"being run by process {os.getpid()} on"),
-            log.locked(tmp_path),
+            lock.locked(tmp_path),
         ):
             pass
     assert not (tmp_path / "lock.json").exists()
@@ -278,15 +278,15 @@ def test_without_locks_of_the_file_system_the_process_is_asked_for(tmp_path, mon
 
 def test_who_waits_at_a_lock_that_is_removed_holds_nothing(tmp_path, monkeypatch):
     # As when `clean.clean` ends between our opening the file and our locking it.
-    flock, removed = log.fcntl.flock, []
+    flock, removed = lock.fcntl.flock, []
 
     def late(file, how):
         if not removed:
             removed.append((tmp_path / ".lock").unlink())
         flock(file, how)
 
-    monkeypatch.setattr(log.fcntl, "flock", late)
-    with log.locked(tmp_path), pytest.raises(RuntimeError), log.locked(tmp_path):
+    monkeypatch.setattr(lock.fcntl, "flock", late)
+    with lock.locked(tmp_path), pytest.raises(RuntimeError), lock.locked(tmp_path):
         pass
 
 
@@ -298,8 +298,8 @@ def test_a_process_number_that_went_to_another_process_holds_nothing_and_another
         ({**me, "host": "elsewhere", "started": 0}, True),
     ):
         (tmp_path / "lock.json").write_text(json.dumps(who))
-        assert (log.holder(tmp_path) is not None) == holds
-    with pytest.raises(RuntimeError, match=f"process {os.getpid()} on elsewhere"), log.locked(tmp_path):
+        assert (lock.holder(tmp_path) is not None) == holds
+    with pytest.raises(RuntimeError, match=f"process {os.getpid()} on elsewhere"), lock.locked(tmp_path):
         pass
 
 
@@ -307,7 +307,7 @@ def _hold(folder, together, queue):
     together.wait()
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(log.locked(folder))
+            held.enter_context(lock.locked(folder))
             queue.put(True)
         except RuntimeError:
             queue.put(False)

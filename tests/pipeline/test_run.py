@@ -14,7 +14,7 @@ import nbformat
 import pytest
 
 from helpers import layout, volumes
-from helpers.pipeline import cache, clean, cli, execution, folders, graph, log, report, run, status
+from helpers.pipeline import cache, cli, execution, folders, graph, lock, log, removal, report, run, status
 from helpers.pipeline.cluster import Cluster
 from helpers.pipeline.graph import Task
 from helpers.study import EXPERIMENTS, RESOLUTIONS
@@ -396,7 +396,7 @@ def test_what_runs_now_is_running_as_long_as_its_run_lives(finished):
     report = folders.folder(plan) / "report"
     log.log(report, event="run")
     log.log(report, event="started", task="05_analysis")
-    with log.locked(report):
+    with lock.locked(report):
         assert status.status(plan).set_index("task").state["05_analysis"] == "running"
     assert status.status(plan).set_index("task").state["05_analysis"] == "done"
 
@@ -494,12 +494,12 @@ def test_clean_holds_the_study_until_all_is_gone(finished, tmp_path, monkeypatch
     def watched(path, missing_ok=False):
         if path.suffix == ".html":
             tried.append(path)
-            with pytest.raises(RuntimeError, match="this study is being run"), log.locked(report):
+            with pytest.raises(RuntimeError, match="this study is being run"), lock.locked(report):
                 pass
         unlink(path, missing_ok)
 
     monkeypatch.setattr(Path, "unlink", watched)
-    clean.clean(plan)
+    removal.clean(plan)
     assert len(tried) == len(graph.tasks(plan)) and not report.exists()
 
 
@@ -519,7 +519,7 @@ def test_clean_removes_what_the_study_wrote_and_nothing_else(finished, tmp_path,
     assert cli.main(["clean", str(study)]) == 0
     assert "Nothing was removed" in capsys.readouterr().out
     assert (results / "report" / "log.jsonl").exists()
-    with log.locked(results / "report"):
+    with lock.locked(results / "report"):
         assert cli.main(["clean", "--yes", str(study)]) == 2
         assert "is being run by process" in capsys.readouterr().err
     assert cli.main(["clean", "--yes", str(study)]) == 0

@@ -193,9 +193,9 @@ def _tell(plan: Study, states, where: Cluster) -> None:
 
 
 def _clean(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
-    from helpers.pipeline import clean
+    from helpers.pipeline import removal
 
-    paths = clean.results(plan)
+    paths = removal.results(plan)
     if not paths.files:
         print(f"{paths.folder}: nothing there")
         return 0
@@ -203,7 +203,7 @@ def _clean(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
     if not options.yes and input("Remove them? [y/N] ").strip().lower() not in ("y", "yes"):
         print("Nothing was removed.")
         return 0
-    clean.clean(plan)
+    removal.clean(plan)
     print("Removed.")
     return 0
 

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import insides
+from helpers import internals
 from helpers.pipeline import cache, graph
 from helpers.volumes.files import TRACE, look, write_bytes
 
@@ -96,7 +96,7 @@ def _papermill(task: graph.Task, executed: Path, trace: Path) -> str | None:
             # A kernel prints its ports at every start, which would break the progress bar.
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
             config=Config(KernelManager=_sockets(trace.parent)),
-            kernel_manager_class=insides.quiet_kernel_manager(),
+            kernel_manager_class=internals.quiet_kernel_manager(),
         )
     except PapermillExecutionError as failure:
         return last_line(f"{failure.ename}: {failure.evalue}")

@@ -86,8 +86,8 @@ def finished_scores(name: str) -> pd.DataFrame | None:
     return None
 
 
-def headline(plan: Study) -> str:
-    """The study in a few lines: mean scores inside the brain at its finest and coarsest resolution."""
+def mean_psnr(plan: Study) -> str:
+    """A small table as text: mean PSNR inside the brain at its finest and coarsest resolution."""
     table = cache.read_table(folders.root(plan) / "tables" / "scores.csv")
     table = table[(table.region == "brain") & (table.arm != "ceiling")]
     ends = table[table.separation_mm.isin([table.separation_mm.min(), table.separation_mm.max()])]

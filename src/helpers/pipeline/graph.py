@@ -17,7 +17,7 @@ from helpers.study.subjects import ALL, Subject
 
 #: The stages (`cache.STAGES`) whose results a notebook makes or shows. When one of them changes, the notebook
 #: is executed once more.
-STAGES = {
+STAGES_OF_NOTEBOOK = {
     "00": ("cohort", "preparation"),
     "01": ("degradation",),
     "02": ("degradation",),
@@ -90,7 +90,8 @@ class Task:
     @property
     def key(self) -> str:
         """`helpers.pipeline.cache.notebook_key` of this execution, as things stand."""
-        return cache.notebook_key(self.notebook, self.parameters, STAGES.get(self.notebook.name[:2], ()))
+        stages = STAGES_OF_NOTEBOOK.get(self.notebook.name[:2], ())
+        return cache.notebook_key(self.notebook, self.parameters, stages)
 
 
 def tasks(plan: Study, unfit: Iterable[Subject] = ()) -> list[Task]:

@@ -18,16 +18,16 @@ import pandas as pd
 
 from helpers.cohort import origins
 from helpers.pipeline import (
-    clean,
     execution,
     finished,
     folders,
     graph,
-    keep,
+    lock,
     log,
     models,
     participants,
     progress,
+    removal,
     report,
     schedule,
     status,
@@ -94,13 +94,13 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
     if not folder.exists():  # What is refused leaves nothing behind.
         refuse_early(plan, wanted)
         check_space(plan, status.states(wanted, folder))
-    with log.locked(folder):
+    with lock.locked(folder):
         states = status.states(wanted, folder, repair=True)
         results, unfit, warnings = dict.fromkeys(states.task), (), None
         if not all(states.state == "done"):
             refuse_early(plan, wanted)
             check_space(plan, states)
-            remove_leftovers(folders.root(plan), clean._OURS)
+            remove_leftovers(folders.root(plan), removal.OURS)
             before = {}
             if plan.bids_dir:
                 # Subjects whose images turn out to be unfit are left out before hours are spent; the study
@@ -125,7 +125,7 @@ def run(plan: Study, where: Cluster | None = None, only: Iterable[str] = ()) -> 
 
             def remove(results):
                 ended = {name for name, result in results.items() if not _failed(result)}
-                keep.remove_unneeded(plan, everything, done_before | ended)
+                removal.remove_unneeded(plan, everything, done_before | ended)
 
             remove({})
             results = execute_all(wanted, folder, where, before, remove)
@@ -188,7 +188,7 @@ def wanted_mb(plan: Study, states: pd.DataFrame) -> float:
     tasks = {task.name: task for task in graph.tasks(plan)}
     seconds = {name: task.cost_s for name, task in tasks.items()}
     order = schedule.urgent_first(graph.needs_of(list(tasks.values())), seconds)
-    return min(wanted, keep.largest_mb(plan, [tasks[name] for name in order]))
+    return min(wanted, removal.largest_mb(plan, [tasks[name] for name in order]))
 
 
 def free_mb(folder: Path) -> float:

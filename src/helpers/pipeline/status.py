@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers.pipeline import cache, folders, graph, log, schedule
+from helpers.pipeline import cache, folders, graph, lock, log, schedule
 from helpers.study.file import Study
 from helpers.study.subjects import Subject
 
@@ -75,7 +75,7 @@ def states(wanted: list[graph.Task], folder: Path, repair: bool = False) -> pd.D
             running.discard(name)
             last[name] = event
     # A run that repairs has the lock itself, and has started nothing yet.
-    if repair or log.holder(folder) is None:
+    if repair or lock.holder(folder) is None:
         running = set()
     cost, rows = expected_s(wanted, folder), []
     for task in wanted:

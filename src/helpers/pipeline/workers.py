@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
-from helpers import insides
+from helpers import internals
 from helpers.pipeline.cluster import KINDS, Cluster
 
 #: Kind -> the command that is asked for a job, which is named last, and what it says of one that has ended.
@@ -119,7 +119,7 @@ def start(cluster: Cluster, folder: Path) -> Iterator:
                 while len(jobs.worker_spec) < cluster.jobs:
                     jobs.worker_spec.update(jobs.new_worker_spec())
                 try:
-                    insides.submit_jobs(jobs)
+                    internals.submit_jobs(jobs)
                 except RuntimeError as error:
                     message = [line for line in str(error).splitlines() if line.strip()][-1]
                     raise RuntimeError(f"{command} refused the job: {message.strip()}") from None
@@ -165,7 +165,7 @@ class _Renewal:
             elif job not in self.suspects:
                 self.suspects.add(job)
             else:
-                insides.forget_job(self.jobs, name, job)
+                internals.forget_job(self.jobs, name, job)
                 self.suspects.discard(job)
                 self.wasted += 1
 

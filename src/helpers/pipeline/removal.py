@@ -1,11 +1,22 @@
-"""Remove volumes that no later notebook needs, in a study that keeps its tables only."""
+"""Remove files of a study: all that it has written and nothing else; or, if it keeps its tables only, the
+volumes that no later notebook needs."""
 
+import contextlib
+import itertools
+import json
+import os
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from helpers.pipeline import folders, graph
+from helpers import layout
+from helpers.pipeline import folders, graph, lock, status
 from helpers.pipeline.graph import Task
 from helpers.study.file import Study
 from helpers.study.subjects import Subject
+
+#: What a study writes into its folder, beside the description of the data set.
+OURS = ("tables", "report", "figures", "encodings", "resolvers", ".bidsignore", "sub-*")
 
 #: What volumes of a step are called (``desc-``), and the notebooks that read them.
 _READ_BY = {
@@ -14,6 +25,81 @@ _READ_BY = {
     "harmonization": (("harmonized",), ()),
 }
 _HARMONIZE, _ANALYSES = ("04", "a2"), "05"
+
+
+@dataclass(frozen=True)
+class Results:
+    """What `clean` would remove: the study's folder, its files, their size in MB."""
+
+    folder: Path
+    files: tuple[Path, ...]
+    size_mb: float
+
+
+def results(plan: Study) -> Results:
+    """The files that a study has written below its own folder: no other files there, and nothing that a link
+    points to.
+
+    Raises
+    ------
+    ValueError
+        If the folder does not say that this study wrote it, or holds the repository.
+    """
+    folder = folders.folder(plan)
+    if not folder.exists():
+        return Results(folder, (), 0)
+    try:
+        name = json.loads((folder / "dataset_description.json").read_text())["Name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        name = None
+    if name != folders.title(plan) or layout.ROOT.is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"{folder}: accepted is a folder that the study {plan.name} wrote and describes in "
+            "dataset_description.json"
+        )
+    files = []
+    for top in sorted(itertools.chain.from_iterable(map(folder.glob, OURS))):
+        if top.is_dir() and not top.is_symlink():
+            for where, below, names in os.walk(top):  # A link to a folder goes as the link that it is.
+                files += [
+                    Path(where) / part
+                    for part in (*names, *below)
+                    if part in names or (Path(where) / part).is_symlink()
+                ]
+        else:
+            files.append(top)
+    # `clean` keeps the lock until all other files are removed.
+    files = [
+        path for path in files if path.parent != status.report_folder(plan) or path.name not in lock.LOCKS
+    ]
+    # Last, so that a clean that was interrupted can be run again.
+    files.append(folder / "dataset_description.json")
+    return Results(folder, tuple(files), sum(path.lstat().st_size for path in files) / 1e6)
+
+
+def clean(plan: Study) -> Results:
+    """Remove what a study has written (`results`) and the folders that are empty then; return what was
+    removed.
+
+    Raises
+    ------
+    ValueError
+        As `results`.
+    RuntimeError
+        If the study is being run.
+    """
+    paths = results(plan)
+    if not paths.files:
+        return paths
+    with lock.locked(status.report_folder(plan)):
+        for path in paths.files:
+            path.unlink(missing_ok=True)
+        for name in lock.LOCKS:
+            (status.report_folder(plan) / name).unlink(missing_ok=True)
+    for where, _, _ in os.walk(paths.folder, topdown=False):
+        with contextlib.suppress(OSError):
+            Path(where).rmdir()  # Only if it is empty.
+    return paths
 
 
 def remove_unneeded(plan: Study, everything: Sequence[Task], done: Collection[str]) -> None:

@@ -1,6 +1,6 @@
 """What we have to know of the insides of other libraries: names that they keep for themselves and may change.
 
-Each has its test (tests/test_insides.py), which fails when a library no longer has it.
+Each has its test (tests/test_internals.py), which fails when a library no longer has it.
 """
 
 import contextlib

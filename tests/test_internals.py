@@ -3,13 +3,13 @@ wrong."""
 
 import inspect
 
-from helpers import insides, registration
+from helpers import internals, registration
 
 
 def test_ants_takes_its_seed_from_where_we_put_it():
     ants = registration.import_ants()
     before = ants.config._random_seed
-    with insides.seeded_ants(ants, 7):
+    with internals.seeded_ants(ants, 7):
         assert ants.config._random_seed == 8
     assert ants.config._random_seed == before
     # Registrations read it there.
@@ -35,7 +35,7 @@ def test_jupyter_interrupts_a_kernel_by_the_method_that_we_override():
     assert inspect.iscoroutinefunction(AsyncKernelManager._async_interrupt_kernel)
     assert "interrupt_kernel" in inspect.getsource(KernelManager._async_shutdown_kernel)
     assert (
-        insides.quiet_kernel_manager()._async_interrupt_kernel
+        internals.quiet_kernel_manager()._async_interrupt_kernel
         is not AsyncKernelManager._async_interrupt_kernel
     )
-    assert hasattr(insides.quiet_kernel_manager()(), "shutting_down")
+    assert hasattr(internals.quiet_kernel_manager()(), "shutting_down")

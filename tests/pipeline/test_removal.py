@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from helpers import layout, volumes
-from helpers.pipeline import cache, folders, graph, keep, schedule
+from helpers.pipeline import cache, folders, graph, removal, schedule
 from helpers.study.file import Study
 
 
@@ -25,8 +25,8 @@ def steps_left(plan, done):
     """The subjects (by number) and steps whose volumes something still needs."""
     everything = graph.tasks(plan)
     names = {task.name for task in everything if task.name.startswith(tuple(done))}
-    gone = {(subject.number, step) for subject, step in keep.unneeded(plan, everything, names)}
-    return {(s.number, step) for s in plan.subjects for step in keep._READ_BY} - gone
+    gone = {(subject.number, step) for subject, step in removal.unneeded(plan, everything, names)}
+    return {(s.number, step) for s in plan.subjects for step in removal._READ_BY} - gone
 
 
 def test_volumes_stay_as_long_as_a_notebook_of_their_subject_or_the_analysis_reads_them(plan):
@@ -50,13 +50,13 @@ def test_only_volumes_of_what_is_over_are_removed_and_their_sidecars_stay(plan):
             paths[subject.number, desc] = path
     everything = graph.tasks(plan)
     done = {task.name for task in everything if "sub-sim02" in task.name or "to_sub" in task.name}
-    keep.remove_unneeded(plan, everything, done)
+    removal.remove_unneeded(plan, everything, done)
     left = {key for key, path in paths.items() if path.exists()}
     assert {desc for subject, desc in left if subject == 2} == {"preproc"}
     assert {desc for subject, desc in left if subject == 1} >= {"preproc", "registeredKnown", "harmonized"}
     assert all(volumes.sidecar_path(path).exists() for path in paths.values())
     whole = Study(**{**vars(plan), "keep": "all"})
-    keep.remove_unneeded(whole, graph.tasks(whole), {task.name for task in everything})
+    removal.remove_unneeded(whole, graph.tasks(whole), {task.name for task in everything})
     assert left == {key for key, path in paths.items() if path.exists()}
 
 
@@ -104,6 +104,6 @@ def test_the_study_of_the_paper_never_takes_more_than_15_gb():
     tasks = {task.name: task for task in graph.tasks(plan)}
     seconds = {name: task.cost_s for name, task in tasks.items()}
     order = [tasks[name] for name in schedule.urgent_first(graph.needs_of(list(tasks.values())), seconds)]
-    assert keep.largest_mb(plan, order) < 15_000
+    assert removal.largest_mb(plan, order) < 15_000
     whole = Study(**{**vars(plan), "keep": "all"})
-    assert keep.largest_mb(whole, order) == pytest.approx(sum(task.size_mb for task in order))
+    assert removal.largest_mb(whole, order) == pytest.approx(sum(task.size_mb for task in order))
