@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from helpers import layout
-from helpers.pipeline import execution, folders, graph, status
+from helpers.pipeline import folders
+from helpers.runner import execution, graph, status
 from helpers.study import ORIENTATIONS
 from helpers.study.file import Study
 

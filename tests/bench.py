@@ -26,7 +26,8 @@ from helpers.acquisition import degradation, rf_pulse, slice_profile
 from helpers.analysis import metrics
 from helpers.cohort import phantom, scanners
 from helpers.lab import live, meeting, profile_panel
-from helpers.pipeline import folders, graph, log
+from helpers.pipeline import folders
+from helpers.runner import graph, log
 from helpers.study.file import Study
 
 REPEATS = 3
@@ -325,7 +326,7 @@ import matplotlib
 matplotlib.use("Agg")
 import nbformat
 import matplotlib.pyplot as plt
-from helpers.pipeline import graph
+from helpers.runner import graph
 from IPython.core.pylabtools import print_figure
 from IPython.display import display
 for task in graph.choose(graph.tasks(plan), ["04*"]):
@@ -341,8 +342,8 @@ for task in graph.choose(graph.tasks(plan), ["04*"]):
 """
 
 STUDY = """
-from helpers.pipeline import run
-from helpers.pipeline.cluster import Cluster
+from helpers.runner import run
+from helpers.runner.cluster import Cluster
 if __name__ == "__main__":
     outcome = run.run(plan, Cluster(workers=1), ["04*"])
     assert not outcome.failed and not outcome.skipped, outcome
@@ -356,7 +357,7 @@ def scaling():
     The durations are those of the demo's own log (`make demo` first). Each execution takes as long as one of
     its notebook that was measured, drawn at random.
     """
-    from helpers.pipeline.scaling import draw, simulate
+    from helpers.runner.scaling import draw, simulate
 
     plan = Study.from_toml(layout.ROOT / "studies" / "demo.toml")
     measured = {}

@@ -38,7 +38,7 @@ def pytest_configure(config):
         for library in ("OMP", "OPENBLAS", "MKL"):
             os.environ.setdefault(f"{library}_NUM_THREADS", "1")
         # glibc hands freed arrays back to the system, and every new one comes as page faults
-        # (`helpers.pipeline.execution`).
+        # (`helpers.runner.execution`).
         for threshold in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
             os.environ.setdefault(threshold, str(2**30))
 

@@ -47,7 +47,7 @@ def test_the_glossary_has_at_least_twenty_terms_and_all_are_used_on_the_pages():
 
 
 def test_every_notebook_has_a_page_and_the_parameters_that_it_is_executed_with():
-    from helpers.pipeline import graph
+    from helpers.runner import graph
 
     tasks = load("execute").tasks("studies/book.toml")
     pages = (DOCS / "notebooks.md").read_text()

@@ -22,20 +22,8 @@ from helpers import grid, layout, registration, volumes
 from helpers.acquisition import degradation
 from helpers.analysis import judgement
 from helpers.cohort import examination, origins, phantom, preparation
-from helpers.pipeline import (
-    cli,
-    execution,
-    folders,
-    graph,
-    harmonization,
-    log,
-    models,
-    participants,
-    run,
-    scoring,
-    status,
-    steps,
-)
+from helpers.pipeline import folders, harmonization, models, participants, scoring, steps
+from helpers.runner import cli, execution, graph, log, run, status
 from helpers.study import CONTRASTS, GROUND_TRUTH, Resolution, visited_slices
 from helpers.study.file import Study
 from helpers.study.subjects import ALL, OwnSubject, SimulatedSubject

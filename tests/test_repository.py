@@ -88,7 +88,7 @@ def test_the_workflow_runs_the_commands_of_the_readme_in_their_order():
     "modules",
     [
         "helpers.study, helpers.volumes, helpers.layout, helpers.pipeline.steps, helpers.pipeline.scoring, "
-        "helpers.pipeline.run, helpers.pipeline.cli, "
+        "helpers.runner.run, helpers.runner.cli, "
         "helpers.cohort.phantom, helpers.cohort.preparation, helpers.acquisition.degradation, "
         "helpers.registration, helpers.analysis.metrics, "
         "helpers.analysis.figures, helpers.protocol.survey, helpers.protocol.advisor"
@@ -149,7 +149,7 @@ KNOWS_LINUX = {
     "tests/conftest.py",
     "tests/bench.py",
     "tests/pipeline/test_cache.py",
-    "tests/pipeline/test_slurm.py",
+    "tests/runner/test_slurm.py",
 }
 
 
@@ -185,6 +185,7 @@ FLOORS = (
     {"acquisition", "registration"},
     {"haca3", "harmonizers", "super_resolution", "analysis", "cohort", "protocol"},
     {"lab", "pipeline"},
+    {"runner"},
 )
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from helpers import grid, layout
-from helpers.pipeline.cluster import Cluster
+from helpers.runner.cluster import Cluster
 from helpers.study import (
     ARMS,
     CONTRASTS,

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from helpers.analysis import comparison, judgement, verdict_figures
-from helpers.pipeline import cli, comparing
+from helpers.pipeline import comparing
+from helpers.runner import cli
 from helpers.study import CONTRASTS, EXPERIMENTS, Resolution, sources
 
 LABELS = ("3||0", "4||0", "5||1.5")

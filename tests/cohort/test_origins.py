@@ -16,7 +16,8 @@ from papermill.cli import papermill
 
 from helpers import grid, layout, volumes
 from helpers.cohort import examination, origins, phantom, preparation
-from helpers.pipeline import cli, folders, participants, removal, scoring
+from helpers.pipeline import folders, participants, scoring
+from helpers.runner import cli, removal
 from helpers.study import CONTRASTS
 from helpers.study.file import Study
 from helpers.study.subjects import OwnSubject, SimulatedSubject, TargetImages, require_label

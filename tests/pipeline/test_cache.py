@@ -16,9 +16,10 @@ import nbformat
 import psutil
 import pytest
 
-from helpers.pipeline import cache, execution, graph, lock, log, run, status
-from helpers.pipeline.cluster import Cluster
-from helpers.pipeline.graph import Task
+from helpers.pipeline import cache
+from helpers.runner import execution, graph, lock, log, run, status
+from helpers.runner.cluster import Cluster
+from helpers.runner.graph import Task
 from helpers.volumes.files import TRACE
 
 
@@ -209,7 +210,7 @@ def test_only_the_last_line_of_a_log_that_was_cut_is_lost(tmp_path):
 
 
 def test_of_two_runs_the_second_is_refused_and_told_of_the_first(tmp_path):
-    code = "from pathlib import Path\nimport time\nfrom helpers.pipeline import lock\n"
+    code = "from pathlib import Path\nimport time\nfrom helpers.runner import lock\n"
     code += f"with lock.locked(Path({str(tmp_path)!r})):\n    print('held', flush=True)\n    time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout.readline() == "held\n"
@@ -228,7 +229,7 @@ def test_of_two_runs_the_second_is_refused_and_told_of_the_first(tmp_path):
 
 def test_a_process_that_is_dead_and_not_yet_buried_holds_nothing(tmp_path):
     code = (
-        "import os, signal\nfrom pathlib import Path\nfrom helpers.pipeline import lock\nwith "
+        "import os, signal\nfrom pathlib import Path\nfrom helpers.runner import lock\nwith "
         f"lock.locked(Path({str(tmp_path)!r})):\n"
     )
     code += "    print('held', flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)"

@@ -9,17 +9,8 @@ import pytest
 from helpers import grid, layout, volumes
 from helpers.analysis import judgement
 from helpers.harmonizers import protocol
-from helpers.pipeline import (
-    finished,
-    folders,
-    graph,
-    harmonization,
-    models,
-    participants,
-    scoring,
-    status,
-    steps,
-)
+from helpers.pipeline import finished, folders, harmonization, models, participants, scoring, steps
+from helpers.runner import graph, status
 from helpers.study import CONTRASTS, EXPERIMENTS, GROUND_TRUTH, ORIENTATIONS, Resolution
 from helpers.study.file import Study
 from helpers.study.subjects import OwnSubject, SimulatedSubject

@@ -82,7 +82,7 @@ def segmented(
             raise ValueError(f"{images['T1w']}: {error}") from None
         yield np.where(lesions, np.uint8(downstream.LESION), tissue), affine, {"Labels": _LABELS}
 
-    # Beside harmonized images that are removed (`helpers.pipeline.removal`) labels are removed as well.
+    # Beside harmonized images that are removed (`helpers.runner.removal`) labels are removed as well.
     key, removable = cache.key("downstream", inputs, _visited(plan)), plan.keep == "tables"
     cache.compute({"dseg": path}, key, inputs, work, removable)
     return path

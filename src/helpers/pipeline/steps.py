@@ -54,7 +54,7 @@ def degraded(plan: Study, subject: Subject, contrast: str, orientation: str, res
 
 
 def removable(plan: Study) -> bool:
-    """Whether volumes that were removed count as done (`helpers.pipeline.removal`)."""
+    """Whether volumes that were removed count as done (`helpers.runner.removal`)."""
     return plan.keep == "tables"
 
 

@@ -464,7 +464,7 @@ class Study:
         known = [field.name for field in fields(cls)]
         inherited = {}
         for file, values in read_toml(path):
-            # Where it is computed is for `helpers.pipeline.cluster` to read: it does not decide what is
+            # Where it is computed is for `helpers.runner.cluster` to read: it does not decide what is
             # computed.
             require_keys(str(file), values, [*known, "extends", "cluster"])
             if "harmonizer" in values:

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from helpers import drawing
-from helpers.pipeline import graph, schedule
+from helpers.runner import graph, schedule
 from helpers.study.file import Study
 
 

@@ -13,7 +13,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from helpers.pipeline.cluster import WORKER_MEMORY_GIB, Cluster
+from helpers.runner.cluster import WORKER_MEMORY_GIB, Cluster
 from helpers.study import EXPERIMENTS, ONE_ORIENTATION, ORIENTATIONS, require
 from helpers.study.file import Study
 from helpers.study.toml import expand_path

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers import internals
-from helpers.pipeline import cache, graph
+from helpers.pipeline import cache
+from helpers.runner import graph
 from helpers.volumes.files import TRACE, look, write_bytes
 
 #: Characters of a path that systems accept for a socket: 103 on macOS, less the number of the socket.

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers import layout
-from helpers.pipeline import folders, graph, lock, status
-from helpers.pipeline.graph import Task
+from helpers.pipeline import folders
+from helpers.runner import graph, lock, status
+from helpers.runner.graph import Task
 from helpers.study.file import Study
 from helpers.study.subjects import Subject
 

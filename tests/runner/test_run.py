@@ -14,9 +14,10 @@ import nbformat
 import pytest
 
 from helpers import layout, volumes
-from helpers.pipeline import cache, cli, execution, folders, graph, lock, log, removal, report, run, status
-from helpers.pipeline.cluster import Cluster
-from helpers.pipeline.graph import Task
+from helpers.pipeline import cache, folders
+from helpers.runner import cli, execution, graph, lock, log, removal, report, run, status
+from helpers.runner.cluster import Cluster
+from helpers.runner.graph import Task
 from helpers.study import EXPERIMENTS, RESOLUTIONS
 from helpers.study.file import Study
 
@@ -312,7 +313,7 @@ def test_a_finished_study_of_ten_subjects_is_found_done_within_ten_seconds(tmp_p
     assert len(everything) > 10_000
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
-        [sys.executable, "-m", "helpers.pipeline.cli", "run", str(study)],
+        [sys.executable, "-m", "helpers.runner.cli", "run", str(study)],
         capture_output=True,
         text=True,
         check=True,

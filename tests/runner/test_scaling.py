@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from helpers.pipeline import graph, scaling
+from helpers.runner import graph, scaling
 from helpers.study.file import Study
 
 TEN = tuple(range(1, 11))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from helpers import internals
-from helpers.pipeline.cluster import KINDS, Cluster
+from helpers.runner.cluster import KINDS, Cluster
 
 #: Kind -> the command that is asked for a job, which is named last, and what it says of one that has ended.
 #: Saying nothing says so too.

@@ -176,7 +176,7 @@ def page(plan: Study, states: pd.DataFrame, folder: Path, remarks: Mapping[str, 
     ----------
     plan : Study
     states : DataFrame
-        As `helpers.pipeline.status.status` gives it.
+        As `helpers.runner.status.status` gives it.
     folder : Path
         Folder of the page, beside the executed notebooks. Its links are relative: the results can be moved as
         a whole.

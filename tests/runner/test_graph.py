@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from helpers.pipeline import graph, schedule
+from helpers.runner import graph, schedule
 from helpers.study import CONTRASTS
 from helpers.study.file import Study
 from helpers.study.subjects import OwnSubject

@@ -9,8 +9,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from helpers.pipeline import bids_app, cli, graph, models, run
-from helpers.pipeline.cluster import Cluster
+from helpers.pipeline import models
+from helpers.runner import bids_app, cli, graph, run
+from helpers.runner.cluster import Cluster
 from helpers.study import CONTRASTS
 from helpers.study.file import Study
 

@@ -8,7 +8,7 @@ import pytest
 
 from helpers import super_resolution, volumes
 from helpers.acquisition import degradation
-from helpers.pipeline import cli
+from helpers.runner import cli
 from helpers.study import Resolution
 
 RESOLUTION = Resolution(3, 0.5)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers.pipeline import cache, folders, graph, lock, log, schedule
+from helpers.pipeline import cache, folders
+from helpers.runner import graph, lock, log, schedule
 from helpers.study.file import Study
 from helpers.study.subjects import Subject
 

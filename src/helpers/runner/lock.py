@@ -66,7 +66,7 @@ def _system_lock(folder: Path) -> Iterator[bool | None]:
             except OSError:
                 yield None
                 return
-            # `helpers.pipeline.removal.clean` removes the file that it has locked: a process that opened it
+            # `helpers.runner.removal.clean` removes the file that it has locked: a process that opened it
             # before that has locked a file that is gone, and tries the new one.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), os.stat(folder / ".lock")):

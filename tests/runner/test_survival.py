@@ -34,7 +34,7 @@ def start(path, log, **how):
     # A file, not a pipe: workers that outlive the driver would keep a pipe open.
     with open(log, "ab") as out:
         return subprocess.Popen(
-            [sys.executable, "-m", "helpers.pipeline.cli", "run", "--workers", "2", str(path)],
+            [sys.executable, "-m", "helpers.runner.cli", "run", "--workers", "2", str(path)],
             stdout=out,
             stderr=out,
             **how,
@@ -133,7 +133,7 @@ def test_killed_at_many_moments_it_ends_with_the_same_bytes_and_does_nothing_twi
                 assert digests(results) == expected
                 # Done before it was killed often enough: once more from the start.
                 subprocess.run(
-                    [sys.executable, "-m", "helpers.pipeline.cli", "clean", "--yes", str(path)],
+                    [sys.executable, "-m", "helpers.runner.cli", "clean", "--yes", str(path)],
                     check=True,
                     capture_output=True,
                 )

@@ -17,24 +17,9 @@ from types import MappingProxyType
 import pandas as pd
 
 from helpers.cohort import origins
-from helpers.pipeline import (
-    execution,
-    finished,
-    folders,
-    graph,
-    lock,
-    log,
-    models,
-    participants,
-    progress,
-    removal,
-    report,
-    schedule,
-    status,
-    steps,
-    workers,
-)
-from helpers.pipeline.cluster import Cluster
+from helpers.pipeline import finished, folders, models, participants, steps
+from helpers.runner import execution, graph, lock, log, progress, removal, report, schedule, status, workers
+from helpers.runner.cluster import Cluster
 from helpers.study.file import Study
 from helpers.volumes.files import remove_leftovers, require_place, write_bytes
 

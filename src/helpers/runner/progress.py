@@ -4,7 +4,7 @@ import statistics
 import sys
 import time
 
-from helpers.pipeline import execution, graph, schedule
+from helpers.runner import execution, graph, schedule
 
 
 class Progress:

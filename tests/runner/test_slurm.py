@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.pipeline import graph, log
+from helpers.runner import graph, log
 from helpers.study.file import Study
 
 COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel")
@@ -60,7 +60,7 @@ def test_a_study_whose_jobs_are_cancelled_midway_completes(slurm, tmp_path):
     )
     with open(tmp_path / "log", "w") as output:
         driver = subprocess.Popen(
-            [sys.executable, "-m", "helpers.pipeline.cli", "run", str(study)], stdout=output, stderr=output
+            [sys.executable, "-m", "helpers.runner.cli", "run", str(study)], stdout=output, stderr=output
         )
     try:
         until = time.monotonic() + 600

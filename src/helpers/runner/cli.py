@@ -1,5 +1,5 @@
 """The command line: ``resolution-matters run studies/demo.toml``, or the call of BIDS Apps
-(`helpers.pipeline.bids_app`)."""
+(`helpers.runner.bids_app`)."""
 
 import argparse
 import dataclasses
@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from helpers import volumes
-from helpers.pipeline import bids_app
-from helpers.pipeline.cluster import Cluster
+from helpers.runner import bids_app
+from helpers.runner.cluster import Cluster
 from helpers.study import Resolution
 from helpers.study.file import Study
 from helpers.study.toml import expand_path
@@ -96,7 +96,7 @@ def _run_app(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def _run(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
-    from helpers.pipeline import graph, run, status
+    from helpers.runner import graph, run, status
 
     if options.workers is not None:
         if options.workers < 1:
@@ -117,7 +117,8 @@ def _run(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
 
 def _execute(study: str | Path, plan: Study, where: Cluster, only: list[str]) -> int:
     """Run a study and tell what became of it."""
-    from helpers.pipeline import folders, report, run
+    from helpers.pipeline import folders
+    from helpers.runner import report, run
 
     outcome = run.run(plan, where, only)
     for name, error in outcome.failed.items():
@@ -138,7 +139,7 @@ def _execute(study: str | Path, plan: Study, where: Cluster, only: list[str]) ->
 
 
 def _status(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
-    from helpers.pipeline import status
+    from helpers.runner import status
 
     plan = _settled(plan)
     states = status.status(plan)
@@ -151,7 +152,8 @@ def _status(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
 def _settled(plan: Study, voxels: bool = False) -> Study:
     """The study with the subjects that take part; those of one's own data that do not are told."""
     from helpers.cohort import origins
-    from helpers.pipeline import folders, graph, participants
+    from helpers.pipeline import folders, participants
+    from helpers.runner import graph
 
     graph.check_subjects(plan)
     plan, left_out = participants.check_cohort(plan, voxels)
@@ -164,7 +166,8 @@ def _settled(plan: Study, voxels: bool = False) -> Study:
 
 def _tell(plan: Study, states, where: Cluster) -> None:
     """Print the table of stages, what it took and what is left."""
-    from helpers.pipeline import folders, run, status
+    from helpers.pipeline import folders
+    from helpers.runner import run, status
 
     kinds = ["done", "running", "failed", "missing"]
     table = (
@@ -193,7 +196,7 @@ def _tell(plan: Study, states, where: Cluster) -> None:
 
 
 def _clean(options: argparse.Namespace, plan: Study, where: Cluster) -> int:
-    from helpers.pipeline import removal
+    from helpers.runner import removal
 
     paths = removal.results(plan)
     if not paths.files:

@@ -9,8 +9,8 @@ import dask
 import pytest
 
 from helpers import layout
-from helpers.pipeline import cli, cluster, workers
-from helpers.pipeline.cluster import Cluster
+from helpers.runner import cli, cluster, workers
+from helpers.runner.cluster import Cluster
 from helpers.study.file import Study
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "job_scripts"
@@ -358,7 +358,7 @@ def test_jobs_that_do_nothing_but_end_are_an_error_and_not_waited_for(tmp_path, 
 
 @pytest.mark.parametrize("name, size", [("demo", 10), ("paper", 90), ("slurm", 90), ("whole", 4)])
 def test_the_shipped_studies_are_valid(name, size):
-    from helpers.pipeline import graph
+    from helpers.runner import graph
 
     plan = Study.from_toml(layout.ROOT / "studies" / f"{name}.toml")
     Cluster.from_toml(layout.ROOT / "studies" / f"{name}.toml")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A real SLURM on this one host, as root, without cgroups: for tests/pipeline/test_slurm.py.
+# A real SLURM on this one host, as root, without cgroups: for tests/runner/test_slurm.py.
 #   slurm.sh start FOLDER   everything it needs and writes lies in FOLDER; then: export SLURM_CONF=FOLDER/slurm.conf
 #   slurm.sh stop FOLDER
 set -euo pipefail

@@ -9,7 +9,8 @@ import pytest
 from helpers import layout
 from helpers.analysis import claims
 from helpers.analysis.figures import SCORE_FIGURES
-from helpers.pipeline import folders, report
+from helpers.pipeline import folders
+from helpers.runner import report
 from helpers.study import CONTRASTS, EXPERIMENTS
 from helpers.study.file import Study
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from helpers import layout, volumes
-from helpers.pipeline import cache, folders, graph, removal, schedule
+from helpers.pipeline import cache, folders
+from helpers.runner import graph, removal, schedule
 from helpers.study.file import Study
 
 
