@@ -242,6 +242,8 @@ def test_the_book_tells_what_the_remedies_bring_back():
     arms = ["harmonized, super-resolved", "harmonized, resolution-aware", "harmonized, both"]
     inside = scores[(scores.region == "brain") & scores.arm.isin(["harmonized", *arms])]
     psnr_db = inside.groupby(keys).psnr_db.mean().unstack("arm")
+    trained_db = scores[(scores.region == "brain") & (scores.arm == "harmonized, resolution-trained")]
+    trained_db = trained_db.groupby(keys[1:]).psnr_db.mean()
     gain = psnr_db.sub(psnr_db.harmonized, axis=0)
     thick = gain.xs("5||1.5", level="resolution")
     resolved, aware, both = (table.loc[arm] for arm in arms)
@@ -259,7 +261,7 @@ def test_the_book_tells_what_the_remedies_bring_back():
     assert f"at 5‖1.5 by {low:.1f} to {high:.1f} dB. Between" in text
     assert f"(2) it is {aware.loc['2', 'all'].gain_db:.1f} dB" in text
     assert (gain.loc[["1a", "1b", "1c"], arms[1]] == 0).all()
-    assert f"fall by more than {-gain[arms[1]].min():.2f} dB" in text
+    assert gain[arms[1]].min() >= 0 and "no mean, of any experiment, contrast and resolution, falls" in text
     shares = [100 * both.loc[number, "all"].share for number in ("all", "3")]
     assert "bring back {:.0f} %, in experiment 3 {:.0f} %".format(*shares) in text
     low, *_, high = sorted(100 * aware.loc[number, "all"].share for number in "3456")
@@ -268,14 +270,18 @@ def test_the_book_tells_what_the_remedies_bring_back():
     assert told in (layout.ROOT / "README.md").read_text()
     trained = table.loc["harmonized, resolution-trained", "all", "all"]
     assert f"does not help here: {trained.gain_db:.1f} dB" in text
+    change = (trained_db - psnr_db.harmonized).xs("5||1.5", level="resolution").unstack().loc[list("3456")]
+    low, high = change[["T1w", "FLAIR"]].min(axis=None), change[["T1w", "FLAIR"]].max(axis=None)
+    assert f"T1w and FLAIR gain {low:.1f} to {high:.1f} dB" in text
+    assert f"T2w changes by {change.T2w.min():.1f} to {change.T2w.max():+.1f}" in text
     mean = psnr_db.groupby(["experiment", "resolution"]).mean()
     short = mean.harmonized.xs("4||0", level=1) - mean[arms[2]].xs("5||1.5", level=1)
-    assert (short[["3", "4"]] < 0.05).all()
+    assert (short[["3", "4", "6"]] < 0.05).all() and "in experiments 3, 4 and 6" in text
     alike = short[["1a", "1b", "1c"]]
     assert f"In 1a to 1c it stays {alike.min():.1f} to {alike.max():.1f} dB below" in text
     verdicts = read(folder, "remedies_verdicts").set_index("claim").verdict.to_dict()
-    told = {"R1": "supported", "R2": "contradicted", "R3": "undecided", "R4": "supported"}
-    assert verdicts == told | {"R6": "undecided", "R7": "contradicted"}
+    told = {"R1": "supported", "R2": "contradicted", "R3": "supported", "R4": "supported"}
+    assert verdicts == told | {"R6": "supported", "R7": "contradicted"}
 
 
 def test_the_book_tells_what_fusion_by_resolution_brings_in_three_planes():
