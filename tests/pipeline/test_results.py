@@ -92,7 +92,7 @@ def test_the_book_tells_the_verdicts_of_the_ten_subjects():
     words = (judgement.SUPPORTED, judgement.CONTRADICTED, judgement.UNDECIDED)
     told = "Verdicts: {} supported, {} contradicted, {} open".format(*(count.get(word, 0) for word in words))
     assert told in text
-    told = "{} are supported, {} contradicted, {} is open".format(*(count.get(word, 0) for word in words))
+    told = "{} are supported, {} contradicted, {} are open".format(*(count.get(word, 0) for word in words))
     assert told in (layout.ROOT / "README.md").read_text()
     numbers = dict(zip(range(8, 16), "eight nine ten eleven twelve thirteen fourteen fifteen".split()))
     variants = pd.read_csv(layout.FIGURES / "ten" / "sensitivity.csv", dtype={"value": str})
@@ -101,11 +101,11 @@ def test_the_book_tells_the_verdicts_of_the_ten_subjects():
     same = variants.verdict == variants.claim.map(decided)
     changed = (~same)[variants.variant == "without"].groupby(variants.claim).sum()
     assert f"what becomes of the {numbers[len(decided)]} verdicts" in text
-    assert f"left out | {numbers[(changed == 0).sum()]} stay; C5 opens without one of 6 subjects" in text
-    assert changed[changed > 0].to_dict() == {"C5": 6, "C10": 4, "C11": 5, "C13": 5}
+    assert f"left out | {numbers[(changed == 0).sum()]} stay; C5 opens without one of 7 subjects" in text
+    assert changed[changed > 0].to_dict() == {"C5": 7, "C11": 8, "C13": 8}
     wider = variants[(variants.variant == "margins") & ~same]
     assert set(wider.value.astype(float)) == {2.0}
-    assert wider.claim.tolist() == ["C7", "C10", "C11", "C13"]
+    assert wider.claim.tolist() == ["C7", "C13", "C16"]
     alone = variants[variants.variant == "alone"].pivot(index="claim", columns="value", values="estimate")
     assert (np.sign(alone.S1) == np.sign(alone.Colin27)).all()
 
@@ -290,10 +290,8 @@ def test_the_book_tells_what_fusion_by_resolution_brings_in_three_planes():
     assert (thick.loc[["3", "4", "6"]].mean(axis=1) >= 1.0).all() and (thick.loc[["3", "4", "6"]] >= 0).all(
         axis=None
     )
-    assert thick.loc["2"].mean() >= -0.1 and gain.gain_db.min() >= -0.3
-    worst = gain.loc[gain.gain_db.idxmin()]
-    assert (worst.contrast, worst.experiment, worst.reconstruction) == ("T1w", "2", "sagittal")
-    assert f"in the sagittal plane, with {worst.gain_db:.2f} dB" in text
+    assert thick.loc["2"].mean() >= -0.1 and gain.gain_db.min() >= 0
+    assert "neither, in none of them" in text
     table = read(layout.FIGURES / "ten", "remedies").set_index(["arm", "experiment", "contrast"]).share
     *some, last = (f"{100 * table['harmonized, resolution-aware', e, 'all']:.0f}" for e in "3456")
     assert f"the shares are {', '.join(some)} and {last} %" in text
