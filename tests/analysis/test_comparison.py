@@ -132,6 +132,25 @@ def test_a_study_that_was_not_run_is_refused_by_name(finished, capsys):
     assert "two of the name one" in capsys.readouterr().err
 
 
+def test_results_of_another_harmonizer_than_the_study_file_names_are_refused(finished, tmp_path, capsys):
+    study = tmp_path / "two.toml"
+    study.write_text(f'output_dir = "{finished / "two"}"\nharmonizer = "histogram"\n')
+    assert cli.main(["compare", str(finished / "one"), str(study)]) == 2
+    message = capsys.readouterr().err
+    assert "study two has harmonizer histogram, but its results in" in message
+    assert "are of none: run it again" in message and message.count("\n") == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_studies_without_any_verdict_are_drawn_without_the_lower_half():
+    scores = {"one": table(-2.0), "two": table(-1.0, "none", own_reference=True)}
+    none = pd.DataFrame(
+        {"claim": ["C1"], "statement": ["so"], "holds": [""], **dict.fromkeys(scores, "no verdict")}
+    )
+    fig, axes, _ = verdict_figures.comparison_figure(scores, none)
+    assert len(axes) == len(fig.axes) == 3
+
+
 def test_a_folder_of_results_is_found_as_people_write_its_path(tmp_path, monkeypatch):
     (tmp_path / "my results").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path))

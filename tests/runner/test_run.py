@@ -348,7 +348,7 @@ def test_status_and_dry_run_count_what_is_done_and_estimate_the_rest_and_change_
         assert cli.main(command) == 0
         said = capsys.readouterr().out
         assert re.search(r"04_harmonization\s+17\s+0\s+0\s+1 ", said)
-        assert re.search(r"Left: about 0\.0 h on \d+ workers, and 0\.1 GB of disk \([\d.]+ GB free\)", said)
+        assert re.search(r"Left: about \d min on \d+ workers, and 0\.1 GB of disk \([\d.]+ GB free\)", said)
     assert sorted(volume.parents[1].rglob("*")) == before
 
 

@@ -105,12 +105,15 @@ def comparison_figure(studies: Mapping[str, pd.DataFrame], verdicts: pd.DataFram
     Returns
     -------
     fig, axes, DataFrame
-        The axes are the three panels above and the one below; the last is what was drawn above.
+        The axes are the three panels above and, if there is a verdict, the one below; the last is what was
+        drawn above.
     """
     names = list(studies)
     verdicts = verdicts[(verdicts[names] != comparison.NO_VERDICT).any(axis=1)]
-    fig = plt.figure(figsize=(7, 3.4 + 0.28 * len(verdicts)), layout="constrained")
-    above, below = fig.add_gridspec(2, 1, height_ratios=[2.4, 0.8 + 0.28 * len(verdicts)])
+    rows_below = 0.8 + 0.28 * len(verdicts) if len(verdicts) else 0.0  # inches
+    fig = plt.figure(figsize=(7, 2.6 + rows_below), layout="constrained")
+    heights = [2.4, rows_below] if rows_below else [1]
+    above, *below = fig.add_gridspec(len(heights), 1, height_ratios=heights)
     top, axes = above.subgridspec(1, 3), []
     looks = {
         name: {"color": colour, "marker": marker}
@@ -144,7 +147,8 @@ def comparison_figure(studies: Mapping[str, pd.DataFrame], verdicts: pd.DataFram
     axes[1].legend(
         loc="lower center", bbox_to_anchor=(0.5, 1.12), ncols=len(names), frameon=False, **drawing.TIGHT
     )
-    axes.append(_verdict_grid(fig.add_subplot(below), verdicts, names))
+    if below:
+        axes.append(_verdict_grid(fig.add_subplot(below[0]), verdicts, names))
     return fig, axes, pd.DataFrame(rows)
 
 

@@ -43,15 +43,19 @@ def compare(studies: Iterable[str | Path | Study]):
     FileNotFoundError
         If one of them was not analysed.
     ValueError
-        If two have one name, or differ in what was scored.
+        If two have one name, differ in what was scored, or a study file names another harmonizer than its
+        results have.
     """
+    studies = list(studies)
     plans = [study_of(study) for study in studies]
-    named = {}
-    for plan in plans:
+    named, asked = {}, {}  # asked: the harmonizers that study files name
+    for study, plan in zip(studies, plans):
         name = Path(plan.output_dir).name if plan.output_dir else plan.name
         if name in named:
             raise ValueError(f"studies are two of the name {name}: accepted are studies of different names")
         named[name] = plan
+        if isinstance(study, Study) or str(study).endswith(".toml"):
+            asked[name] = plan.harmonizer_name
     tables = {name: _tables(plan) for name, plan in named.items()}
     scores, given, without = (
         {name: study[part] for name, study in tables.items()}
@@ -59,6 +63,10 @@ def compare(studies: Iterable[str | Path | Study]):
     )
     losses = comparison.losses(scores)
     harmonizers = {name: comparison.harmonizer_of(table) for name, table in scores.items()}
+    for name, harmonizer in asked.items():
+        if harmonizers[name] != harmonizer:
+            held = f"its results in {folders.figures_folder(named[name])} are of {harmonizers[name]}"
+            raise ValueError(f"study {name} has harmonizer {harmonizer}, but {held}: run it again")
     verdicts = comparison.side_by_side(harmonizers, given, without)
     fig, axes, drawn = verdict_figures.comparison_figure(scores, verdicts)
     folders.save_tables(plans[0], {"comparison_losses": losses, "comparison_verdicts": verdicts})

@@ -189,8 +189,9 @@ def _tell(plan: Study, states, where: Cluster) -> None:
             run.free_mb(folders.folder(plan)) / 1000,
         )
         at = f"{where.size()} {'workers' if where.kind == 'local' else f'{where.kind} jobs'}"
+        time_left = f"{hours:.1f} h" if hours >= 1.5 else f"{max(60 * hours, 1):.0f} min"
         print(
-            f"Left: about {hours:.1f} h on {at}, and {run.wanted_mb(plan, states) / 1000:.1f} GB of disk "
+            f"Left: about {time_left} on {at}, and {run.wanted_mb(plan, states) / 1000:.1f} GB of disk "
             f"({free:.1f} GB free)."
         )
 
