@@ -39,7 +39,7 @@ figures:  ## for maintainers: copy what the README shows, of results that are co
 	cp $(addprefix data/derivatives/remedies/figures/,figure_remedies.* remedies*.csv scores.csv) figures/remedies/
 	cp $(addprefix data/derivatives/gaps/figures/,figure_claims.* scores.csv) figures/gaps/
 	cp $(addprefix data/derivatives/clinic/figures/,figure_agreement.* figure_lesions.* agreement.csv verdicts_downstream.csv) figures/clinic/
-	cp data/derivatives/clinic-none/figures/agreement.csv figures/clinic/none.csv
+	for name in histogram none; do cp data/derivatives/clinic-$$name/figures/agreement.csv figures/clinic/$$name.csv; done
 	for file in data/derivatives/demo/figures/scaling.*; do [ ! -e "$$file" ] || cp "$$file" figures/; done
 
 lint: $(STAMP)  ## ruff's rules and format, as before a commit (`pre-commit install` runs them there)

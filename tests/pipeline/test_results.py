@@ -323,10 +323,14 @@ def test_the_book_tells_what_a_clinic_would_measure():
     four = "{:.1f}, {:.1f}, {:.1f} and {:.0f} %"
     resolved = error.loc["harmonized, super-resolved", "5||1.5"]
     assert "the errors are " + four.format(*resolved) in text
-    none = read(folder, "none")
-    none = none[none.experiment.isin(["1a", "1b", "1c"]) & (none.resolution == "5||1.5")]
-    none = none.groupby(keys).error_pct.mean()["3D", "harmonized"].droplevel("resolution")[kinds]
-    assert f"**Without a harmonizer** the errors at 5‖1.5 are {four.format(*none)}" in text
+    for name, words in (
+        ("none", "**Without a harmonizer** the errors at 5‖1.5 are"),
+        ("histogram", "matching"),
+    ):
+        other = read(folder, name)
+        other = other[other.experiment.isin(["1a", "1b", "1c"]) & (other.resolution == "5||1.5")]
+        other = other.groupby(keys).error_pct.mean()["3D", "harmonized"].droplevel("resolution")[kinds]
+        assert f"{words} {four.format(*other)}" in text
     exact = table[(table.reference == "exact") & (table.experiment == "3D")].set_index(["measure", "arm"])
     off = exact.error_pct.unstack("arm")[["harmonized", "input"]].round(0)
     lesions, grey, ventricles = (off.loc[kind] for kind in ("lesion_ml", "grey_ml", "ventricles_ml"))
