@@ -111,6 +111,12 @@ def smoothed(volume: torch.Tensor, sigma: float) -> torch.Tensor:
     return volume
 
 
+def padded_to(volume: torch.Tensor, side: int) -> torch.Tensor:
+    """A volume in the middle of a cube of zeros."""
+    room = [side - n for n in reversed(volume.shape)]
+    return F.pad(volume, [*itertools.chain.from_iterable((n // 2, n - n // 2) for n in room)])
+
+
 class Preprocessing:
     """`slicing.preprocess` on the GPU."""
 
@@ -131,18 +137,14 @@ class Preprocessing:
         mean_above = ((counts * centres).flip(0).cumsum(0) / above.flip(0)).flip(0)
         variance = below[:-1] * above[1:] * (mean_below[:-1] - mean_above[1:]) ** 2
         mask = volume >= centres[variance.argmax()]
-        room = [BOX - n for n in reversed(volume.shape)]
-        margins = list(itertools.chain.from_iterable((n // 2, n - n // 2) for n in room))
-        closed = ~self.dilated(~self.dilated(F.pad(mask, margins)))
+        closed = ~self.dilated(~self.dilated(padded_to(mask, BOX)))
         return closed[tuple(slice((BOX - n) // 2, (BOX - n) // 2 + n) for n in volume.shape)]
 
     def __call__(self, volume: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         rank = round(0.95 * (volume.numel() - 1)) + 1
         norm = volume.flatten().kthvalue(rank).values
         shown = torch.where(self.foreground(volume), (volume / (norm + 1e-5)).clamp(0, 5), 0)
-        widths = [slicing.SLICE - n for n in reversed(volume.shape)]
-        margins = list(itertools.chain.from_iterable((n // 2, n - n // 2) for n in widths))
-        return F.pad(shown, margins).half(), norm
+        return padded_to(shown, slicing.SLICE).half(), norm
 
 
 class Acquisition:
@@ -507,12 +509,13 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=6)
     parser.add_argument("--count", type=int, default=30, help="examples a step")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cache", type=Path, default=Path("/tmp/subjects"))
+    parser.add_argument("--cache", type=Path, help="where subjects are kept; default: FOLDER/subjects")
     parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
     begun = time.monotonic()
     tell = lambda text: print(f"[{time.monotonic() - begun:5.0f} s] {text}", flush=True)  # noqa: E731
     options.folder.mkdir(parents=True, exist_ok=True)
+    options.cache = options.cache or options.folder / "subjects"
     options.cache.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark = True
